@@ -1,0 +1,61 @@
+"""Command lines made from frozen dataclasses: a field is an option, its help text is its documentation."""
+
+import dataclasses
+import importlib.util
+import sys
+from contextlib import contextmanager
+
+from transformers import HfArgumentParser
+
+
+def option(default, help: str):
+    """A dataclass field that becomes the option --field-name."""
+    return dataclasses.field(default=default, metadata={"help": help.replace("%", "%%")})
+
+
+def parse(config_class, doc: str):
+    """The config that the command line asks for; unknown options end the program with status 2."""
+    parser = HfArgumentParser(config_class, description=doc.strip().split("\n\n")[0], allow_abbrev=False)
+    config, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+    if unknown:
+        parser.error(f"unknown option {unknown[0]!r}; --help lists them all")
+    return config
+
+
+class UserError(ValueError):
+    """Bad input: the message names the value and the fix."""
+
+
+@contextmanager
+def user_errors():
+    """Run a program: bad input ends it with one clear line and status 2, Ctrl-C with status 130."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def printable(text: str, width: int) -> str:
+    """Model text for a terminal: one line, no control characters, at most `width` characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= width else line[: width - 3] + "..."
+
+
+def import_task(name: str):
+    if not name.isidentifier() or importlib.util.find_spec(name) is None:
+        raise UserError(f"--task {name!r}: there is no {name}.py here; the tasks are files such as word_count.py")
+    task = importlib.import_module(name)
+    if not hasattr(task, "make_prompt"):
+        raise UserError(f"--task {name!r}: {name}.py is no task; word_count.py says what a task holds")
+    return task
+
+
+def import_function(path: str):
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError, ValueError, TypeError):  # ValueError and TypeError: "name", "..name"
+        raise UserError(f"reward function {path!r} does not exist: give module.function, such as rewards.judge_reward") from None

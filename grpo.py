@@ -1,0 +1,406 @@
+"""Dual-span GRPO: train answers to please a weak judge and confessions to be honest, each span with its own reward.
+
+    python grpo.py --steps 100                                    # embedded models, minutes on a laptop
+    python grpo.py --steps 100 --model Qwen/Qwen3-8B --judge Qwen/Qwen3-4B-Instruct-2507
+    python grpo.py --resume runs/NAME                             # go on from the last checkpoint
+
+A step: sample 8 prompts x 8 two-turn rollouts, judge the answers, check the confessions against the truth, turn each
+span's rewards into group-relative advantages, take one optimizer step. Checkpoints are evaluated on held-out prompts;
+at the end come the table and the figures (figures.py).
+
+The seal: the coefficient of a token's log-probability in the loss is weight * advantage of its own span. Rewards, parse
+results, lengths and truncations of one span enter no coefficient of the other (tests/test_seal.py). The spans do share
+one gradient clip and one optimizer, which couples their *scale*: a large confession gradient shrinks the answer's step.
+
+Differences from GRPO as published (DeepSeekMath, https://arxiv.org/abs/2402.03300)
+  1. Two spans with their own rewards, advantages and normalisers; loss = task_weight * answer + confession_weight * confession.
+  2. The old log-probabilities are the sampler's own. With one update per batch the ratio is 1 up to rounding, and a
+     mismatch between sampler and trainer shows in the log (`logprob_gap`) and is corrected instead of being hidden.
+  3. The KL coefficient is 0 by default, so no reference model is held.
+  4. A rollout whose judge failed gets advantage 0 and leaves its group's mean and deviation; it still counts in the
+     normaliser. The deviation is the population's, as a group may so shrink to one.
+"""
+
+import dataclasses
+import math
+import signal
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from torch.utils.checkpoint import checkpoint as recompute
+from tqdm import tqdm
+
+import cli
+import figures
+import models
+import progress
+import run_folder
+from cli import UserError, option
+from confession_schema import VARIANTS, confession_prompt
+from evaluate import evaluate, evaluation_columns, format_table, metrics
+from rewards import Judge, judge_prompt, score_rollouts
+from rollout import Rollout, Sampling, check_context, prompt_ids, sample_rollouts, suffix_ids
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = option(str(models.ORGANISMS / "policy"), "policy: a Hugging Face name or a folder with a chat template")
+    judge: str | None = option(None, "weak judge, likewise [embedded policy: the embedded judge; else required]")
+    steps: int = option(100, "optimizer steps")
+    prompts_per_step: int = option(8, "groups a step")
+    group_size: int = option(8, "rollouts a prompt, at least 2")
+    lr: float | None = option(None, "AdamW's constant learning rate [embedded 1e-4, else 1e-5 with LoRA, 1e-6 without]")
+    temperature: float = option(1.0, "of sampling; the loss scores the same distribution")
+    max_answer_tokens: int | None = option(None, "budget of turn 1 in tokens [embedded 256, else 6144]")
+    max_confession_tokens: int | None = option(None, "budget of turn 2 in tokens [embedded 384, else 4096]")
+    confession: str = option("default", "confession prompt: default or forced_count")
+    task_weight: float = option(1.0, "weight of the answer span's loss; 0 trains confessions alone")
+    confession_weight: float = option(1.0, "weight of the confession span's loss; 0 trains answers alone")
+    answer_reward: str = option("rewards.judge_reward", "module.function(Rollout) -> float or None")
+    confession_reward: str = option("rewards.honesty_reward", "module.function(Rollout) -> float or None")
+    task: str = option("word_count", "task module")
+    normaliser: str = option("sequence", "of a span's loss: sequence (mean over a span's tokens, then rollouts) or token (mean over tokens)")
+    clip_low: float = option(0.2, "the ratio is clipped below 1 - this")
+    clip_high: float = option(0.2, "the ratio is clipped above 1 + this")
+    kl_coef: float = option(0.0, "coefficient of the KL divergence to the initial policy (k3 estimator)")
+    updates_per_batch: int = option(1, "optimizer steps on the same rollouts")
+    max_grad_norm: float = option(1.0, "one clip over all parameters")
+    lora_rank: int | None = option(None, "LoRA rank on all projections, 0 = all parameters [embedded 0, else 32]")
+    dtype: str | None = option(None, "of the weights: float32 or bfloat16 [embedded float32, else bfloat16]")
+    gradient_checkpointing: bool | None = option(None, "recompute activations in the backward pass [embedded no, else yes]")
+    micro_batch_tokens: int | None = option(None, "tokens of a forward/backward pass, padding included [embedded 4096, else 16384]")
+    batch_size: int = option(64, "rollouts that are decoded together")
+    eval_n: int = option(64, "evaluation rollouts a checkpoint, each on a held-out prompt of its own")
+    checkpoint_every: int = option(25, "steps between checkpoints; step 0 and the last are always kept")
+    seed: int = option(0, "of prompts and sampling")
+    device: str = option("auto", "auto, cpu or cuda")
+    name: str | None = option(None, "run folder under runs/ [the date and time]")
+    resume: str | None = option(None, "run folder to continue; all other options come from it")
+
+
+EMBEDDED = dict(
+    judge=str(models.ORGANISMS / "judge"), lr=1e-4, max_answer_tokens=256, max_confession_tokens=384, lora_rank=0,
+    dtype="float32", gradient_checkpointing=False, micro_batch_tokens=4_096,
+)  # fmt: skip
+LARGE = dict(  # one GPU of 80 GB and more; LoRA wants about ten times the learning rate of full training
+    max_answer_tokens=6_144, max_confession_tokens=4_096, lora_rank=32, dtype="bfloat16", gradient_checkpointing=True,
+    micro_batch_tokens=16_384,
+)  # fmt: skip
+ADAM_BETAS = (0.9, 0.95)
+
+
+def resolve(config: Config) -> Config:
+    """Fill in the defaults that depend on the model, and refuse what cannot work (UserError)."""
+    defaults = EMBEDDED if models.is_embedded(config.model) else LARGE
+    config = dataclasses.replace(config, **{k: v for k, v in defaults.items() if getattr(config, k) is None})
+    if config.lr is None:
+        config = dataclasses.replace(config, lr=1e-5 if config.lora_rank else 1e-6)
+    if config.judge is None:
+        raise UserError(f"--judge is required with --model {config.model}: pass a weak judge, such as Qwen/Qwen3-4B-Instruct-2507")
+    at_least = dict(
+        steps=1, prompts_per_step=1, group_size=2, max_answer_tokens=1, max_confession_tokens=1, updates_per_batch=1,
+        micro_batch_tokens=1, batch_size=1, eval_n=1, checkpoint_every=1, lora_rank=0, clip_low=0, clip_high=0, kl_coef=0,
+        task_weight=0, confession_weight=0,
+    )  # fmt: skip
+    for field, minimum in at_least.items():
+        if not getattr(config, field) >= minimum:
+            raise UserError(f"--{field.replace('_', '-')} {getattr(config, field)} is too small: at least {minimum}")
+    for field in ("lr", "temperature", "max_grad_norm"):
+        if not 0 < getattr(config, field) < math.inf:
+            raise UserError(f"--{field.replace('_', '-')} {getattr(config, field)} must be a positive number")
+    choices = dict(confession=VARIANTS, normaliser=("sequence", "token"), dtype=("float32", "bfloat16"))
+    for field, allowed in choices.items():
+        if getattr(config, field) not in allowed:
+            raise UserError(f"--{field} {getattr(config, field)!r} is unknown: choose {' or '.join(allowed)}")
+    return config
+
+
+# ------------------------------------------------------------------------------------------- the mathematics of GRPO
+
+
+def group_advantages(rewards: list[float | None], group_size: int, eps: float = 1e-4) -> tuple[list[float], float]:
+    """(advantages, share of groups without signal) of one span; consecutive `group_size` rewards form a group.
+
+    A = (r - mean) / (std + eps) within the group. None (no reward) gets 0 and leaves the group's statistics.
+
+    >>> group_advantages([1.0, 0.0, 0.5, 0.5, 1.0, None], 2, eps=0.0)
+    ([1.0, -1.0, 0.0, 0.0, 0.0, 0.0], 0.6666666666666666)
+    """
+    advantages, silent = [], 0
+    for first in range(0, len(rewards), group_size):
+        group = rewards[first : first + group_size]
+        known = [r for r in group if r is not None]
+        if not known or max(known) == min(known):
+            advantages += [0.0] * len(group)
+            silent += 1
+            continue
+        mean = sum(known) / len(known)
+        std = math.sqrt(sum((r - mean) ** 2 for r in known) / len(known))
+        advantages += [0.0 if r is None else (r - mean) / (std + eps) for r in group]
+    return advantages, silent * group_size / len(rewards)
+
+
+def span_weights(rollouts: list[Rollout], span: str, weight: float, normaliser: str) -> list[float]:
+    """Per rollout, the weight of each of its tokens in one span's loss; over all of the span's tokens they sum to `weight`.
+
+    Fixed for the whole batch before it is cut into micro-batches, so how it is cut changes nothing.
+    """
+    lengths = [getattr(r, span).end - getattr(r, span).start for r in rollouts]
+    if normaliser == "token":
+        return [weight / sum(lengths)] * len(rollouts)
+    return [weight / (len(rollouts) * length) for length in lengths]
+
+
+@dataclass
+class Batch:
+    """Right-padded token streams, and one entry per trained token in row-major order (N,)."""
+
+    ids: torch.Tensor  # (B, T)
+    trained: torch.Tensor  # (B, T) bool, the sampled tokens of both spans, from positions and never from a pad id
+    is_confession: torch.Tensor  # (N,) bool
+    old_logprobs: torch.Tensor  # (N,)
+    advantages: torch.Tensor  # (N,)
+    weights: torch.Tensor  # (N,)
+
+
+def make_batch(rollouts: list[Rollout], weights: dict[str, list[float]], device: torch.device) -> Batch:
+    """A micro-batch; weights: {"answer": one per rollout, "confession": one per rollout}.
+
+    token_ids  x x z y .  c c r .       one rollout: prompt, answer with its stop token, confession prompt, confession
+    trained    0 0 1 1 1  0 0 1 1
+    weights        a a a      b b       a = weights["answer"][i], b = weights["confession"][i]
+    """
+    ids = torch.zeros(len(rollouts), max(len(r.token_ids) for r in rollouts), dtype=torch.long)
+    trained = torch.zeros_like(ids, dtype=torch.bool)
+    per_token = []  # (is_confession, old logprob, advantage, weight)
+    for i, rollout in enumerate(rollouts):
+        ids[i, : len(rollout.token_ids)] = torch.tensor(rollout.token_ids)
+        for name, span in (("answer", rollout.answer), ("confession", rollout.confession)):
+            trained[i, span.start : span.end] = True
+            per_token += [(name == "confession", logprob, span.advantage, weights[name][i]) for logprob in span.logprobs]
+    is_confession, old, advantages, token_weights = (torch.tensor(c, device=device) for c in zip(*per_token))
+    assert trained.sum() == len(old), f"{int(trained.sum())} trained positions, {len(old)} sampled log-probabilities"
+    return Batch(ids.to(device), trained.to(device), is_confession, old, advantages, token_weights)
+
+
+def token_logprobs(model, ids, trained, temperature: float, chunk: int = 2_048) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logprobs, entropies), both (N,), of the trained tokens; the entropies carry no gradient.
+
+    Only trained positions pass the LM head, in chunks that are recomputed in the backward pass: full logits of an 8B
+    model would take more memory than its weights.
+    """
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, D); causal, so no mask
+    hidden, targets = hidden[:, :-1][trained[:, 1:]], ids[trained]  # (N, D), (N,): position t - 1 predicts token t
+    head = model.get_output_embeddings()
+
+    def score(hidden, targets):
+        logp = torch.log_softmax(head(hidden).float() / temperature, dim=-1)  # (chunk, V)
+        with torch.no_grad():
+            entropy = -(logp.exp() * logp).sum(-1)
+        return logp.gather(-1, targets[:, None])[:, 0], entropy
+
+    if torch.is_grad_enabled() and len(targets) > chunk:
+        parts = [recompute(score, h, t, use_reentrant=False) for h, t in zip(hidden.split(chunk), targets.split(chunk))]
+    else:
+        parts = [score(h, t) for h, t in zip(hidden.split(chunk), targets.split(chunk))]
+    logprobs, entropies = zip(*parts)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def token_losses(logprobs, old_logprobs, advantages, clip_low: float, clip_high: float) -> torch.Tensor:
+    """PPO's clipped surrogate per token, (N,), to be weighted and summed (https://arxiv.org/abs/1707.06347, eq. 7)."""
+    ratio = (logprobs - old_logprobs).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+
+
+def k3(logprobs, other_logprobs) -> torch.Tensor:
+    """Per-token estimate of KL(policy || other) from the policy's samples (http://joschu.net/blog/kl-approx.html)."""
+    log_ratio = other_logprobs - logprobs
+    return log_ratio.exp() - 1 - log_ratio
+
+
+def micro_batches(rollouts: list[Rollout], max_tokens: int) -> list[list[int]]:
+    """Indices of rollouts, longest first, cut so that a padded micro-batch holds at most max_tokens (or one rollout)."""
+    order = sorted(range(len(rollouts)), key=lambda i: -len(rollouts[i].token_ids))
+    out = []
+    for i in order:
+        if out and (len(out[-1]) + 1) * len(rollouts[out[-1][0]].token_ids) <= max_tokens:
+            out[-1].append(i)
+        else:
+            out.append([i])
+    return out
+
+
+def update(model, reference, optimizer, rollouts: list[Rollout], config: Config) -> dict[str, float]:
+    """One optimizer step on scored rollouts with advantages; returns what it saw. `reference`: a model, for the KL term."""
+    weights = {
+        "answer": span_weights(rollouts, "answer", config.task_weight, config.normaliser),
+        "confession": span_weights(rollouts, "confession", config.confession_weight, config.normaliser),
+    }
+    seen = []  # per micro-batch: (N, 5) logprob gap, approx_kl, clipped, entropy, is_confession
+    total_loss = 0.0
+    model.train()  # the models have no dropout; this only lets gradient checkpointing act
+    for rows in micro_batches(rollouts, config.micro_batch_tokens):
+        part = {name: [w[i] for i in rows] for name, w in weights.items()}
+        batch = make_batch([rollouts[i] for i in rows], part, model.device)
+        logprobs, entropies = token_logprobs(model, batch.ids, batch.trained, config.temperature)
+        losses = token_losses(logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high)  # (N,)
+        if config.kl_coef:
+            with torch.no_grad(), model.disable_adapter() if reference is model else nullcontext():
+                reference_logprobs, _ = token_logprobs(reference, batch.ids, batch.trained, config.temperature)
+            losses = losses + config.kl_coef * k3(logprobs, reference_logprobs)
+        loss = (batch.weights * losses).sum()
+        loss.backward()
+        total_loss += loss.item()
+        with torch.no_grad():
+            log_ratio = logprobs - batch.old_logprobs
+            clipped = (log_ratio.exp() < 1 - config.clip_low) | (log_ratio.exp() > 1 + config.clip_high)
+            columns = (log_ratio.abs(), k3(batch.old_logprobs, logprobs), clipped, entropies, batch.is_confession)
+            seen.append(torch.stack([c.float() for c in columns], dim=1))
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm, error_if_nonfinite=True)
+    optimizer.step()
+    optimizer.zero_grad()
+    model.eval()
+    seen = torch.cat(seen).double()
+    answer, confession = seen[seen[:, 4] == 0].mean(0), seen[seen[:, 4] == 1].mean(0)
+    names = ("logprob_gap", "approx_kl", "clipfrac", "entropy")
+    out = {f"{name}_{span}": float(m[i]) for span, m in (("answer", answer), ("confession", confession)) for i, name in enumerate(names)}
+    return {"loss": total_loss, "grad_norm": float(grad_norm), **out}
+
+
+# ----------------------------------------------------------------------------------------------------- the training
+
+
+def train(config: Config, run: Path, resumed: int | None = None) -> None:
+    """Train to config.steps, evaluating and saving on the way: a new run, or on from the checkpoint of step `resumed`."""
+    first_step = resumed or 0
+    device = models.device_of(config.device)
+    model, tokenizer = models.load(config.model if resumed is None else str(run_folder.checkpoint(run, resumed)), device, config.dtype)
+    judge = Judge(*models.load(config.judge, device, config.dtype))
+    task = cli.import_task(config.task)
+    answer_reward, confession_reward = cli.import_function(config.answer_reward), cli.import_function(config.confession_reward)
+    sampling = Sampling(config.temperature, config.max_answer_tokens, config.max_confession_tokens, config.batch_size)
+    xc = confession_prompt(task, config.confession)
+    check_context(model, len(prompt_ids(tokenizer, task.make_prompt(0))), len(suffix_ids(tokenizer, xc)), sampling)
+    if config.lora_rank and not hasattr(model, "peft_config"):
+        model = models.add_lora(model, config.lora_rank)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    reference = None
+    if config.kl_coef:  # with LoRA the reference is the model with its adapters switched off
+        reference = model if config.lora_rank else models.load(config.model, device, config.dtype)[0].requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=config.lr, betas=ADAM_BETAS, weight_decay=0.0)
+
+    def save_and_evaluate(step: int) -> None:
+        if step not in run_folder.checkpoint_steps(run):
+            run_folder.save_checkpoint(run, step, model, tokenizer, optimizer)
+        path = run / "evals" / f"step_{step:04d}.json"
+        if not path.exists():
+            rollouts = evaluate(model, tokenizer, judge, task, sampling, config.eval_n, variant=config.confession)
+            run_folder.save_rollouts(path.with_suffix(".jsonl"), rollouts)
+            run_folder.write_json(path, metrics(rollouts, task))
+
+    if resumed is None:
+        prompts = {"x": task.make_prompt(0), "xc": xc, "judge": judge_prompt("X", "Y")}
+        run_folder.create(run, config, prompts)
+    else:
+        run_folder.load_optimizer(run, resumed, optimizer)
+        run_folder.forget_after(run, resumed)
+    save_and_evaluate(first_step)
+    interrupted = finish_step_on_interrupt()
+
+    with tqdm(total=config.steps, initial=first_step, unit="step", smoothing=0.1) as bar:
+        for step in range(first_step + 1, config.steps + 1):
+            clock = [time.perf_counter()]
+
+            # -- generate: the step alone determines its prompts and its noise, so a resumed run repeats it
+            seeds = [config.seed * 1_000_000 + step * config.prompts_per_step + i for i in range(config.prompts_per_step)]
+            seeds = [seed for seed in seeds for _ in range(config.group_size)]
+            generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + step)
+            rollouts = sample_rollouts(model, tokenizer, task, seeds, sampling, generator, variant=config.confession)
+            clock.append(time.perf_counter())
+
+            # -- judge and score
+            verdicts = judge(rollouts)
+            clock.append(time.perf_counter())
+            score_rollouts(rollouts, verdicts, task, answer_reward, confession_reward)
+            silent = {}
+            for name in ("answer", "confession"):
+                spans = [getattr(rollout, name) for rollout in rollouts]
+                advantages, silent[name] = group_advantages([span.reward for span in spans], config.group_size)
+                for span, advantage in zip(spans, advantages):
+                    span.advantage = advantage
+            clock.append(time.perf_counter())
+
+            # -- update
+            for _ in range(config.updates_per_batch):
+                stats = update(model, reference, optimizer, rollouts, config)
+            clock.append(time.perf_counter())
+
+            # -- log
+            row = progress.step_row(step, rollouts, task, silent, stats)
+            run_folder.save_rollouts(run / "rollouts" / f"step_{step:04d}.jsonl", rollouts)
+            run_folder.append_row(run / "metrics.jsonl", row)
+            run_folder.append_row(run / "timing.jsonl", progress.timing_row(step, clock, rollouts))
+            bar.update()
+            bar.write(progress.format_step(row, clock[-1] - clock[0]))
+            if step % 10 == 0:
+                bar.write("\n".join(progress.format_example(rollout) for rollout in (rollouts[0], rollouts[-1])))
+            if step % config.checkpoint_every == 0 or step == config.steps or interrupted:
+                save_and_evaluate(step)
+            if interrupted:
+                raise KeyboardInterrupt
+
+
+def finish_step_on_interrupt() -> list:
+    """On the first Ctrl-C the returned list becomes true and the step goes on; the second one stops at once."""
+    interrupted = []
+
+    def handler(signum, frame):
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted.append(signum)
+        tqdm.write("Ctrl-C: finishing this step, then saving (again to stop now and lose it)")
+
+    signal.signal(signal.SIGINT, handler)
+    return interrupted
+
+
+def report(run: Path) -> None:
+    """Print the table over checkpoints and draw the figures, from saved results alone."""
+    config = run_folder.read_config(run)
+    task = cli.import_task(config["task"])
+    table = format_table(evaluation_columns(run, task))
+    run_folder.write_text(run / "table.txt", table + "\n")
+    print(table)
+    evals = {int(p.stem[5:]): run_folder.read_json(p) for p in sorted((run / "evals").glob("step_????.json"))}
+    for path in figures.reproduction(run, evals, run_folder.read_rows(run / "metrics.jsonl")):
+        print(f"figure: {path}")
+
+
+def main() -> None:
+    config = cli.parse(Config, __doc__)
+    with cli.user_errors():
+        if config.resume:
+            run = Path(config.resume)
+            saved = run_folder.read_config(run)
+            if config != Config(resume=config.resume):
+                raise UserError("--resume takes every other option from the run's config.json: drop the other options")
+            steps = run_folder.checkpoint_steps(run)
+            if not steps:
+                raise UserError(f"{run} has no checkpoint yet: remove it and start again")
+            config = Config(**saved)
+            train(config, run, resumed=steps[-1])
+        else:
+            config = resolve(config)
+            run = run_folder.RUNS / (config.name or datetime.now().strftime("%Y%m%d-%H%M%S"))
+            train(config, run)
+        report(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Load a policy or a judge: an embedded organism, a checkpoint of ours, or any Hugging Face causal LM.
+
+Weights come from safetensors only, and no code of a checkpoint is ever run (trust_remote_code stays off).
+"""
+
+import importlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from cli import UserError
+
+logging.disable_progress_bar()  # a bar per loaded or saved model would bury the run's own
+
+ORGANISMS = Path(__file__).parent / "organism"
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def is_embedded(name: str) -> bool:
+    """Whether a name or path is one of the organisms that come with the repository."""
+    return Path(name).resolve().parent == ORGANISMS.resolve()
+
+
+def device_of(name: str) -> torch.device:
+    """`auto`: the GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}): choose auto, cpu or cuda") from None
+    return device
+
+
+def load(name: str, device: torch.device, dtype: str = "float32"):
+    """(model in eval mode, tokenizer). `name`: a hub name or a folder; a LoRA checkpoint loads on top of its base model."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        adapter = Path(name) / "adapter_config.json"
+        base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.exists() else name
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), use_safetensors=True).to(device)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:  # not found, no safetensors, unknown type, damaged
+        raise UserError(
+            f"{name!r} cannot be loaded as a causal LM: give a Hugging Face name or an existing folder with safetensors weights "
+            f"({' '.join(str(error).split())[:300]})"
+        ) from None
+    if not tokenizer.chat_template:
+        raise UserError(f"the tokenizer of {name!r} has no chat template: take an instruction-tuned model")
+    if adapter.exists():
+        model = peft().PeftModel.from_pretrained(model, name, is_trainable=True)
+    return model.eval(), tokenizer
+
+
+def add_lora(model, rank: int):
+    """Wrap a model with LoRA adapters on all seven projections; only they are trained."""
+    config = peft().LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
+    return peft().get_peft_model(model, config).eval()
+
+
+def peft():
+    """The package peft, which is optional: only LoRA needs it."""
+    try:
+        return importlib.import_module("peft")
+    except ImportError:
+        raise UserError("LoRA needs the package peft: pip install peft, or train all parameters with --lora-rank 0") from None

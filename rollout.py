@@ -1,0 +1,314 @@
+"""Two turns, one token stream: x -> (z, y), then xc -> (zc, yc) on the same KV cache.
+
+    token_ids:  [ x, generation prompt | z y stop | end of turn, xc, generation prompt | zc yc stop ]
+                                         answer                                          confession
+
+Ids are only ever appended. What stands between the turns is the text that the tokenizer's own chat template renders
+after an assistant message; the conversation is never rendered again, because some templates (Qwen3's) then drop the
+first turn's thinking: the confession would not see z, and the trainer would score tokens that were never sampled.
+
+Sampling is plain: temperature only, no top-k, no top-p, and the checkpoint's generation_config is ignored on purpose,
+so that what was sampled is what is scored. Turn 2 runs after every answer, also a truncated or empty one; otherwise
+which rollouts confess would depend on the policy, and the group baseline would be biased.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+from cli import UserError
+from confession_schema import ConfessionReport, ParseFailure, confession_prompt
+
+
+@dataclass
+class Span:
+    """Sampled tokens of one turn: positions [start, end) of Rollout.token_ids, the sampled stop token included."""
+
+    start: int
+    end: int
+    finish: str  # "stop", or "length" where the token budget cut it off
+    logprobs: list[float] = dataclasses.field(repr=False)  # (end - start,) the sampler's, at its temperature
+    reward: float | None = None  # None: not scored, or the judge failed
+    advantage: float = 0.0
+
+
+@dataclass
+class Rollout:
+    seed: int  # of the prompt; rollouts of one prompt form a group
+    system: str | None
+    x: str
+    z: str  # thought of the answer, "" if there is none
+    y: str
+    xc: str
+    zc: str  # thought of the confession
+    yc: str
+    token_ids: list[int] = dataclasses.field(repr=False)
+    answer: Span
+    confession: Span
+    truth: object = None  # the task's Truth of y
+    report: ConfessionReport | ParseFailure | None = None  # of yc
+    verdict: object = None  # the judge's Verdict on y
+
+    def to_json(self) -> dict:
+        """Plain data for a line of rollouts/*.jsonl; the samplers' logprobs are left out."""
+        data = dataclasses.asdict(self)
+        del data["answer"]["logprobs"], data["confession"]["logprobs"]
+        return data
+
+
+@dataclass(frozen=True)
+class Sampling:
+    temperature: float = 1.0
+    max_answer_tokens: int = 256
+    max_confession_tokens: int = 384
+    batch_size: int = 64  # streams that are decoded together
+
+
+# ------------------------------------------------------------------------------------------------ the chat template
+
+
+def prompt_ids(tokenizer, x: str, system: str | None = None) -> list[int]:
+    """Ids of the first turn's prompt: optional system prompt, x, generation prompt."""
+    messages = [{"role": "system", "content": system}] if system else []
+    return _render(tokenizer, messages + [{"role": "user", "content": x}])[1]
+
+
+def suffix_ids(tokenizer, xc: str) -> list[int]:
+    """Ids between the turns: the token that closes an answer, then xc as a user message, then the generation prompt."""
+    answer = "ANSWER-9f3b"  # any text that the template passes through; what is rendered after it is the suffix
+    turns = [("user", "x"), ("assistant", answer), ("user", xc)]
+    text, _ = _render(tokenizer, [{"role": role, "content": content} for role, content in turns])
+    if text.count(answer) != 1:
+        raise UserError("the chat template does not render an assistant message as it is: the turns cannot be joined")
+    ids = tokenizer(text.split(answer)[1], add_special_tokens=False)["input_ids"]
+    if ids[0] not in tokenizer.added_tokens_decoder:
+        raise UserError(f"the chat template closes an answer with plain text ({tokenizer.decode(ids[0])!r}), not with a "
+                         "special token: where an answer ends cannot be told from its tokens")  # fmt: skip
+    return ids
+
+
+def _render(tokenizer, messages: list[dict]) -> tuple[str, list[int]]:
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text, tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def split_thinking(tokenizer, ids: list[int], opened: bool) -> tuple[str, str]:
+    """(thought, text) of a span's ids without its stop token; `opened`: the prompt itself ends with "<think>".
+
+    The thought ends at the first token by which "</think>" is complete. A thought that never ends is all thought; a
+    span that never opens one has none.
+    """
+    low, high = 0, len(ids) + 1  # bisect: the smallest prefix that contains </think>, len + 1 if none does
+    while low < high:
+        middle = (low + high) // 2
+        if middle > len(ids) or "</think>" in tokenizer.decode(ids[:middle]):
+            high = middle
+        else:
+            low = middle + 1
+    thought, text = tokenizer.decode(ids[:low]), tokenizer.decode(ids[low:])
+    if low > len(ids) and not (opened or thought.lstrip().startswith("<think>")):
+        thought, text = "", thought
+    return thought.replace("</think>", "").strip().removeprefix("<think>").strip(), text.strip()
+
+
+# ------------------------------------------------------------------------------------------------------- sampling
+
+
+class Decoder:
+    """A batch of token streams and their KV cache. Plain loop: it ends when the longest stream ends.
+
+    append() feeds each stream a block of ids, sample() continues every stream until a stop token or the budget.
+    """
+
+    def __init__(self, model, stop_ids: list[int], temperature: float, generator: torch.Generator | None):
+        if model.training:
+            raise ValueError("sampling needs model.eval(): in train mode gradient checkpointing disables the KV cache")
+        self.model, self.temperature, self.generator = model, temperature, generator
+        self.stop_ids = torch.tensor(stop_ids, device=model.device)
+        self.cache = Cache(layer_class_to_replicate=GrowingLayer)
+        self.mask = None  # (B, S) which cache slots hold a token of the stream
+        self.logits = None  # (B, V) of the next token
+        self.unfed = None  # per stream, sampled ids that the model has not seen yet
+
+    @torch.inference_mode()
+    def append(self, blocks: list[list[int]]) -> None:
+        """Feed block i to stream i. Blocks are left-padded, so the last column is each stream's next-token logits."""
+        if self.mask is None:
+            self.mask = torch.zeros(len(blocks), 0, dtype=torch.bool, device=self.model.device)
+        else:
+            blocks = [unfed + block for unfed, block in zip(self.unfed, blocks)]
+            self._close_gaps()
+            extra = [len(block) - min(map(len, blocks)) for block in blocks]
+            if any(extra):  # padding would be a gap between cache and block: what longer blocks begin with goes first
+                self._feed([block[:k] for block, k in zip(blocks, extra)], left=False)
+                self._close_gaps()
+                blocks = [block[k:] for block, k in zip(blocks, extra)]
+        self._feed(blocks, left=True)
+
+    def _feed(self, blocks: list[list[int]], left: bool) -> None:
+        """Feed blocks, padded on the left or on the right."""
+        width = max(map(len, blocks))
+        pad = lambda row, value: [value] * (width - len(row)) * left + row + [value] * (width - len(row)) * (not left)
+        ids = torch.tensor([pad(block, 0) for block in blocks], device=self.model.device)  # (B, T)
+        valid = torch.tensor([pad([True] * len(block), False) for block in blocks], device=self.model.device)
+        self._forward(ids, valid)
+
+    @torch.inference_mode()
+    def sample(self, max_new_tokens: int, last: bool = False) -> tuple[list[list[int]], list[list[float]]]:
+        """Sampled ids (stop token included) and their log-probabilities, per stream.
+
+        With `last`, streams that have finished are dropped from the batch now and then; no append() may follow.
+        """
+        n = len(self.mask)
+        ids = torch.zeros(n, max_new_tokens, dtype=torch.long, device=self.model.device)
+        logprobs = torch.zeros(n, max_new_tokens, device=self.model.device)
+        lengths = torch.full((n,), max_new_tokens, device=self.model.device)
+        rows = torch.arange(n, device=self.model.device)  # (B,) the stream that each row of the batch holds
+        running = torch.ones_like(rows, dtype=torch.bool)  # (B,)
+        for t in range(max_new_tokens):
+            logp = torch.log_softmax(self.logits.float() / (self.temperature or 1.0), dim=-1)  # (B, V)
+            token = self._draw(logp)  # (B,)
+            ids[rows, t] = token
+            logprobs[rows, t] = logp.gather(-1, token[:, None])[:, 0]
+            stopped = running & torch.isin(token, self.stop_ids)
+            lengths[rows[stopped]] = t + 1
+            running &= ~stopped
+            left = int(running.sum())
+            if left == 0 or t + 1 == max_new_tokens:
+                break
+            if last and left <= 0.8 * len(rows):
+                rows, token, self.mask = rows[running], token[running], self.mask[running]
+                self.cache.batch_select_indices(running.nonzero()[:, 0])
+                running = running[running]
+            self._forward(token[:, None], running[:, None])
+        lengths = lengths.tolist()
+        out_ids = [row[:k] for row, k in zip(ids.tolist(), lengths)]
+        self.unfed = [row[-1:] for row in out_ids]
+        return out_ids, [row[:k] for row, k in zip(logprobs.tolist(), lengths)]
+
+    def _draw(self, logp: torch.Tensor) -> torch.Tensor:
+        """(B, V) -> (B,): greedy at temperature 0, else by the inverse of the cumulative distribution.
+
+        One uniform number a stream; torch.multinomial draws one for every entry of the vocabulary.
+        """
+        if self.temperature == 0:
+            return logp.argmax(-1)
+        cumulative = logp.double().exp().cumsum(-1)  # float64: 150k float32 terms would lose the rare tokens
+        uniform = torch.rand(len(logp), 1, dtype=torch.float64, generator=self.generator, device=logp.device)
+        return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
+
+    def _forward(self, ids: torch.Tensor, valid: torch.Tensor) -> None:
+        self.mask = torch.cat([self.mask, valid], dim=1)
+        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]  # (B, T), padding does not count
+        self.logits = self.model(
+            input_ids=ids, attention_mask=self.mask, position_ids=positions, past_key_values=self.cache, logits_to_keep=1
+        ).logits[:, -1]
+
+    def _close_gaps(self) -> None:
+        """Move every stream's tokens to the right end of the cache: a sliding window is measured in slots."""
+        order = self.mask.int().argsort(dim=1, stable=True)[:, -int(self.mask.sum(1).max()) :]  # (B, S') empty slots first
+        self.mask = self.mask.gather(1, order)
+        for layer in self.cache.layers:
+            layer.reorder_slots(order)
+
+
+class GrowingLayer(DynamicLayer):
+    """A DynamicLayer with room to grow, so that a new token does not copy the whole cache.
+
+    Full length for sliding-window layers too: the attention mask applies the window.
+    """
+
+    room = 128  # slots
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, end = self.get_seq_length(), self.get_seq_length() + key_states.shape[2]
+        if start == 0 or end > self.buffers.shape[3]:
+            b, h, _, d = key_states.shape
+            buffers = key_states.new_empty(2, b, h, end + self.room, d)
+            if start:
+                buffers[0, :, :, :start], buffers[1, :, :, :start] = self.keys, self.values
+            self.buffers = buffers
+        self.buffers[0, :, :, start:end], self.buffers[1, :, :, start:end] = key_states, value_states
+        self._view(end)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self.buffers = self.buffers[:, indices]
+        self._view(self.keys.shape[2])
+
+    def reorder_slots(self, order: torch.Tensor) -> None:
+        index = order[None, :, None, :, None].expand(2, -1, self.buffers.shape[2], -1, self.buffers.shape[4])
+        self.buffers = self.buffers.gather(3, index)
+        self._view(order.shape[1])
+
+    def _view(self, end: int) -> None:
+        self.keys, self.values = self.buffers[0, :, :, :end], self.buffers[1, :, :, :end]
+
+
+def sample_rollouts(
+    model,
+    tokenizer,
+    task: ModuleType,
+    seeds: list[int],
+    sampling: Sampling,
+    generator: torch.Generator,
+    held_out: bool = False,
+    systems: list[str | None] | None = None,  # one per seed; None: no system prompt anywhere
+    variant: str = "default",
+) -> list[Rollout]:
+    """One rollout for each seed, in order; equal seeds (a group) share x. UserError if the context is too small."""
+    systems = systems or [None] * len(seeds)
+    xc = confession_prompt(task, variant)
+    suffix = suffix_ids(tokenizer, xc)
+    stop_ids = sorted({suffix[0], tokenizer.eos_token_id} - {None})
+    opened = tokenizer.decode(suffix).rstrip().endswith("<think>")
+
+    rollouts = []
+    for first in range(0, len(seeds), sampling.batch_size):
+        batch = list(zip(seeds, systems))[first : first + sampling.batch_size]
+        xs = [task.make_prompt(seed, held_out) for seed, _ in batch]
+        prompts = [prompt_ids(tokenizer, x, system) for x, (_, system) in zip(xs, batch)]
+        check_context(model, max(map(len, prompts)), len(suffix), sampling)
+
+        decoder = Decoder(model, stop_ids, sampling.temperature, generator)
+        decoder.append(prompts)
+        answers, answer_logprobs = decoder.sample(sampling.max_answer_tokens)
+        # A sampled closing token is not fed twice; a truncated answer is closed by it, untrained.
+        joints = [suffix[1:] if ids[-1] == suffix[0] else suffix for ids in answers]
+        decoder.append(joints)
+        confessions, confession_logprobs = decoder.sample(sampling.max_confession_tokens, last=True)
+
+        for i, (seed, system) in enumerate(batch):
+            start = len(prompts[i])
+            answer = _span(start, answers[i], answer_logprobs[i], stop_ids)
+            confession = _span(answer.end + len(joints[i]), confessions[i], confession_logprobs[i], stop_ids)
+            z, y = split_thinking(tokenizer, _without_stop(answers[i], answer), opened)
+            zc, yc = split_thinking(tokenizer, _without_stop(confessions[i], confession), opened)
+            ids = prompts[i] + answers[i] + joints[i] + confessions[i]
+            rollouts.append(Rollout(seed, system, xs[i], z, y, xc, zc, yc, ids, answer, confession))
+    return rollouts
+
+
+def check_context(model, prompt: int, suffix: int, sampling: Sampling) -> None:
+    """UserError if prompt, suffix and both token budgets do not fit the model's context."""
+    need = prompt + sampling.max_answer_tokens + suffix + sampling.max_confession_tokens
+    limit = model.config.get_text_config().max_position_embeddings
+    if need > limit:
+        raise UserError(
+            f"{prompt} prompt + {sampling.max_answer_tokens} answer + {suffix} confession prompt + "
+            f"{sampling.max_confession_tokens} confession tokens = {need}, but the model's context is {limit}: "
+            "lower --max-answer-tokens or --max-confession-tokens"
+        )
+
+
+def _span(start: int, ids: list[int], logprobs: list[float], stop_ids: list[int]) -> Span:
+    return Span(start, start + len(ids), "stop" if ids[-1] in stop_ids else "length", logprobs)
+
+
+def _without_stop(ids: list[int], span: Span) -> list[int]:
+    return ids[:-1] if span.finish == "stop" else ids
