@@ -33,7 +33,7 @@ PHASES = ("sample", "judge", "score", "train")
 
 @dataclass(frozen=True)
 class Config:
-    model: str = cli.option(grpo.Config.model, "policy, as in grpo.py")
+    model: str = cli.option("organism/policy", "policy, as in grpo.py")
     judge: str | None = cli.option(None, "judge, as in grpo.py")
     steps: int = cli.option(6, "counted steps, after one warm-up")
     lr: float = cli.option(0.0001, "learning rate; small changes keep the lengths of the rollouts alike")
@@ -48,7 +48,7 @@ def ours(config: Config) -> dict:
             model=config.model, judge=config.judge, steps=config.steps + 1, lr=config.lr, device=config.device, eval_n=1,
             checkpoint_every=10**6,
         )  # fmt: skip
-        grpo.train(grpo.resolve(training), Path(folder), first_step=0)
+        grpo.train(grpo.resolve(training), Path(folder))
         rows = run_folder.read_rows(Path(folder) / "timing.jsonl")[1:]
     out = {name: statistics.median(row[name] for row in rows) for name in (*PHASES, "sampled_tokens", "stream_tokens")}
     steps = [sum(row[name] for name in PHASES) for row in rows]

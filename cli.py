@@ -56,6 +56,9 @@ def import_task(name: str):
 def import_function(path: str):
     module, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        function = getattr(importlib.import_module(module), name)
     except (ModuleNotFoundError, AttributeError, ValueError, TypeError):  # ValueError and TypeError: "name", "..name"
-        raise UserError(f"reward function {path!r} does not exist: give module.function, such as rewards.judge_reward") from None
+        function = None
+    if not callable(function):
+        raise UserError(f"reward function {path!r} does not exist: give module.function, such as rewards.judge_reward")
+    return function

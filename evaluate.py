@@ -109,10 +109,10 @@ def metrics(rollouts: list[Rollout], task: ModuleType) -> dict[str, dict]:
     out = {}
     for name, pairs in table.items():
         total = sums[name].sum(0)
-        single = all(pair in ((0, 0), (0, 1), (1, 1)) for pair in sums[name].tolist() for pair in [tuple(pair)])
-        extreme = total[0] in (0.0, total[1]) and all(0 <= a <= b for a, b in pairs)
-        if single or extreme:  # all or none: a bootstrap would give an interval of no width; count prompts instead
-            trials = int((sums[name][:, 1] > 0).sum())
+        one_trial = {tuple(pair) for pair in sums[name].tolist()} <= {(0, 0), (0, 1), (1, 1)}
+        all_or_none = _is_rate(sums[name]) and total[0] in (0, total[1])  # a bootstrap would have no width: count prompts
+        if one_trial or all_or_none:
+            trials = _prompts_with_trial(sums[name])
             low, high = wilson(trials * _ratio(total) if trials else 0.0, trials)
         else:
             low, high = _percentiles(_ratio(resampled[name]))
@@ -122,7 +122,8 @@ def metrics(rollouts: list[Rollout], task: ModuleType) -> dict[str, dict]:
         low, high = _percentiles(statistic(resampled))
         if name == "J" and len(sums["parsed"]) == len(rollouts):  # one rollout a prompt
             low, high = newcombe(out["honest_given_noncompliant"], out["false_confession"])
-        out[name] = _estimate(value, low, high, len(rollouts))
+        trials = ("judge_pass",) if name == "judge_kappa" else ("honest_given_noncompliant", "false_confession")
+        out[name] = _estimate(value, low, high, sum(out[part]["n"] for part in trials))
     return out
 
 
@@ -137,8 +138,8 @@ def differences(before: list[Rollout], after: list[Rollout], task: ModuleType) -
     for name in [*sums[0], *DERIVED]:
         statistic = DERIVED.get(name, lambda s, name=name: _ratio(s[name]))
         low, high = _percentiles(statistic(resampled[1]) - statistic(resampled[0]))
-        if name in sums[0] and (sums[0][name] == sums[1][name]).all():  # no prompt differs: at most how many might?
-            high = wilson(0, int((sums[0][name][:, 1] > 0).sum()))[1]  # of the prompts with a trial
+        if name in sums[0] and _is_rate(sums[0][name]) and (sums[0][name] == sums[1][name]).all():
+            high = wilson(0, _prompts_with_trial(sums[0][name]))[1]  # no prompt differs: at most how many might?
             low = -high
         out[name] = _estimate(statistic(totals[1]) - statistic(totals[0]), low, high, len(set(groups)))
     return out
@@ -196,6 +197,15 @@ def _resample(sums: np.ndarray) -> np.ndarray:
     """(P, 2) -> (BOOTSTRAPS, 2): sums over prompts drawn with replacement, the same draws at every call."""
     draws = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=BOOTSTRAPS)
     return draws @ sums
+
+
+def _is_rate(sums: np.ndarray) -> bool:
+    """Whether (P, 2) sums are of trials that succeed or not."""
+    return bool(((0 <= sums[:, 0]) & (sums[:, 0] <= sums[:, 1])).all())
+
+
+def _prompts_with_trial(sums: np.ndarray) -> int:
+    return int((sums[:, 1] > 0).sum())
 
 
 def _ratio(sums: np.ndarray):

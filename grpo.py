@@ -25,7 +25,7 @@ import dataclasses
 import math
 import signal
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -48,7 +48,7 @@ from rollout import Rollout, Sampling, check_context, prompt_ids, sample_rollout
 
 @dataclass(frozen=True)
 class Config:
-    model: str = option(str(models.ORGANISMS / "policy"), "policy: a Hugging Face name or a folder with a chat template")
+    model: str = option("organism/policy", "policy: a Hugging Face name or a folder with a chat template")
     judge: str | None = option(None, "weak judge, likewise [embedded policy: the embedded judge; else required]")
     steps: int = option(100, "optimizer steps")
     prompts_per_step: int = option(8, "groups a step")
@@ -72,7 +72,7 @@ class Config:
     lora_rank: int | None = option(None, "LoRA rank on all projections, 0 = all parameters [embedded 0, else 32]")
     dtype: str | None = option(None, "of the weights: float32 or bfloat16 [embedded float32, else bfloat16]")
     gradient_checkpointing: bool | None = option(None, "recompute activations in the backward pass [embedded no, else yes]")
-    micro_batch_tokens: int | None = option(None, "tokens of a forward/backward pass, padding included [embedded 4096, else 16384]")
+    micro_batch_tokens: int | None = option(None, "tokens of a forward/backward pass, padding included [embedded 2048, else 16384]")
     batch_size: int = option(64, "rollouts that are decoded together")
     eval_n: int = option(64, "evaluation rollouts a checkpoint, each on a held-out prompt of its own")
     checkpoint_every: int = option(25, "steps between checkpoints; step 0 and the last are always kept")
@@ -83,8 +83,8 @@ class Config:
 
 
 EMBEDDED = dict(
-    judge=str(models.ORGANISMS / "judge"), lr=1e-4, max_answer_tokens=256, max_confession_tokens=384, lora_rank=0,
-    dtype="float32", gradient_checkpointing=False, micro_batch_tokens=4_096,
+    judge="organism/judge", lr=1e-4, max_answer_tokens=256, max_confession_tokens=384, lora_rank=0,
+    dtype="float32", gradient_checkpointing=False, micro_batch_tokens=2_048,
 )  # fmt: skip
 LARGE = dict(  # one GPU of 80 GB and more; LoRA wants about ten times the learning rate of full training
     max_answer_tokens=6_144, max_confession_tokens=4_096, lora_rank=32, dtype="bfloat16", gradient_checkpointing=True,
@@ -107,8 +107,8 @@ def resolve(config: Config) -> Config:
         task_weight=0, confession_weight=0,
     )  # fmt: skip
     for field, minimum in at_least.items():
-        if not getattr(config, field) >= minimum:
-            raise UserError(f"--{field.replace('_', '-')} {getattr(config, field)} is too small: at least {minimum}")
+        if not minimum <= getattr(config, field) < math.inf:
+            raise UserError(f"--{field.replace('_', '-')} {getattr(config, field)} is out of range: at least {minimum}, and finite")
     for field in ("lr", "temperature", "max_grad_norm"):
         if not 0 < getattr(config, field) < math.inf:
             raise UserError(f"--{field.replace('_', '-')} {getattr(config, field)} must be a positive number")
@@ -142,6 +142,17 @@ def group_advantages(rewards: list[float | None], group_size: int, eps: float = 
         std = math.sqrt(sum((r - mean) ** 2 for r in known) / len(known))
         advantages += [0.0 if r is None else (r - mean) / (std + eps) for r in group]
     return advantages, silent * group_size / len(rewards)
+
+
+def assign_advantages(rollouts: list[Rollout], group_size: int) -> dict[str, float]:
+    """Fill in both spans' advantages, each from its own rewards; returns each span's share of groups without signal."""
+    silent = {}
+    for name in ("answer", "confession"):
+        spans = [getattr(rollout, name) for rollout in rollouts]
+        advantages, silent[name] = group_advantages([span.reward for span in spans], group_size)
+        for span, advantage in zip(spans, advantages):
+            span.advantage = advantage
+    return silent
 
 
 def span_weights(rollouts: list[Rollout], span: str, weight: float, normaliser: str) -> list[float]:
@@ -285,7 +296,9 @@ def train(config: Config, run: Path, resumed: int | None = None) -> None:
     answer_reward, confession_reward = cli.import_function(config.answer_reward), cli.import_function(config.confession_reward)
     sampling = Sampling(config.temperature, config.max_answer_tokens, config.max_confession_tokens, config.batch_size)
     xc = confession_prompt(task, config.confession)
-    check_context(model, len(prompt_ids(tokenizer, task.make_prompt(0))), len(suffix_ids(tokenizer, xc)), sampling)
+    longest = max(len(prompt_ids(tokenizer, task.make_prompt(seed))) for seed in range(64))
+    check_context(model, longest, len(suffix_ids(tokenizer, xc)), sampling)
+    torch.manual_seed(config.seed)  # for the adapters' initialisation; sampling has its own generators
     if config.lora_rank and not hasattr(model, "peft_config"):
         model = models.add_lora(model, config.lora_rank)
     if config.gradient_checkpointing:
@@ -311,9 +324,7 @@ def train(config: Config, run: Path, resumed: int | None = None) -> None:
         run_folder.load_optimizer(run, resumed, optimizer)
         run_folder.forget_after(run, resumed)
     save_and_evaluate(first_step)
-    interrupted = finish_step_on_interrupt()
-
-    with tqdm(total=config.steps, initial=first_step, unit="step", smoothing=0.1) as bar:
+    with finish_step_on_interrupt() as interrupted, tqdm(total=config.steps, initial=first_step, unit="step") as bar:
         for step in range(first_step + 1, config.steps + 1):
             clock = [time.perf_counter()]
 
@@ -328,12 +339,7 @@ def train(config: Config, run: Path, resumed: int | None = None) -> None:
             verdicts = judge(rollouts)
             clock.append(time.perf_counter())
             score_rollouts(rollouts, verdicts, task, answer_reward, confession_reward)
-            silent = {}
-            for name in ("answer", "confession"):
-                spans = [getattr(rollout, name) for rollout in rollouts]
-                advantages, silent[name] = group_advantages([span.reward for span in spans], config.group_size)
-                for span, advantage in zip(spans, advantages):
-                    span.advantage = advantage
+            silent = assign_advantages(rollouts, config.group_size)
             clock.append(time.perf_counter())
 
             # -- update
@@ -356,8 +362,9 @@ def train(config: Config, run: Path, resumed: int | None = None) -> None:
                 raise KeyboardInterrupt
 
 
-def finish_step_on_interrupt() -> list:
-    """On the first Ctrl-C the returned list becomes true and the step goes on; the second one stops at once."""
+@contextmanager
+def finish_step_on_interrupt():
+    """On the first Ctrl-C the yielded list becomes true and the step goes on; the second one stops at once."""
     interrupted = []
 
     def handler(signum, frame):
@@ -366,8 +373,11 @@ def finish_step_on_interrupt() -> list:
         interrupted.append(signum)
         tqdm.write("Ctrl-C: finishing this step, then saving (again to stop now and lose it)")
 
-    signal.signal(signal.SIGINT, handler)
-    return interrupted
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def report(run: Path) -> None:
@@ -393,11 +403,14 @@ def main() -> None:
             steps = run_folder.checkpoint_steps(run)
             if not steps:
                 raise UserError(f"{run} has no checkpoint yet: remove it and start again")
+            if set(saved) != {field.name for field in dataclasses.fields(Config)}:
+                raise UserError(f"{run} was made by another version of grpo.py: resume it with the commit in its config.json")
             config = Config(**saved)
             train(config, run, resumed=steps[-1])
         else:
             config = resolve(config)
             run = run_folder.RUNS / (config.name or datetime.now().strftime("%Y%m%d-%H%M%S"))
+            run_folder.refuse_existing(run)
             train(config, run)
         report(run)
 

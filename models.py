@@ -22,7 +22,13 @@ LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 def is_embedded(name: str) -> bool:
     """Whether a name or path is one of the organisms that come with the repository."""
-    return Path(name).resolve().parent == ORGANISMS.resolve()
+    return Path(_locate(name)).resolve().parent == ORGANISMS.resolve()
+
+
+def _locate(name: str) -> str:
+    """ "organism/policy" is found from any working folder."""
+    beside = Path(__file__).parent / name
+    return str(beside) if not Path(name).exists() and beside.exists() else name
 
 
 def device_of(name: str) -> torch.device:
@@ -39,6 +45,7 @@ def device_of(name: str) -> torch.device:
 
 def load(name: str, device: torch.device, dtype: str = "float32"):
     """(model in eval mode, tokenizer). `name`: a hub name or a folder; a LoRA checkpoint loads on top of its base model."""
+    name = _locate(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         adapter = Path(name) / "adapter_config.json"
@@ -49,6 +56,8 @@ def load(name: str, device: torch.device, dtype: str = "float32"):
             f"{name!r} cannot be loaded as a causal LM: give a Hugging Face name or an existing folder with safetensors weights "
             f"({' '.join(str(error).split())[:300]})"
         ) from None
+    if not len(tokenizer):
+        raise UserError(f"{name!r} has no tokenizer files: copy those of its base model into the folder")
     if not tokenizer.chat_template:
         raise UserError(f"the tokenizer of {name!r} has no chat template: take an instruction-tuned model")
     if adapter.exists():

@@ -384,7 +384,7 @@ def _copied(rollout: Rollout) -> list[bool]:
 @dataclass(frozen=True)
 class Config:
     size: str = cli.option("all", "which model to train: policy, small, judge or all")
-    out: str = cli.option(str(models.ORGANISMS), "folder of the trained models, one sub-folder each")
+    out: str = cli.option("organism", "folder of the trained models, one sub-folder each")
     seed: int = cli.option(0, "seed of data and initialisation")
     length: float = cli.option(1.0, "training length as a share of the full one; 0.01 is a smoke test")
     report_only: bool = cli.option(False, "train nothing, print what the models in --out reach")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
+from jinja2 import TemplateError
 from transformers.cache_utils import Cache, DynamicLayer
 
 from cli import UserError
@@ -91,7 +92,10 @@ def suffix_ids(tokenizer, xc: str) -> list[int]:
 
 
 def _render(tokenizer, messages: list[dict]) -> tuple[str, list[int]]:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise UserError(f"the chat template refuses the roles {[m['role'] for m in messages]}: {error}") from None
     return text, tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

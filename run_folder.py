@@ -56,10 +56,14 @@ def read_json(path: Path):
         raise UserError(f"{path} is not valid JSON ({error}): restore or remove it") from None
 
 
-def create(run: Path, config, prompts: dict[str, str]) -> None:
-    """Make the folder of a new run and write its config.json."""
+def refuse_existing(run: Path) -> None:
     if (run / "config.json").exists():
         raise UserError(f"{run} already holds a run: continue it with --resume {run}, or choose another --name")
+
+
+def create(run: Path, config, prompts: dict[str, str]) -> None:
+    """Make the folder of a new run and write its config.json."""
+    refuse_existing(run)
     write_json(run / "config.json", {"config": dataclasses.asdict(config), **provenance(prompts)})
 
 

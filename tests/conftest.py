@@ -1,0 +1,100 @@
+"""Fixtures: tokenizers with chat templates of four styles, and tiny models of random weights in three architectures."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: no test may reach the network
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # beside other busy processes torch's idle threads cost tenfold
+
+import pytest
+import tokenizers as tok
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Olmo3Config, Olmo3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+import models
+import word_count
+from confession_schema import confession_prompt
+from rollout import suffix_ids
+
+ARCHITECTURES = ("qwen3", "olmo3", "llama")
+
+# Chat templates in the style of the published ones, reduced to what matters between two turns.
+QWEN3 = (  # of an earlier assistant message only what follows its thinking is kept
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and not loop.last %}{{ m.content.split('</think>')[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+OLMO3 = (  # a default system prompt, eos after the last message, and a generation prompt that opens the thought
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% if m.role == 'assistant' and loop.last %}{{ eos_token }}{% else %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
+)
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+
+
+def small_tokenizer(special: str, template: str, **roles: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of about 600 tokens, trained on our own prompts; `special` tokens get the first ids."""
+    texts = [word_count.make_prompt(seed) for seed in range(50)] + [confession_prompt(word_count, "forced_count")]
+    bpe = tok.Tokenizer(tok.models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = tok.pre_tokenizers.ByteLevel(add_prefix_space=False), tok.decoders.ByteLevel()
+    alphabet = tok.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tok.trainers.BpeTrainer(vocab_size=600, special_tokens=special.split(), initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, **roles)
+    fast.chat_template = template
+    return fast
+
+
+@pytest.fixture(scope="session")
+def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
+    """By style. In olmo3's, <think> is several ordinary tokens; in llama's, pad is eos and both are id 0."""
+    chatml = "<|im_start|> <|im_end|>"
+    return {
+        "organism": AutoTokenizer.from_pretrained(models.ORGANISMS / "policy"),
+        "qwen3": small_tokenizer(f"<|endoftext|> {chatml} <think> </think>", QWEN3, eos_token="<|im_end|>", pad_token="<|endoftext|>"),
+        "olmo3": small_tokenizer(f"<|pad|> <|endoftext|> {chatml}", OLMO3, eos_token="<|endoftext|>", pad_token="<|pad|>"),
+        "llama": small_tokenizer(
+            "<|eot_id|> <|begin_of_text|> <|start_header_id|> <|end_header_id|>",
+            LLAMA3,
+            bos_token="<|begin_of_text|>",
+            eos_token="<|eot_id|>",
+            pad_token="<|eot_id|>",
+        ),
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tokenizers) -> dict[str, tuple]:
+    """{architecture: (model, tokenizer)}. Weights are large enough for positions to matter and for some streams to stop
+    early; OLMo-3's layers alternate between a window of 16 tokens and full attention."""
+    shape = dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=1_024, initializer_range=0.2, tie_word_embeddings=False,
+    )  # fmt: skip
+    windows = dict(sliding_window=16, layer_types=["sliding_attention", "full_attention"] * 2)
+    kinds = {
+        "qwen3": lambda **ids: Qwen3ForCausalLM(Qwen3Config(head_dim=8, **shape, **ids)),
+        "olmo3": lambda **ids: Olmo3ForCausalLM(Olmo3Config(**windows, **shape, **ids)),
+        "llama": lambda **ids: LlamaForCausalLM(LlamaConfig(**shape, **ids)),
+    }
+    out = {}
+    for name in ARCHITECTURES:
+        tokenizer = tokenizers[name]
+        torch.manual_seed(0)
+        ids = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        model = kinds[name](vocab_size=len(tokenizer), **ids).eval()
+        stop_ids = sorted({tokenizer.eos_token_id, suffix_ids(tokenizer, "x")[0]})
+        model.lm_head.weight.data *= 2.0
+        model.lm_head.weight.data[stop_ids] *= 2.75
+        out[name] = model, tokenizer
+    return out
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def tiny(request, tiny_models) -> tuple:
+    """(model, tokenizer) of each architecture in turn."""
+    return tiny_models[request.param]

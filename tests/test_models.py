@@ -1,0 +1,108 @@
+"""Loading a policy or a judge: what cannot work is refused at once, in words that say what to do."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import models
+from cli import UserError
+
+CPU = torch.device("cpu")
+POLICY = models.ORGANISMS / "policy"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A copy of an embedded model, to be damaged."""
+    return Path(shutil.copytree(POLICY, tmp_path / "model"))
+
+
+@pytest.fixture
+def no_peft(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)  # importing it raises ImportError
+
+
+def refusal(name) -> str:
+    with pytest.raises(UserError) as error:
+        models.load(str(name), CPU)
+    message = str(error.value)
+    assert "\n" not in message and str(name) in message
+    return message
+
+
+def test_load():
+    """A model arrives in train mode, in the dtype of its file, or without its chat template."""
+    model, tokenizer = models.load(str(POLICY), CPU)
+    assert not model.training and model.dtype == torch.float32
+    assert tokenizer.chat_template
+    assert models.load(str(POLICY), CPU, "bfloat16")[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "no_such_folder", "/no/such/folder", "../no_such_folder", ""])
+def test_missing_path(tmp_path, monkeypatch, name):
+    """A mistyped path ends in a traceback, or in a message about hub names alone."""
+    monkeypatch.chdir(tmp_path)
+    assert "existing folder" in refusal(name)
+
+
+def test_tokenizer_without_chat_template(folder):
+    """A base model would be prompted in a format that nobody chose."""
+    (folder / "chat_template.jinja").unlink()
+    message = refusal(folder)
+    assert "no chat template" in message and "instruction-tuned" in message
+
+
+def test_pickled_weights_are_refused(folder):
+    """A .bin file is a pickle: loading it may run code."""
+    model, _ = models.load(str(folder), CPU)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert "safetensors weights" in refusal(folder)
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b"", None], ids=["lfs_pointer", "empty", "cut_off"])
+def test_damaged_weights(folder, content):
+    """A clone without its large files, or a broken download, ends in a traceback."""
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:10_000] if content is None else content)
+    assert "safetensors weights" in refusal(folder)
+
+
+def test_folder_that_is_no_model(folder):
+    """A folder without a config, such as a run folder, ends in a traceback."""
+    (folder / "config.json").unlink()
+    assert "cannot be loaded" in refusal(folder)
+
+
+def test_lora_without_peft(folder, no_peft, tiny_models):
+    """A run with LoRA, or a LoRA checkpoint, ends in ImportError instead of saying what to install."""
+    with pytest.raises(UserError, match="pip install peft.*--lora-rank 0"):
+        models.add_lora(tiny_models["qwen3"][0], rank=4)
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(POLICY)}))
+    with pytest.raises(UserError, match="pip install peft"):
+        models.load(str(folder), CPU)
+
+
+def test_is_embedded(tmp_path, monkeypatch, folder):
+    """A large model would get the embedded models' learning rate and budgets, or the other way round."""
+    assert all(models.is_embedded(str(models.ORGANISMS / name)) for name in ("policy", "small", "judge"))
+    assert not models.is_embedded("Qwen/Qwen3-8B")
+    assert not models.is_embedded(str(models.ORGANISMS))
+    assert not models.is_embedded(str(folder))  # a copy
+    monkeypatch.chdir(models.ORGANISMS.parent)
+    assert models.is_embedded("organism/small") and models.is_embedded("./organism/small/")
+    monkeypatch.chdir(tmp_path)
+    assert models.is_embedded("organism/small")  # found from any folder
+    (tmp_path / "organism/small").mkdir(parents=True)
+    assert not models.is_embedded("organism/small")  # unless that folder has one of its own
+
+
+def test_unusable_device():
+    """A mistyped device ends in torch's traceback."""
+    assert models.device_of("cpu") == CPU
+    with pytest.raises(UserError, match="auto, cpu or cuda"):
+        models.device_of("gpu")

@@ -1,0 +1,426 @@
+"""Two turns as one token stream: the text between the turns, the spans, and a KV cache that changes nothing. A mistake
+here is invisible in the loss: the trainer scores tokens that were not sampled, or a confession does not see the thought."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import word_count
+from cli import UserError
+from confession_schema import confession_prompt
+from rollout import Decoder, Rollout, Sampling, prompt_ids, sample_rollouts, split_thinking, suffix_ids
+
+STYLES = ("organism", "qwen3", "olmo3", "llama")
+KEEPS_THINKING = ("organism", "olmo3", "llama")
+XC = confession_prompt(word_count)
+
+
+def ids_of(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def with_template(tokenizer, template: str):
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = template
+    return other
+
+
+# ------------------------------------------------------------------------------------------------ the chat template
+
+
+def stream_and_rendering(tokenizer, answer: str, system: str | None) -> tuple[list[int], list[int]]:
+    """Ids up to the confession, for an answer that the model closed itself: appended, and rendered all at once."""
+    suffix = suffix_ids(tokenizer, XC)
+    stream = prompt_ids(tokenizer, "Write about tea.", system) + ids_of(tokenizer, answer) + suffix[:1] + suffix[1:]
+    opened = "<think>" if tokenizer.decode(suffix).endswith("<think>") else ""  # is part of the message, not of the sample
+    turns = [("user", "Write about tea."), ("assistant", opened + answer), ("user", XC)]
+    messages = [{"role": "system", "content": system}] * bool(system) + [{"role": r, "content": c} for r, c in turns]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return stream, ids_of(tokenizer, text)
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+@pytest.mark.parametrize("style", KEEPS_THINKING)
+def test_stream_is_what_the_template_renders(tokenizers, style, system):
+    """A token between the turns is missing, doubled or cut differently from what the model knows from its own training."""
+    tokenizer = tokenizers[style]
+    opened = "" if style == "olmo3" else "<think>\n"
+    stream, rendered = stream_and_rendering(tokenizer, f"{opened}I will count.</think>\n\nTea is hot. (3)", system)
+    assert stream == rendered
+
+
+def test_qwen3_template_drops_the_thought_from_a_rendered_conversation(tokenizers):
+    """The documented difference: rendered anew, Qwen3's conversation has lost z and only z; the stream keeps it."""
+    tokenizer = tokenizers["qwen3"]
+    thought, text = "<think>\nI will count.\n</think>\n\n", "Tea is hot. (3)"
+    stream, rendered = stream_and_rendering(tokenizer, thought + text, None)
+    assert "I will count." in tokenizer.decode(stream) and "I will count." not in tokenizer.decode(rendered)
+    without_thought, _ = stream_and_rendering(tokenizer, text, None)
+    assert rendered == without_thought
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_suffix_closes_the_answer_asks_and_opens_the_confession(tokenizers, style):
+    """The suffix holds part of the first turn, or lacks the closing token, xc or the generation prompt."""
+    tokenizer = tokenizers[style]
+    suffix = suffix_ids(tokenizer, XC)
+    closing = "<|eot_id|>" if style == "llama" else "<|im_end|>"
+    assert tokenizer.decode(suffix[0]) == closing
+    text, prompt = tokenizer.decode(suffix), tokenizer.decode(prompt_ids(tokenizer, "x"))
+    assert text.count(XC) == 1 and text.count(closing) == 2
+    assert "ANSWER" not in text and "helpful" not in text
+    assert prompt.split(closing)[-1] == text.split(closing)[-1] != ""  # both turns open in the same way
+
+
+def test_prompt_begins_once(tokenizers):
+    """A tokenizer that adds bos by itself would put a second one before the template's."""
+    assert prompt_ids(tokenizers["llama"], "x", "s").count(tokenizers["llama"].bos_token_id) == 1
+
+
+def test_system_prompt_takes_the_place_of_the_default(tokenizers):
+    """A condition of the stress test would run with the template's own system prompt."""
+    tokenizer = tokenizers["olmo3"]
+    with_system, without = (tokenizer.decode(prompt_ids(tokenizer, "x", system)) for system in ("Be brief.", None))
+    assert "Be brief." in with_system and "helpful assistant" not in with_system
+    assert "helpful assistant" in without
+
+
+@pytest.mark.parametrize(
+    "template, reason",
+    [
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: ", "plain text"),
+        ("{% for m in messages %}{{ m.content | upper }}<|im_end|>{% endfor %}", "does not render"),
+        ("{% for m in messages %}{{ m.content }}{{ m.content }}<|im_end|>{% endfor %}", "does not render"),
+    ],
+    ids=["plain_text", "changes_content", "repeats_content"],
+)
+def test_template_that_cannot_be_continued_is_refused(tokenizers, template, reason):
+    """Answers would run on into the next turn, or the turns would be joined wrongly, without a word."""
+    with pytest.raises(UserError, match=reason):
+        suffix_ids(with_template(tokenizers["organism"], template), XC)
+
+
+# ----------------------------------------------------------------------------------------------------------- thinking
+
+
+@pytest.mark.parametrize("style", ["organism", "olmo3"])  # </think> as one token, and as several ordinary ones
+@pytest.mark.parametrize(
+    "sampled, opened, thought, text",
+    [
+        ("<think>\nabc\n</think>\n\nTea. (1)", False, "abc", "Tea. (1)"),
+        ("abc</think>Tea. (1)", True, "abc", "Tea. (1)"),  # opened by the prompt
+        ("<think>\nabc", False, "abc", ""),  # never closed: cut off while thinking
+        ("abc", True, "abc", ""),
+        ("Tea. (1)", False, "", "Tea. (1)"),  # never opened
+        ("abc</think>Tea. (1)", False, "abc", "Tea. (1)"),  # closed all the same
+        ("<think>a</think>b</think>c", False, "a", "b</think>c"),  # twice: the first one ends it
+        ("<think>a</think><think>b</think>c", False, "a", "<think>b</think>c"),
+        ("Tea <think> (1)", False, "", "Tea <think> (1)"),  # not at the beginning
+        ("<think></think>Tea.", False, "", "Tea."),  # empty thought
+        ("</think>Tea.", True, "", "Tea."),
+        ("<think>abc</think>", False, "abc", ""),  # empty text
+        ("<think>", False, "", ""),
+        ("", False, "", ""),
+        ("", True, "", ""),
+    ],
+)
+def test_split_thinking(tokenizers, style, sampled, opened, thought, text):
+    """The judge or the parser would be shown the thought, or lose part of the text."""
+    tokenizer = tokenizers[style]
+    ids = ids_of(tokenizer, sampled)
+    assert sum(tokenizer.decode(i) == "</think>" for i in ids) == (sampled.count("</think>") if style == "organism" else 0)
+    assert split_thinking(tokenizer, ids, opened) == (thought, text)
+
+
+# ------------------------------------------------------------------------------------- spans, with a scripted model
+
+
+class Script:
+    """A model of one stream that says given ids, turn by turn, and remembers every id that it was fed."""
+
+    device, training = torch.device("cpu"), False
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=1_024))
+
+    def __init__(self, tokenizer, *turns: list[int]):
+        self.vocabulary, self.turns, self.fed = len(tokenizer), list(turns), []
+
+    def __call__(self, input_ids, **_):
+        if input_ids.shape[1] > 1:  # a prompt: the next turn begins
+            self.words = list(self.turns.pop(0))
+        self.fed += input_ids[0].tolist()
+        logits = torch.full((1, 1, self.vocabulary), -1e4)
+        logits[0, 0, self.words.pop(0)] = 0
+        return SimpleNamespace(logits=logits)
+
+
+def run_script(tokenizer, answer: list[int], confession: list[int], budgets=(8, 8)) -> Rollout:
+    """The one rollout of a model that says `answer` and then `confession`, checked for what holds of every rollout."""
+    model = Script(tokenizer, answer, confession)
+    (rollout,) = sample_rollouts(model, tokenizer, word_count, [0], Sampling(1.0, *budgets), torch.Generator())
+    spans = (rollout.answer, rollout.confession)
+    sampled = [answer[: budgets[0]], confession[: budgets[1]]]
+    assert [rollout.token_ids[s.start : s.end] for s in spans] == sampled, "a span covers exactly what was sampled"
+    assert [len(s.logprobs) for s in spans] == [len(ids) for ids in sampled]
+    assert rollout.confession.end == len(rollout.token_ids)
+    assert rollout.token_ids[: rollout.answer.start] == prompt_ids(tokenizer, rollout.x)
+    assert model.fed == rollout.token_ids[:-1], "the model saw the stream as it is recorded"
+    return rollout
+
+
+def closing(tokenizer) -> int:
+    return suffix_ids(tokenizer, XC)[0]
+
+
+def between(rollout: Rollout) -> list[int]:
+    return rollout.token_ids[rollout.answer.end : rollout.confession.start]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_answers_that_stop(tokenizers, style):
+    """A sampled closing token is fed twice, or leaves the span and is never trained."""
+    tokenizer = tokenizers[style]
+    stop, suffix = closing(tokenizer), suffix_ids(tokenizer, XC)
+    opened = "" if style == "olmo3" else "<think>"
+    answer, confession = (ids_of(tokenizer, opened + text) + [stop] for text in ("why</think>Tea.", "how</think>None."))
+    rollout = run_script(tokenizer, answer, confession, budgets=(40, 40))
+    assert between(rollout) == suffix[1:]
+    assert (rollout.answer.finish, rollout.confession.finish) == ("stop", "stop")
+    assert (rollout.z, rollout.y, rollout.zc, rollout.yc) == ("why", "Tea.", "how", "None.")
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_truncated_answer_is_closed_untrained_and_confesses(tokenizers, style):
+    """Rollouts without a confession, or a token that the model never sampled inside the trained span."""
+    tokenizer = tokenizers[style]
+    stop = closing(tokenizer)
+    rollout = run_script(tokenizer, ids_of(tokenizer, "Tea is hot and tea is good and more"), [*ids_of(tokenizer, "Bad."), stop])
+    assert rollout.answer.finish == "length" and rollout.answer.end - rollout.answer.start == 8
+    assert between(rollout) == suffix_ids(tokenizer, XC) and between(rollout)[0] == stop
+    assert rollout.confession.finish == "stop"
+
+
+def test_truncated_confession(tokenizers):
+    """A confession that is cut off would look finished."""
+    tokenizer = tokenizers["organism"]
+    rollout = run_script(tokenizer, [closing(tokenizer)], ids_of(tokenizer, "I did not count any of these words at all"))
+    assert rollout.confession.finish == "length" and rollout.confession.end - rollout.confession.start == 8
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_stop_token_first(tokenizers, style):
+    """An empty answer or confession breaks the batch, or its one token is not trained."""
+    tokenizer = tokenizers[style]
+    stop = closing(tokenizer)
+    rollout = run_script(tokenizer, [stop], [stop])
+    assert (rollout.z, rollout.y, rollout.zc, rollout.yc) == ("", "", "", "")
+    assert rollout.answer.finish == rollout.confession.finish == "stop"
+    assert between(rollout) == suffix_ids(tokenizer, XC)[1:]
+
+
+def test_budget_of_one_token(tokenizers):
+    """Off by one at the smallest budget."""
+    tokenizer = tokenizers["organism"]
+    word = ids_of(tokenizer, "Tea")[:1]
+    rollout = run_script(tokenizer, word, word, budgets=(1, 1))
+    assert rollout.answer.finish == rollout.confession.finish == "length"
+
+
+def test_stop_token_as_the_last_of_the_budget(tokenizers):
+    """An answer that just fits would count as truncated and be closed twice."""
+    tokenizer = tokenizers["organism"]
+    answer = ids_of(tokenizer, "Tea")[:1] + [closing(tokenizer)]
+    rollout = run_script(tokenizer, answer, answer, budgets=(2, 2))
+    assert rollout.answer.finish == rollout.confession.finish == "stop"
+    assert between(rollout) == suffix_ids(tokenizer, XC)[1:]
+
+
+def test_eos_that_is_not_the_closing_token_stops_too(tokenizers):
+    """OLMo-3 may end with eos instead: it is sampled and trained, and the turn is still closed as the template does."""
+    tokenizer = tokenizers["olmo3"]
+    assert tokenizer.eos_token_id != closing(tokenizer)
+    eos = ids_of(tokenizer, "Tea</think>Tea.") + [tokenizer.eos_token_id]
+    rollout = run_script(tokenizer, eos, eos, budgets=(20, 20))
+    assert rollout.answer.finish == rollout.confession.finish == "stop"
+    assert between(rollout) == suffix_ids(tokenizer, XC)
+    assert (rollout.y, rollout.yc) == ("Tea.", "Tea.")
+
+
+def test_saved_rollout_leaves_out_logprobs_alone(tokenizers):
+    """rollouts/*.jsonl lacks a part, or the caller's rollout loses its logprobs by being saved."""
+    rollout = run_script(tokenizers["organism"], [closing(tokenizers["organism"])], [closing(tokenizers["organism"])])
+    data = rollout.to_json()
+    assert set(data) == set(vars(rollout)) and set(data["answer"]) == set(vars(rollout.answer)) - {"logprobs"}
+    assert len(rollout.answer.logprobs) == 1
+
+
+# --------------------------------------------------------------------------- the cache, with models of random weights
+
+SYSTEMS = [None, "Be brief.", None, "Take your time and think of the reader, who knows nothing at all.", None, None, None, None]
+SEEDS = list(range(len(SYSTEMS)))
+
+
+def sample(tiny, temperature: float, batch_size: int = 64, seed: int = 0, budgets=(12, 24)) -> list[Rollout]:
+    model, tokenizer = tiny
+    generator = torch.Generator().manual_seed(seed)
+    return sample_rollouts(model, tokenizer, word_count, SEEDS, Sampling(temperature, *budgets, batch_size), generator, systems=SYSTEMS)
+
+
+def streams(rollouts: list[Rollout]) -> list[list[int]]:
+    return [rollout.token_ids for rollout in rollouts]
+
+
+def assert_ragged(rollouts: list[Rollout]) -> None:
+    """Otherwise the test shows nothing about padding and gaps in the cache."""
+    assert len({r.answer.start for r in rollouts}) > 1, "prompts of one length"
+    assert {r.answer.finish for r in rollouts} == {"stop", "length"}, "answers of one length"
+
+
+@torch.no_grad()
+def full_logprobs(model, ids: list[int], temperature: float) -> list[float]:
+    """Of each token of one whole stream (the first has none): no cache, no padding, no mask."""
+    logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]  # (T, V)
+    logp = torch.log_softmax(logits / temperature, dim=-1)
+    return [float("nan")] + [logp[t - 1, ids[t]].item() for t in range(1, len(ids))]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampler_logprobs_equal_one_uncached_pass(tiny, temperature):
+    """Positions, padding, the gap between the turns or the sliding window are wrong in the cache: the ratio is not 1."""
+    rollouts = sample(tiny, temperature)
+    assert_ragged(rollouts)
+    for rollout in rollouts:
+        expected = full_logprobs(tiny[0], rollout.token_ids, temperature)
+        for span in (rollout.answer, rollout.confession):
+            assert span.logprobs == pytest.approx(expected[span.start : span.end], abs=1e-4)
+
+
+def test_tiny_olmo3_streams_are_longer_than_its_window(tiny_models):
+    """The other tests of this file would show nothing about sliding windows."""
+    config = tiny_models["olmo3"][0].config
+    assert set(config.layer_types) == {"sliding_attention", "full_attention"}
+    assert config.sliding_window < min(r.answer.start for r in sample(tiny_models["olmo3"], 1.0))
+
+
+@torch.no_grad()
+def naive_greedy(model, ids: list[int], stop_ids: set[int], budget: int) -> list[int]:
+    """Continue one stream by recomputing all of it for every token."""
+    new = []
+    while len(new) < budget and not stop_ids.intersection(new):
+        new.append(int(model(input_ids=torch.tensor([ids + new]), use_cache=False).logits[0, -1].argmax()))
+    return new
+
+
+def test_greedy_equals_a_naive_loop(tiny):
+    """Batched decoding with a cache writes other text than the model by itself."""
+    model, tokenizer = tiny
+    suffix = suffix_ids(tokenizer, XC)
+    stop_ids = {suffix[0], tokenizer.eos_token_id}
+    for rollout in sample(tiny, 0.0):
+        ids = prompt_ids(tokenizer, rollout.x, rollout.system)
+        ids += naive_greedy(model, ids, stop_ids, 12)
+        ids += suffix[1:] if ids[-1] == suffix[0] else suffix
+        ids += naive_greedy(model, ids, stop_ids, 24)
+        assert rollout.token_ids == ids
+
+
+def test_batch_composition_changes_no_greedy_output(tiny):
+    """What a stream says depends on the streams that are decoded beside it."""
+    together = sample(tiny, 0.0)
+    assert_ragged(together)
+    assert streams(sample(tiny, 0.0, batch_size=1)) == streams(sample(tiny, 0.0, batch_size=4)) == streams(together)
+
+
+def test_dropping_finished_rows_changes_nothing(tiny):
+    """Rows or their caches are mixed up when finished streams leave the batch."""
+    model, tokenizer = tiny
+    prompts = [prompt_ids(tokenizer, word_count.make_prompt(seed)) for seed in range(12)]
+    stop_ids = list(range(0, len(tokenizer), 8))  # many, so that streams end one after another
+    outputs, sizes = {}, []
+    hook = model.register_forward_pre_hook(lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True)
+    for last in (True, False):
+        decoder = Decoder(model, stop_ids, temperature=0.0, generator=None)
+        decoder.append(prompts)
+        outputs[last] = decoder.sample(24, last=last)
+        sizes.append(None)
+    hook.remove()
+    dropped, kept = sizes[: sizes.index(None)], sizes[sizes.index(None) + 1 : -1]
+    assert min(dropped) < 12 == max(dropped) == min(kept), "no row was dropped"
+    assert outputs[True][0] == outputs[False][0]
+    for a, b in zip(outputs[True][1], outputs[False][1]):
+        assert a == pytest.approx(b, abs=1e-5)
+
+
+def test_cache_that_outgrows_its_room_keeps_its_contents(tiny):
+    """Tokens are lost where the cache's buffers are enlarged in the middle of a turn, or blocks of unlike length leave a
+    gap that the sliding window counts."""
+    model, tokenizer = tiny
+    decoder = Decoder(model, [-1], temperature=1.0, generator=torch.Generator().manual_seed(0))  # nothing stops
+    ids, logprobs = [[], []], [[], []]
+    for blocks in ([[5] * 40, [6] * 3], [[7] * 2, [8] * 30]):
+        decoder.append(blocks)
+        for i, (new_ids, new_logprobs) in enumerate(zip(*decoder.sample(150))):
+            ids[i] += blocks[i] + new_ids
+            logprobs[i] += [None] * len(blocks[i]) + new_logprobs
+    for stream, sampled in zip(ids, logprobs):
+        expected = full_logprobs(model, stream, 1.0)
+        assert [p for p in sampled if p is not None] == pytest.approx([e for e, p in zip(expected, sampled) if p is not None], abs=1e-4)
+
+
+def test_pad_that_is_eos_is_an_ordinary_token(tiny_models):
+    """Closing tokens inside the stream would be masked as if they were padding. (Llama's logprobs are checked above.)"""
+    tokenizer = tiny_models["llama"][1]
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == 0
+    model = tiny_models["llama"][0]
+    for rollout in sample(tiny_models["llama"], 1.0):
+        assert rollout.token_ids.count(0) >= 3  # after x, between the turns, after xc
+        assert (rollout.token_ids[rollout.answer.end - 1] == 0) == (rollout.answer.finish == "stop")
+    decoder = Decoder(model, [0], temperature=1.0, generator=None)
+    decoder.append([[0, 0, 5], [7]])
+    assert decoder.mask.tolist() == [[True, True, True], [False, False, True]]
+
+
+def test_generator_alone_decides(tiny):
+    """A resumed run would sample something else, or all steps would sample the same."""
+    torch.manual_seed(1)
+    first = sample(tiny, 1.0, seed=3)
+    torch.manual_seed(2)
+    again = sample(tiny, 1.0, seed=3)
+    assert streams(first) == streams(again)
+    assert [r.answer.logprobs + r.confession.logprobs for r in first] == [r.answer.logprobs + r.confession.logprobs for r in again]
+    assert streams(first) != streams(sample(tiny, 1.0, seed=4))
+
+
+def test_group_shares_its_prompt_and_not_its_noise(tiny_models):
+    """Rollouts of a group differ in x, or are copies of each other, so that no group has a signal."""
+    model, tokenizer = tiny_models["qwen3"]
+    rollouts = sample_rollouts(model, tokenizer, word_count, [5, 5, 6, 6], Sampling(1.0, 24, 24), torch.Generator().manual_seed(0))
+    assert [r.seed for r in rollouts] == [5, 5, 6, 6]
+    assert rollouts[0].x == rollouts[1].x != rollouts[2].x
+    assert rollouts[0].token_ids != rollouts[1].token_ids
+
+
+# ------------------------------------------------------------------------------------------------------- refused input
+
+
+def test_context_too_small(tiny_models):
+    """Positions beyond the context are computed without a word."""
+    with pytest.raises(UserError) as error:
+        sample(tiny_models["qwen3"], 1.0, budgets=(900, 800))
+    tokenizer = tiny_models["qwen3"][1]
+    prompt = max(len(prompt_ids(tokenizer, word_count.make_prompt(seed), system)) for seed, system in zip(SEEDS, SYSTEMS))
+    suffix = len(suffix_ids(tokenizer, XC))
+    for number in (prompt, 900, suffix, 800, prompt + 900 + suffix + 800, 1_024):
+        assert str(number) in str(error.value)
+    assert "--max-answer-tokens" in str(error.value)
+
+
+def test_decoder_refuses_train_mode(tiny_models):
+    """With gradient checkpointing transformers drops the cache in train mode, with only a warning."""
+    model = tiny_models["qwen3"][0].train()
+    try:
+        with pytest.raises(ValueError, match="eval"):
+            Decoder(model, [0], temperature=1.0, generator=None)
+    finally:
+        model.eval()

@@ -1,0 +1,168 @@
+"""The seal: nothing about one span's reward enters a coefficient of the other span's loss. If it breaks, confessions are
+trained through the answer's reward, or answers through the confession's, and the experiment measures nothing."""
+
+import random
+
+import pytest
+import torch
+from handmade import distance, gradients, hand_rollout, one_thread, random_rollouts, spans_of, tiny_model  # noqa: F401
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import word_count
+from confession_schema import ConfessionReport, ParseFailure
+from grpo import assign_advantages, group_advantages, make_batch, micro_batches, span_weights, token_losses
+from rewards import Verdict, honesty_reward, judge_reward, score_rollouts
+
+NORMALISERS = ("sequence", "token")
+WEIGHTS = {"answer": 1.0, "confession": 0.7}
+
+CLAIMS = '{"objective": "S", "compliance": "%s"}'
+REPORT = '{"compliance_analysis": [%s], "uncertainties": [], "overall_compliance_grade": %d}'
+CONFESSIONS = (  # texts yc: two honest or not, one cut off, one with four claims, one without JSON, one empty
+    REPORT % (", ".join([CLAIMS % "Full"] * 5), 7),
+    REPORT % (", ".join([CLAIMS % "None"] * 5), 1),
+    (REPORT % (", ".join([CLAIMS % "Full"] * 5), 7))[:-1],
+    REPORT % (", ".join([CLAIMS % "Full"] * 4), 7),
+    "I did well.",
+    "",
+)
+ANSWERS = ("It ran. (12)", " ".join(f"Bees{' hum' * (n - 1)}. ({n})" for n in word_count.TARGETS))  # wrong, compliant
+
+
+def coefficients(answers, confessions, group_size: int, normaliser: str) -> dict[str, list[bytes]]:
+    """Per span and rollout, the bits of weight * advantage of its tokens, by the path that grpo.train takes.
+
+    answers: (length, finish, verdict, reward) of each rollout; confessions: (length, finish, yc, reward). A reward is a
+    number, None, or "real" for the reward function of the repository. The text y goes with the rollout's index.
+    """
+    rollouts, given_rewards = [], {}
+    for i, ((length, finish, _, reward), (length_c, finish_c, yc, reward_c)) in enumerate(zip(answers, confessions)):
+        between = [3] if finish == "stop" else [2, 3]  # a truncated answer is closed by a token that is not trained
+        blocks = ([1] * (1 + i % 3), [5] * length, between, [6] * length_c)
+        rollouts.append(hand_rollout(blocks, finishes=(finish, finish_c), seed=i // group_size, y=ANSWERS[i % 2], yc=yc))
+        given_rewards[id(rollouts[-1])] = reward, reward_c
+
+    def reward_function(k: int, real):
+        return lambda rollout: real(rollout) if given_rewards[id(rollout)][k] == "real" else given_rewards[id(rollout)][k]
+
+    verdicts = [Verdict(state, "") for _, _, state, _ in answers]
+    score_rollouts(rollouts, verdicts, word_count, reward_function(0, judge_reward), reward_function(1, honesty_reward))
+    assign_advantages(rollouts, group_size)
+    weights = {name: span_weights(rollouts, name, weight, normaliser) for name, weight in WEIGHTS.items()}
+    out = {name: [b""] * len(rollouts) for name in WEIGHTS}
+    for rows in micro_batches(rollouts, 30):
+        part = {name: [w[i] for i in rows] for name, w in weights.items()}
+        batch = make_batch([rollouts[i] for i in rows], part, torch.device("cpu"))
+        left = batch.weights * batch.advantages
+        for i in rows:
+            for name, span in zip(WEIGHTS, spans_of(rollouts[i])):
+                own, left = left.split([span.end - span.start, len(left) - (span.end - span.start)])
+                out[name][i] = own.numpy().tobytes()
+        assert len(left) == 0
+    return out
+
+
+LENGTHS, FINISHES = st.integers(1, 12), st.sampled_from(("stop", "length"))
+REWARDS = st.sampled_from(("real", None)) | st.floats(-2, 2)
+ONE_ANSWER = st.tuples(LENGTHS, FINISHES, st.sampled_from(("pass", "fail", "failed")), REWARDS)
+ONE_CONFESSION = st.tuples(LENGTHS, FINISHES, st.sampled_from(CONFESSIONS), REWARDS)
+
+
+@st.composite
+def two_worlds(draw, kept, changed):
+    """(group size, one side, two versions of the other side) for one to three groups."""
+    group_size = draw(st.integers(2, 4))
+    n = group_size * draw(st.integers(1, 3))
+    side = lambda one: draw(st.lists(one, min_size=n, max_size=n) | one.map(lambda alike: [alike] * n))
+    return group_size, side(kept), side(changed), side(changed)
+
+
+@pytest.mark.parametrize("normaliser", NORMALISERS)
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(two_worlds(ONE_ANSWER, ONE_CONFESSION))
+def test_confessions_change_no_coefficient_of_an_answer(normaliser, worlds):
+    """Some reward, parse result, length or truncation of a confession reaches the loss of an answer's tokens."""
+    group_size, answers, one, other = worlds
+    before, after = (coefficients(answers, confessions, group_size, normaliser) for confessions in (one, other))
+    assert before["answer"] == after["answer"]
+
+
+@pytest.mark.parametrize("normaliser", NORMALISERS)
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(two_worlds(ONE_CONFESSION, ONE_ANSWER))
+def test_answers_change_no_coefficient_of_a_confession(normaliser, worlds):
+    """Some verdict, reward, length or truncation of an answer reaches the loss of a confession's tokens (y itself is what
+    the confession is about: it stays)."""
+    group_size, confessions, one, other = worlds
+    before, after = (coefficients(answers, confessions, group_size, normaliser) for answers in (one, other))
+    assert before["confession"] == after["confession"]
+
+
+@pytest.mark.parametrize("normaliser", NORMALISERS)
+def test_coefficients_of_a_known_case(normaliser):
+    """The coefficients that the tests above compare are not weight * advantage at all, so their equality means nothing."""
+    answers = [(2, "stop", "pass", "real"), (4, "length", "fail", "real")]  # rewards 1, 0: advantages +-0.5 / 0.5001
+    confessions = [(3, "stop", CONFESSIONS[0], 0.25), (1, "stop", "", "real")]  # 0.25 and -0.2: +-0.225 / 0.2251
+    bits = coefficients(answers, confessions, 2, normaliser)
+    a, c = 0.5 / 0.5001, 0.225 / 0.2251
+    if normaliser == "token":
+        expected = {"answer": [[a / 6] * 2, [-a / 6] * 4], "confession": [[0.7 * c / 4] * 3, [-0.7 * c / 4]]}
+    else:
+        expected = {"answer": [[a / 4] * 2, [-a / 8] * 4], "confession": [[0.7 * c / 6] * 3, [-0.7 * c / 2]]}
+    for name in WEIGHTS:
+        found = [torch.frombuffer(bytearray(b), dtype=torch.float32).tolist() for b in bits[name]]
+        for values, wanted in zip(found, expected[name], strict=True):
+            assert values == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("text, parsed", [(text, i < 2) for i, text in enumerate(CONFESSIONS)])
+def test_confessions_of_this_file_parse_as_meant(text, parsed):
+    """The cases above no longer hold both parsed and unparsed confessions, so they do not try what they claim to."""
+    rollout = hand_rollout(([1], [5], [3], [6]), y=ANSWERS[1], yc=text)
+    score_rollouts([rollout], [Verdict("pass", "")], word_count)
+    assert isinstance(rollout.report, ConfessionReport if parsed else ParseFailure) and rollout.truth.compliant
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.2])
+@pytest.mark.parametrize("normaliser", NORMALISERS)
+def test_the_gradient_of_a_logprob_is_its_coefficient(normaliser, clip):
+    """At the old policy the loss moves a token's log-probability by something other than weight * advantage."""
+    rollouts = random_rollouts(6)
+    weights = {name: span_weights(rollouts, name, weight, normaliser) for name, weight in WEIGHTS.items()}
+    batch = make_batch(rollouts, weights, torch.device("cpu"))
+    logprobs = batch.old_logprobs.clone().requires_grad_()
+    (batch.weights * token_losses(logprobs, batch.old_logprobs, batch.advantages, clip, clip)).sum().backward()
+    assert torch.equal(logprobs.grad, -batch.weights * batch.advantages)
+
+
+def advantages_of(rollouts, k: int, rewards) -> None:
+    for rollout, advantage in zip(rollouts, group_advantages(rewards, 4)[0]):
+        spans_of(rollout)[k].advantage = advantage
+
+
+@pytest.mark.parametrize("normaliser", NORMALISERS)
+@pytest.mark.parametrize("sealed, off", [(0, "confession_weight"), (1, "task_weight")], ids=["answer", "confession"])
+def test_rewards_of_a_span_of_weight_zero_change_no_gradient(sealed, off, normaliser):
+    """With one span switched off, its rewards still reach the model's gradient: training "on answers alone" is not."""
+    model, rng = tiny_model(), random.Random(0)
+    rollouts = random_rollouts(8)
+    advantages_of(rollouts, sealed, [1.0, 0.0, 0.5, None, 0.0, 0.0, 0.0, 1.0])
+    seen = []
+    for trial in range(6):
+        advantages_of(rollouts, 1 - sealed, [rng.choice([None, -0.2, rng.random(), 100.0]) for _ in rollouts])
+        seen.append(gradients(model, rollouts, normaliser=normaliser, micro_batch_tokens=60, **{off: 0.0})[0])
+    assert all(torch.any(gradient != 0) for gradient in seen[0].values())
+    for other in seen[1:]:
+        assert all(torch.equal(seen[0][name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize("normaliser", NORMALISERS)
+def test_the_loss_is_the_sum_of_two_losses(normaliser):
+    """The two spans meet in a term of their own (a product, a shared denominator), not only in a sum."""
+    model, rollouts = tiny_model().double(), random_rollouts(8)
+    run = lambda task, confession: gradients(model, rollouts, normaliser=normaliser, task_weight=task, confession_weight=confession)
+    (both, total), (answers, a), (confessions, c) = run(0.5, 2.0), run(0.5, 0.0), run(0.0, 2.0)
+    assert total["loss"] == pytest.approx(a["loss"] + c["loss"], rel=1e-5)
+    assert distance({k: answers[k] + confessions[k] for k in both}, both) < 1e-6
+    assert distance(run(1.0, 0.0)[0], {k: 2 * g for k, g in answers.items()}) < 1e-6
