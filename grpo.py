@@ -17,7 +17,8 @@ Differences from GRPO as published (DeepSeekMath, https://arxiv.org/abs/2402.033
   2. The old log-probabilities are the sampler's own. With one update per batch the ratio is 1 up to rounding, and a
      mismatch between sampler and trainer shows in the log (`logprob_gap`) and is corrected instead of being hidden.
   3. The KL coefficient is 0 by default, so no reference model is held.
-  4. A rollout whose judge failed gets advantage 0 and leaves its group's mean and deviation; it still counts in the
+  4. Spans of advantage 0 are not computed (they have no gradient), and a batch without any signal takes no step.
+  5. A rollout whose judge failed gets advantage 0 and leaves its group's mean and deviation; it still counts in the
      normaliser. The deviation is the population's, as a group may so shrink to one.
 """
 
@@ -148,22 +149,29 @@ def assign_advantages(rollouts: list[Rollout], group_size: int) -> dict[str, flo
     """Fill in both spans' advantages, each from its own rewards; returns each span's share of groups without signal."""
     silent = {}
     for name in ("answer", "confession"):
-        spans = [getattr(rollout, name) for rollout in rollouts]
+        spans = [rollout.spans[name] for rollout in rollouts]
         advantages, silent[name] = group_advantages([span.reward for span in spans], group_size)
         for span, advantage in zip(spans, advantages):
             span.advantage = advantage
     return silent
 
 
-def span_weights(rollouts: list[Rollout], span: str, weight: float, normaliser: str) -> list[float]:
+def span_weights(rollouts: list[Rollout], span: str, weight: float, normaliser: str, kl_coef: float = 0.0) -> list[float]:
     """Per rollout, the weight of each of its tokens in one span's loss; over all of the span's tokens they sum to `weight`.
 
-    Fixed for the whole batch before it is cut into micro-batches, so how it is cut changes nothing.
+    Fixed for the whole batch before it is cut into micro-batches, so how it is cut changes nothing. Without a KL term
+    a span of advantage 0 has no gradient: its weight is 0, and nothing is computed for it.
     """
-    lengths = [getattr(r, span).end - getattr(r, span).start for r in rollouts]
-    if normaliser == "token":
-        return [weight / sum(lengths)] * len(rollouts)
-    return [weight / (len(rollouts) * length) for length in lengths]
+    spans = [rollout.spans[span] for rollout in rollouts]
+    lengths = [s.end - s.start for s in spans]
+    weights = [weight / (sum(lengths) if normaliser == "token" else len(spans) * length) for length in lengths]
+    return [w if s.advantage or kl_coef else 0.0 for w, s in zip(weights, spans)]
+
+
+def trained_lengths(rollouts: list[Rollout], weights: dict[str, list[float]]) -> dict[int, int]:
+    """{i: tokens of rollout i up to the end of its last span that is trained}, without those that train none."""
+    ends = {i: [s.end for name, s in r.spans.items() if weights[name][i]] for i, r in enumerate(rollouts)}
+    return {i: max(e) for i, e in ends.items() if e}
 
 
 @dataclass
@@ -184,22 +192,26 @@ def make_batch(rollouts: list[Rollout], weights: dict[str, list[float]], device:
     token_ids  x x z y .  c c r .       one rollout: prompt, answer with its stop token, confession prompt, confession
     trained    0 0 1 1 1  0 0 1 1
     weights        a a a      b b       a = weights["answer"][i], b = weights["confession"][i]
+
+    A span of weight 0 is not trained, and what follows a rollout's last trained token is left out.
     """
-    ids = torch.zeros(len(rollouts), max(len(r.token_ids) for r in rollouts), dtype=torch.long)
+    ends = trained_lengths(rollouts, weights).values()
+    ids = torch.zeros(len(rollouts), max(ends), dtype=torch.long)
     trained = torch.zeros_like(ids, dtype=torch.bool)
     per_token = []  # (is_confession, old logprob, advantage, weight)
-    for i, rollout in enumerate(rollouts):
-        ids[i, : len(rollout.token_ids)] = torch.tensor(rollout.token_ids)
-        for name, span in (("answer", rollout.answer), ("confession", rollout.confession)):
-            trained[i, span.start : span.end] = True
-            per_token += [(name == "confession", logprob, span.advantage, weights[name][i]) for logprob in span.logprobs]
+    for i, (rollout, end) in enumerate(zip(rollouts, ends)):
+        ids[i, :end] = torch.tensor(rollout.token_ids[:end])
+        for name, span in rollout.spans.items():
+            if weights[name][i]:
+                trained[i, span.start : span.end] = True
+                per_token += [(name == "confession", logprob, span.advantage, weights[name][i]) for logprob in span.logprobs]
     is_confession, old, advantages, token_weights = (torch.tensor(c, device=device) for c in zip(*per_token))
     assert trained.sum() == len(old), f"{int(trained.sum())} trained positions, {len(old)} sampled log-probabilities"
     return Batch(ids.to(device), trained.to(device), is_confession, old, advantages, token_weights)
 
 
-def token_logprobs(model, ids, trained, temperature: float, chunk: int = 2_048) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logprobs, entropies), both (N,), of the trained tokens; the entropies carry no gradient.
+def token_logprobs(model, ids, trained, temperature: float, chunk: int = 2_048) -> torch.Tensor:
+    """Log-probabilities (N,) of the trained tokens.
 
     Only trained positions pass the LM head, in chunks that are recomputed in the backward pass: full logits of an 8B
     model would take more memory than its weights.
@@ -209,17 +221,13 @@ def token_logprobs(model, ids, trained, temperature: float, chunk: int = 2_048) 
     head = model.get_output_embeddings()
 
     def score(hidden, targets):
-        logp = torch.log_softmax(head(hidden).float() / temperature, dim=-1)  # (chunk, V)
-        with torch.no_grad():
-            entropy = -(logp.exp() * logp).sum(-1)
-        return logp.gather(-1, targets[:, None])[:, 0], entropy
+        logits = head(hidden).float() / temperature  # (chunk, V)
+        return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
-    if torch.is_grad_enabled() and len(targets) > chunk:
-        parts = [recompute(score, h, t, use_reentrant=False) for h, t in zip(hidden.split(chunk), targets.split(chunk))]
-    else:
-        parts = [score(h, t) for h, t in zip(hidden.split(chunk), targets.split(chunk))]
-    logprobs, entropies = zip(*parts)
-    return torch.cat(logprobs), torch.cat(entropies)
+    chunks = list(zip(hidden.split(chunk), targets.split(chunk)))
+    if torch.is_grad_enabled() and len(chunks) > 1:
+        return torch.cat([recompute(score, *part, use_reentrant=False) for part in chunks])
+    return torch.cat([score(*part) for part in chunks])
 
 
 def token_losses(logprobs, old_logprobs, advantages, clip_low: float, clip_high: float) -> torch.Tensor:
@@ -234,35 +242,37 @@ def k3(logprobs, other_logprobs) -> torch.Tensor:
     return log_ratio.exp() - 1 - log_ratio
 
 
-def micro_batches(rollouts: list[Rollout], max_tokens: int) -> list[list[int]]:
-    """Indices of rollouts, longest first, cut so that a padded micro-batch holds at most max_tokens (or one rollout)."""
-    order = sorted(range(len(rollouts)), key=lambda i: -len(rollouts[i].token_ids))
+def micro_batches(lengths: dict[int, int], max_tokens: int) -> list[list[int]]:
+    """Keys of {rollout: tokens}, longest first, cut so that a padded micro-batch holds at most max_tokens (or one rollout)."""
     out = []
-    for i in order:
-        if out and (len(out[-1]) + 1) * len(rollouts[out[-1][0]].token_ids) <= max_tokens:
+    for i in sorted(lengths, key=lambda i: -lengths[i]):
+        if out and (len(out[-1]) + 1) * lengths[out[-1][0]] <= max_tokens:
             out[-1].append(i)
         else:
             out.append([i])
     return out
 
 
-def update(model, reference, optimizer, rollouts: list[Rollout], config: Config) -> dict[str, float]:
-    """One optimizer step on scored rollouts with advantages; returns what it saw. `reference`: a model, for the KL term."""
+def update(model, reference, optimizer, rollouts: list[Rollout], config: Config) -> dict[str, float | None]:
+    """One optimizer step on rollouts with advantages; returns what it saw. `reference`: a model, for the KL term.
+
+    Where no span has a gradient, no step is taken: a step on zero gradients would let Adam's momentum drift on.
+    """
     weights = {
-        "answer": span_weights(rollouts, "answer", config.task_weight, config.normaliser),
-        "confession": span_weights(rollouts, "confession", config.confession_weight, config.normaliser),
+        "answer": span_weights(rollouts, "answer", config.task_weight, config.normaliser, config.kl_coef),
+        "confession": span_weights(rollouts, "confession", config.confession_weight, config.normaliser, config.kl_coef),
     }
-    seen = []  # per micro-batch: (N, 5) logprob gap, approx_kl, clipped, entropy, is_confession
-    total_loss = 0.0
+    seen, total_loss, grad_norm = [], 0.0, 0.0  # seen: per micro-batch (N, 4) logprob gap, approx_kl, clipped, is_confession
     model.train()  # the models have no dropout; this only lets gradient checkpointing act
-    for rows in micro_batches(rollouts, config.micro_batch_tokens):
+    cut = micro_batches(trained_lengths(rollouts, weights), config.micro_batch_tokens)
+    for rows in cut:
         part = {name: [w[i] for i in rows] for name, w in weights.items()}
         batch = make_batch([rollouts[i] for i in rows], part, model.device)
-        logprobs, entropies = token_logprobs(model, batch.ids, batch.trained, config.temperature)
+        logprobs = token_logprobs(model, batch.ids, batch.trained, config.temperature)
         losses = token_losses(logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high)  # (N,)
         if config.kl_coef:
             with torch.no_grad(), model.disable_adapter() if reference is model else nullcontext():
-                reference_logprobs, _ = token_logprobs(reference, batch.ids, batch.trained, config.temperature)
+                reference_logprobs = token_logprobs(reference, batch.ids, batch.trained, config.temperature)
             losses = losses + config.kl_coef * k3(logprobs, reference_logprobs)
         loss = (batch.weights * losses).sum()
         loss.backward()
@@ -270,17 +280,20 @@ def update(model, reference, optimizer, rollouts: list[Rollout], config: Config)
         with torch.no_grad():
             log_ratio = logprobs - batch.old_logprobs
             clipped = (log_ratio.exp() < 1 - config.clip_low) | (log_ratio.exp() > 1 + config.clip_high)
-            columns = (log_ratio.abs(), k3(batch.old_logprobs, logprobs), clipped, entropies, batch.is_confession)
-            seen.append(torch.stack([c.float() for c in columns], dim=1))
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm, error_if_nonfinite=True)
-    optimizer.step()
-    optimizer.zero_grad()
+            columns = (log_ratio.abs(), k3(batch.old_logprobs, logprobs), clipped, batch.is_confession)
+            seen.append(torch.stack([c.double() for c in columns], dim=1))
+    if cut:
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm, error_if_nonfinite=True))
+        optimizer.step()
+        optimizer.zero_grad()
     model.eval()
-    seen = torch.cat(seen).double()
-    answer, confession = seen[seen[:, 4] == 0].mean(0), seen[seen[:, 4] == 1].mean(0)
-    names = ("logprob_gap", "approx_kl", "clipfrac", "entropy")
-    out = {f"{name}_{span}": float(m[i]) for span, m in (("answer", answer), ("confession", confession)) for i, name in enumerate(names)}
-    return {"loss": total_loss, "grad_norm": float(grad_norm), **out}
+    stats = {"loss": total_loss, "grad_norm": grad_norm}
+    seen = torch.cat(seen) if seen else torch.zeros(0, 4)
+    for k, span in enumerate(("answer", "confession")):
+        mine = seen[seen[:, 3] == k]
+        for column, name in enumerate(("logprob_gap", "approx_kl", "clipfrac")):
+            stats[f"{name}_{span}"] = float(mine[:, column].mean()) if len(mine) else None
+    return stats
 
 
 # ----------------------------------------------------------------------------------------------------- the training

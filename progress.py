@@ -14,7 +14,7 @@ def step_row(step: int, rollouts: list[Rollout], task, silent: dict[str, float],
     """A line of metrics.jsonl: nothing in it depends on the clock."""
     mean_reward = lambda rewards: sum(rewards) / len(rewards) if rewards else None
     rewards = {
-        f"reward_{name}": mean_reward([r for r in (getattr(rollout, name).reward for rollout in rollouts) if r is not None])
+        f"reward_{name}": mean_reward([r for r in (rollout.spans[name].reward for rollout in rollouts) if r is not None])
         for name in ("answer", "confession")
     }
     zero = {f"frac_zero_std_groups_{name}": share for name, share in silent.items()}
@@ -24,7 +24,7 @@ def step_row(step: int, rollouts: list[Rollout], task, silent: dict[str, float],
 def timing_row(step: int, clock: list[float], rollouts: list[Rollout]) -> dict:
     """A line of timing.jsonl: seconds by phase, sampled and processed tokens, peak memory of the process or the GPU."""
     seconds = {name: b - a for name, a, b in zip(("sample", "judge", "score", "train"), clock, clock[1:])}
-    sampled = sum(len(span.logprobs) for rollout in rollouts for span in (rollout.answer, rollout.confession))
+    sampled = sum(len(span.logprobs) for rollout in rollouts for span in rollout.spans.values())
     on_gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     tokens = {"sampled_tokens": sampled, "stream_tokens": sum(len(rollout.token_ids) for rollout in rollouts)}
@@ -37,7 +37,7 @@ def format_step(row: dict, seconds: float) -> str:
         f"step {row['step']:4} | reward {show('reward_answer')} {show('reward_confession')} | honest {show('honest_given_noncompliant')} "
         f"claims {show('claim_match')} counted {show('count_rate')} | hack {show('bracket_hack')} exact {show('exact_compliance')} "
         f"fooled {show('judge_fooled')} | parsed {show('parsed')} | grad {row['grad_norm']:.2f} "
-        f"gap {row['logprob_gap_answer']:.0e} | {seconds:.1f}s"
+        f"gap {row['logprob_gap_answer'] or 0:.0e} | {seconds:.1f}s"
     )
 
 

@@ -68,7 +68,7 @@ class Judge:
             batch = todo[first : first + self.batch_size]
             decoder = Decoder(self.model, stop_ids, temperature=0.0, generator=None)
             decoder.append([prompts[pair] for pair in batch])
-            replies, _ = decoder.sample(self.max_new_tokens, last=True)
+            replies, _, _ = decoder.sample(self.max_new_tokens, last=True)
             for pair, ids in zip(batch, replies):
                 verdicts[pair] = parse_verdict(self.tokenizer.decode(ids, skip_special_tokens=True))
         return [verdicts[pair] for pair in pairs]

@@ -32,6 +32,7 @@ class Span:
     end: int
     finish: str  # "stop", or "length" where the token budget cut it off
     logprobs: list[float] = dataclasses.field(repr=False)  # (end - start,) the sampler's, at its temperature
+    entropy: float = 0.0  # nats per token, mean over the span, of the sampler's distribution
     reward: float | None = None  # None: not scored, or the judge failed
     advantage: float = 0.0
 
@@ -52,6 +53,10 @@ class Rollout:
     truth: object = None  # the task's Truth of y
     report: ConfessionReport | ParseFailure | None = None  # of yc
     verdict: object = None  # the judge's Verdict on y
+
+    @property
+    def spans(self) -> dict[str, Span]:
+        return {"answer": self.answer, "confession": self.confession}
 
     def to_json(self) -> dict:
         """Plain data for a line of rollouts/*.jsonl; the samplers' logprobs are left out."""
@@ -161,14 +166,15 @@ class Decoder:
         self._forward(ids, valid)
 
     @torch.inference_mode()
-    def sample(self, max_new_tokens: int, last: bool = False) -> tuple[list[list[int]], list[list[float]]]:
-        """Sampled ids (stop token included) and their log-probabilities, per stream.
+    def sample(self, max_new_tokens: int, last: bool = False) -> tuple[list[list[int]], list[list[float]], list[float]]:
+        """Per stream: sampled ids (stop token included), their log-probabilities, and the mean entropy in nats.
 
         With `last`, streams that have finished are dropped from the batch now and then; no append() may follow.
         """
         n = len(self.mask)
         ids = torch.zeros(n, max_new_tokens, dtype=torch.long, device=self.model.device)
         logprobs = torch.zeros(n, max_new_tokens, device=self.model.device)
+        entropies = torch.zeros(n, device=self.model.device)  # summed over the stream's tokens
         lengths = torch.full((n,), max_new_tokens, device=self.model.device)
         rows = torch.arange(n, device=self.model.device)  # (B,) the stream that each row of the batch holds
         running = torch.ones_like(rows, dtype=torch.bool)  # (B,)
@@ -177,6 +183,7 @@ class Decoder:
             token = self._draw(logp)  # (B,)
             ids[rows, t] = token
             logprobs[rows, t] = logp.gather(-1, token[:, None])[:, 0]
+            entropies[rows] -= (logp.exp() * logp).nan_to_num().sum(-1) * running  # 0 * -inf is 0
             stopped = running & torch.isin(token, self.stop_ids)
             lengths[rows[stopped]] = t + 1
             running &= ~stopped
@@ -191,7 +198,8 @@ class Decoder:
         lengths = lengths.tolist()
         out_ids = [row[:k] for row, k in zip(ids.tolist(), lengths)]
         self.unfed = [row[-1:] for row in out_ids]
-        return out_ids, [row[:k] for row, k in zip(logprobs.tolist(), lengths)]
+        means = [total / k for total, k in zip(entropies.tolist(), lengths)]
+        return out_ids, [row[:k] for row, k in zip(logprobs.tolist(), lengths)], means
 
     def _draw(self, logp: torch.Tensor) -> torch.Tensor:
         """(B, V) -> (B,): greedy at temperature 0, else by the inverse of the cumulative distribution.
@@ -281,16 +289,16 @@ def sample_rollouts(
 
         decoder = Decoder(model, stop_ids, sampling.temperature, generator)
         decoder.append(prompts)
-        answers, answer_logprobs = decoder.sample(sampling.max_answer_tokens)
+        answers, answer_logprobs, answer_entropies = decoder.sample(sampling.max_answer_tokens)
         # A sampled closing token is not fed twice; a truncated answer is closed by it, untrained.
         joints = [suffix[1:] if ids[-1] == suffix[0] else suffix for ids in answers]
         decoder.append(joints)
-        confessions, confession_logprobs = decoder.sample(sampling.max_confession_tokens, last=True)
+        confessions, confession_logprobs, confession_entropies = decoder.sample(sampling.max_confession_tokens, last=True)
 
         for i, (seed, system) in enumerate(batch):
             start = len(prompts[i])
-            answer = _span(start, answers[i], answer_logprobs[i], stop_ids)
-            confession = _span(answer.end + len(joints[i]), confessions[i], confession_logprobs[i], stop_ids)
+            answer = _span(start, answers[i], answer_logprobs[i], answer_entropies[i], stop_ids)
+            confession = _span(answer.end + len(joints[i]), confessions[i], confession_logprobs[i], confession_entropies[i], stop_ids)
             z, y = split_thinking(tokenizer, _without_stop(answers[i], answer), opened)
             zc, yc = split_thinking(tokenizer, _without_stop(confessions[i], confession), opened)
             ids = prompts[i] + answers[i] + joints[i] + confessions[i]
@@ -310,8 +318,8 @@ def check_context(model, prompt: int, suffix: int, sampling: Sampling) -> None:
         )
 
 
-def _span(start: int, ids: list[int], logprobs: list[float], stop_ids: list[int]) -> Span:
-    return Span(start, start + len(ids), "stop" if ids[-1] in stop_ids else "length", logprobs)
+def _span(start: int, ids: list[int], logprobs: list[float], entropy: float, stop_ids: list[int]) -> Span:
+    return Span(start, start + len(ids), "stop" if ids[-1] in stop_ids else "length", logprobs, entropy)
 
 
 def _without_stop(ids: list[int], span: Span) -> list[int]:

@@ -38,7 +38,7 @@ def scored(met, cheated, verdict, claims=None, grade=0, zc="", lengths=(3, 4), f
 
 
 T, F = True, False
-SIX = [
+SIX = [  # the first two get entropies below
     scored((T, T), (None, None), "pass", ("Full", "Full"), 7, zc="++", seed=1),
     scored((T, F), (None, True), "pass", ("Full", "None"), 3, zc="+-", lengths=(5, 2), seed=2),
     scored((F, F), (True, False), "fail", ("Partial", "Full"), 4, lengths=(7, 6), finishes=("length", "stop"), seed=3),
@@ -46,6 +46,7 @@ SIX = [
     scored((T, T), (None, None), "fail", ("None", "None"), 1, zc="--+", seed=5),
     scored((T, T), (None, None), "pass", ("Partial", "Full"), 2, lengths=(2, 2), seed=6, extra=True),
 ]
+SIX[0].answer.entropy, SIX[1].answer.entropy, SIX[0].confession.entropy = 0.5, 1.0, 2.0
 EXPECTED = {  # (sum, number of trials), counted by hand
     "exact_compliance": (2, 6),
     "objectives_met": (7, 12),
@@ -73,6 +74,8 @@ EXPECTED = {  # (sum, number of trials), counted by hand
     "confession_truncated": (1, 6),
     "answer_tokens": (3 + 5 + 7 + 1 + 3 + 2, 6),
     "confession_tokens": (4 + 2 + 6 + 9 + 4 + 2, 6),
+    "answer_entropy": (0.5 + 1.0, 6),
+    "confession_entropy": (2.0, 6),
 }
 # J = 2/3 - 1/2. kappa, over five verdicts: agreement 2/5; 3/5 passed, 2/5 compliant, so 12/25 agree by chance.
 NO_REPORT = """claim_match right_full right_doubted wrong_none wrong_partial over_claim hedge_rate all_none

@@ -296,6 +296,16 @@ def test_sampler_logprobs_equal_one_uncached_pass(tiny, temperature):
             assert span.logprobs == pytest.approx(expected[span.start : span.end], abs=1e-4)
 
 
+def test_entropy_is_the_mean_over_a_span(tiny):
+    """The logged entropy counts tokens after the stop token, or belongs to another stream."""
+    for rollout in sample(tiny, 0.7):
+        with torch.no_grad():
+            logp = torch.log_softmax(tiny[0](input_ids=torch.tensor([rollout.token_ids])).logits[0] / 0.7, dim=-1)
+        entropies = -(logp.exp() * logp).sum(-1)
+        for span in rollout.spans.values():
+            assert span.entropy == pytest.approx(entropies[span.start - 1 : span.end - 1].mean().item(), abs=1e-4)
+
+
 def test_tiny_olmo3_streams_are_longer_than_its_window(tiny_models):
     """The other tests of this file would show nothing about sliding windows."""
     config = tiny_models["olmo3"][0].config
@@ -360,7 +370,7 @@ def test_cache_that_outgrows_its_room_keeps_its_contents(tiny):
     ids, logprobs = [[], []], [[], []]
     for blocks in ([[5] * 40, [6] * 3], [[7] * 2, [8] * 30]):
         decoder.append(blocks)
-        for i, (new_ids, new_logprobs) in enumerate(zip(*decoder.sample(150))):
+        for i, (new_ids, new_logprobs) in enumerate(zip(*decoder.sample(150)[:2])):
             ids[i] += blocks[i] + new_ids
             logprobs[i] += [None] * len(blocks[i]) + new_logprobs
     for stream, sampled in zip(ids, logprobs):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import word_count
 from confession_schema import ConfessionReport, ParseFailure
-from grpo import assign_advantages, group_advantages, make_batch, micro_batches, span_weights, token_losses
+from grpo import assign_advantages, group_advantages, make_batch, micro_batches, span_weights, token_losses, trained_lengths
 from rewards import Verdict, honesty_reward, judge_reward, score_rollouts
 
 NORMALISERS = ("sequence", "token")
@@ -50,15 +50,16 @@ def coefficients(answers, confessions, group_size: int, normaliser: str) -> dict
     score_rollouts(rollouts, verdicts, word_count, reward_function(0, judge_reward), reward_function(1, honesty_reward))
     assign_advantages(rollouts, group_size)
     weights = {name: span_weights(rollouts, name, weight, normaliser) for name, weight in WEIGHTS.items()}
-    out = {name: [b""] * len(rollouts) for name in WEIGHTS}
-    for rows in micro_batches(rollouts, 30):
+    out = {name: [bytes(4 * (r.spans[name].end - r.spans[name].start)) for r in rollouts] for name in WEIGHTS}  # untrained: 0.0
+    for rows in micro_batches(trained_lengths(rollouts, weights), 30):
         part = {name: [w[i] for i in rows] for name, w in weights.items()}
         batch = make_batch([rollouts[i] for i in rows], part, torch.device("cpu"))
         left = batch.weights * batch.advantages
         for i in rows:
-            for name, span in zip(WEIGHTS, spans_of(rollouts[i])):
-                own, left = left.split([span.end - span.start, len(left) - (span.end - span.start)])
-                out[name][i] = own.numpy().tobytes()
+            for name, span in rollouts[i].spans.items():
+                length = span.end - span.start if weights[name][i] else 0
+                own, left = left[:length], left[length:]
+                out[name][i] = own.numpy().tobytes() or out[name][i]
         assert len(left) == 0
     return out
 
@@ -163,6 +164,6 @@ def test_the_loss_is_the_sum_of_two_losses(normaliser):
     model, rollouts = tiny_model().double(), random_rollouts(8)
     run = lambda task, confession: gradients(model, rollouts, normaliser=normaliser, task_weight=task, confession_weight=confession)
     (both, total), (answers, a), (confessions, c) = run(0.5, 2.0), run(0.5, 0.0), run(0.0, 2.0)
-    assert total["loss"] == pytest.approx(a["loss"] + c["loss"], rel=1e-5)
+    assert total["loss"] == pytest.approx(a["loss"] + c["loss"], abs=1e-6)  # the terms of its sum are about 1
     assert distance({k: answers[k] + confessions[k] for k in both}, both) < 1e-6
     assert distance(run(1.0, 0.0)[0], {k: 2 * g for k, g in answers.items()}) < 1e-6
