@@ -110,7 +110,7 @@ def main() -> None:
         where = torch.cuda.get_device_name() if models.device_of(config.device).type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
         mine = in_own_process(ours, config)
         print(f"{where}, torch {torch.__version__}; {rollouts} rollouts a step, median of {config.steps} steps [fastest, slowest]")
-        print(f"                 step s            " + "".join(f"{name:>8}" for name in PHASES) + "   sampled tokens/s   peak GiB")
+        print(" " * 17 + "step s            " + "".join(f"{name:>8}" for name in PHASES) + "   sampled tokens/s   peak GiB")
         row = lambda name, r, phases, tokens: print(
             f"{name:15} {r['step']:6.2f} [{r['fastest']:.2f}, {r['slowest']:.2f}]" + phases + f"   {tokens / r['step']:16,.0f}   {r['peak_gib']:8.2f}"
         )
