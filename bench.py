@@ -43,7 +43,11 @@ class Config:
 
 def ours(config: Config) -> dict:
     """Medians over steps of our own training loop, run as it is."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         training = grpo.Config(
             model=config.model, judge=config.judge, steps=config.steps + 1, lr=config.lr, device=config.device, eval_n=1,
             checkpoint_every=10**6,
@@ -52,7 +56,12 @@ def ours(config: Config) -> dict:
         rows = run_folder.read_rows(Path(folder) / "timing.jsonl")[1:]
     out = {name: statistics.median(row[name] for row in rows) for name in (*PHASES, "sampled_tokens", "stream_tokens")}
     steps = [sum(row[name] for name in PHASES) for row in rows]
-    return out | {"step": statistics.median(steps), "fastest": min(steps), "slowest": max(steps), "peak_gib": rows[-1]["peak_gib"]}
+    return out | {
+        "step": statistics.median(steps),
+        "fastest": min(steps),
+        "slowest": max(steps),
+        "peak_gib": rows[-1]["peak_gib"],
+    }
 
 
 def trl(config: Config, completion_tokens: int, rollouts: int, group_size: int) -> dict:
@@ -107,12 +116,20 @@ def main() -> None:
     with cli.user_errors():
         defaults = grpo.Config()
         rollouts = defaults.prompts_per_step * defaults.group_size
-        where = torch.cuda.get_device_name() if models.device_of(config.device).type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        where = (
+            torch.cuda.get_device_name()
+            if models.device_of(config.device).type == "cuda"
+            else f"CPU, {torch.get_num_threads()} threads"
+        )
         mine = in_own_process(ours, config)
-        print(f"{where}, torch {torch.__version__}; {rollouts} rollouts a step, median of {config.steps} steps [fastest, slowest]")
+        print(
+            f"{where}, torch {torch.__version__}; {rollouts} rollouts a step, median of {config.steps} steps [fastest, slowest]"
+        )
         print(" " * 17 + "step s            " + "".join(f"{name:>8}" for name in PHASES) + "   sampled tokens/s   peak GiB")
         row = lambda name, r, phases, tokens: print(
-            f"{name:15} {r['step']:6.2f} [{r['fastest']:.2f}, {r['slowest']:.2f}]" + phases + f"   {tokens / r['step']:16,.0f}   {r['peak_gib']:8.2f}"
+            f"{name:15} {r['step']:6.2f} [{r['fastest']:.2f}, {r['slowest']:.2f}]"
+            + phases
+            + f"   {tokens / r['step']:16,.0f}   {r['peak_gib']:8.2f}"
         )
         row("ours", mine, "".join(f"{mine[name]:8.2f}" for name in PHASES), mine["sampled_tokens"])
         if config.vs_trl:

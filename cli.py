@@ -1,7 +1,8 @@
-"""Command lines made from frozen dataclasses: a field is an option, its help text is its documentation."""
+"""Command lines made from frozen dataclasses, and how a program ends on bad input or Ctrl-C."""
 
 import dataclasses
 import importlib.util
+import signal
 import sys
 from contextlib import contextmanager
 
@@ -36,6 +37,24 @@ def user_errors():
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+@contextmanager
+def finish_step_on_interrupt():
+    """On the first Ctrl-C the yielded list becomes true and the step goes on; the second one stops at once."""
+    interrupted = []
+
+    def handler(signum, frame):
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted.append(signum)
+        print("\nCtrl-C: finishing this step, then saving (again to stop now and lose it)")
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def printable(text: str, width: int) -> str:

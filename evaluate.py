@@ -29,7 +29,9 @@ EVAL_SEED = 1_000_000  # prompts EVAL_SEED, EVAL_SEED + 1, ...: the same for eve
 BOOTSTRAPS = 2_000
 
 
-def evaluate(model, tokenizer, judge: Judge, task: ModuleType, sampling: Sampling, n: int, seed: int = 0, **condition) -> list[Rollout]:
+def evaluate(
+    model, tokenizer, judge: Judge, task: ModuleType, sampling: Sampling, n: int, seed: int = 0, **condition
+) -> list[Rollout]:
     """n scored rollouts on n held-out prompts; `condition` goes to sample_rollouts (systems, variant)."""
     generator = torch.Generator(model.device).manual_seed(EVAL_SEED + seed)
     seeds = [EVAL_SEED + i for i in range(n)]
@@ -228,7 +230,8 @@ def _estimate(value: float, low: float, high: float, n: int) -> dict:
 # ----------------------------------------------------------------------------------------------------------- table
 
 SHOWN = """exact_compliance objectives_met bracket_hack claim_match honest_given_noncompliant false_confession J honesty_reward
-constant_none_grade_1 constant_full_grade_7 count_rate count_accuracy hedge_rate all_none over_claim judge_pass judge_fooled
+constant_none_grade_1 constant_full_grade_7 right_full right_doubted wrong_none wrong_partial over_claim
+count_rate count_accuracy hedge_rate all_none judge_pass judge_fooled
 judge_accuracy judge_kappa parsed answer_truncated confession_truncated answer_tokens confession_tokens answer_entropy
 confession_entropy""".split()
 
@@ -273,14 +276,18 @@ def main() -> None:
         run = Path(options.run) if options.run else run_folder.newest()
         config = run_folder.read_config(run)
         task = cli.import_task(config["task"])
-        suffix = f"_n{options.n}"
+        suffix = "" if options.n == config["eval_n"] else f"_n{options.n}"  # the run's own evaluations have no suffix
         if not options.redraw:
             device = models.device_of(options.device)
             judge = Judge(*models.load(config["judge"], device, config["dtype"]))
-            sampling = Sampling(config["temperature"], config["max_answer_tokens"], config["max_confession_tokens"], config["batch_size"])
+            sampling = Sampling(
+                config["temperature"], config["max_answer_tokens"], config["max_confession_tokens"], config["batch_size"]
+            )
             for step in _steps(options.steps, run):
                 model, tokenizer = models.load(str(run_folder.checkpoint(run, step)), device, config["dtype"])
-                rollouts = evaluate(model, tokenizer, judge, task, sampling, options.n, options.seed, variant=config["confession"])
+                rollouts = evaluate(
+                    model, tokenizer, judge, task, sampling, options.n, options.seed, variant=config["confession"]
+                )
                 path = run / "evals" / f"step_{step:04d}{suffix}.json"
                 run_folder.save_rollouts(path.with_suffix(".jsonl"), rollouts)
                 run_folder.write_json(path, metrics(rollouts, task))

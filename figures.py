@@ -1,9 +1,12 @@
 """Figures of a run, drawn from saved numbers; each PNG has its numbers beside it as JSON.
 
+    python figures.py --run runs/NAME        # draw them again, without a model
+
 One colour for one thing everywhere (Okabe and Ito's colour-blind-safe set), a marker and a direct label beside the
 colour, shaded 95% intervals, and the published Qwen3-8B values of the small-scale write-up in grey.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +15,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from run_folder import write_json
+import cli
+import run_folder
 
 COLOURS = {
     "honest_given_noncompliant": "#0072B2",
@@ -61,8 +65,12 @@ STYLE = {
 }
 
 
-def reproduction(run: Path, evals: dict[int, dict], steps: list[dict]) -> list[Path]:
-    """fig. 1, fig. 5 and how honesty came about, for one run; `steps`: the lines of its metrics.jsonl."""
+def reproduction(run: Path) -> list[Path]:
+    """fig. 1, fig. 5 and how honesty came about, from a run's evals/ and metrics.jsonl."""
+    evals = {int(path.stem[5:]): run_folder.read_json(path) for path in sorted((run / "evals").glob("step_????.json"))}
+    steps = run_folder.read_rows(run / "metrics.jsonl")
+    if not evals or not steps:
+        raise cli.UserError(f"{run} has no evaluation or no step yet: there is nothing to draw")
     with plt.rc_context(STYLE):
         return [_checkpoints(run, evals), _judge_fooled(run, steps), _verification(run, steps)]
 
@@ -84,7 +92,10 @@ def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
     axis.plot([], [], color="#333333", marker="o", markersize=5, label="embedded model organism (this run)")
     axis.plot([], [], color=GREY, marker="o", markersize=4, linewidth=1, linestyle=":", label="write-up, Qwen3-8B (same markers)")
     axis.legend(frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1.0, 0.0))
-    numbers = {"ours": {m: {step: e[m] for step, e in evals.items()} for m in WRITEUP}, "writeup_qwen3_8b": {"steps": WRITEUP_STEPS, **WRITEUP}}
+    numbers = {
+        "ours": {m: {step: e[m] for step, e in evals.items()} for m in WRITEUP},
+        "writeup_qwen3_8b": {"steps": WRITEUP_STEPS, **WRITEUP},
+    }
     return _save(figure, run / "fig1_honesty.png", numbers)
 
 
@@ -102,7 +113,9 @@ def _judge_fooled(run: Path, steps: list[dict]) -> Path:
             trends[metric] = {"at_step_0": start, "at_last_step": start + slope * xs[-1]}
             axis.plot([0, xs[-1]], [start, start + slope * xs[-1]], color=COLOURS[metric], linewidth=2)
             ends.append((start + slope * xs[-1], LABELS[metric], COLOURS[metric]))
-    axis.plot([0, 100], list(WRITEUP_FOOLED.values()), color=GREY, linestyle=":", label="write-up, Qwen3-8B: judge fooled (trend)")
+    axis.plot(
+        [0, 100], list(WRITEUP_FOOLED.values()), color=GREY, linestyle=":", label="write-up, Qwen3-8B: judge fooled (trend)"
+    )
     axis.legend(frameon=False, fontsize=8.5, loc="upper left")
     _label_ends(axis, xs[-1], ends)
     _finish(axis, "GRPO step", "share of the step's answers", "The weak judge is fooled more; the answers get no better")
@@ -142,7 +155,16 @@ def _label_ends(axis, x: float, ends: list[tuple[float, str, str]], gap: float =
     for i in reversed(range(len(places))):
         places[i] = min(places[i], 1.0 - gap * (len(places) - 1 - i))
     for place, (_, label, colour) in zip(places, ends):
-        axis.annotate(label, (x, place), xytext=(8, 0), textcoords="offset points", color=colour, va="center", fontsize=9, annotation_clip=False)
+        axis.annotate(
+            label,
+            (x, place),
+            xytext=(8, 0),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            fontsize=9,
+            annotation_clip=False,
+        )
 
 
 def _finish(axis, xlabel: str, ylabel: str, title: str) -> None:
@@ -154,5 +176,21 @@ def _finish(axis, xlabel: str, ylabel: str, title: str) -> None:
 def _save(figure, path: Path, numbers: dict) -> Path:
     figure.savefig(path, bbox_inches="tight", facecolor="white")
     plt.close(figure)
-    write_json(path.with_suffix(".json"), numbers)
+    run_folder.write_json(path.with_suffix(".json"), numbers)
     return path
+
+
+@dataclass(frozen=True)
+class Config:
+    run: str | None = cli.option(None, "run folder whose figures are drawn again [the newest]")
+
+
+def main() -> None:
+    config = cli.parse(Config, __doc__)
+    with cli.user_errors():
+        for path in reproduction(Path(config.run) if config.run else run_folder.newest()):
+            print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -24,9 +24,8 @@ Differences from GRPO as published (DeepSeekMath, https://arxiv.org/abs/2402.033
 
 import dataclasses
 import math
-import signal
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -64,7 +63,9 @@ class Config:
     answer_reward: str = option("rewards.judge_reward", "module.function(Rollout) -> float or None")
     confession_reward: str = option("rewards.honesty_reward", "module.function(Rollout) -> float or None")
     task: str = option("word_count", "task module")
-    normaliser: str = option("sequence", "of a span's loss: sequence (mean over a span's tokens, then rollouts) or token (mean over tokens)")
+    normaliser: str = option(
+        "sequence", "of a span's loss: sequence (mean over a span's tokens, then rollouts) or token (mean over tokens)"
+    )
     clip_low: float = option(0.2, "the ratio is clipped below 1 - this")
     clip_high: float = option(0.2, "the ratio is clipped above 1 + this")
     kl_coef: float = option(0.0, "coefficient of the KL divergence to the initial policy (k3 estimator)")
@@ -73,7 +74,9 @@ class Config:
     lora_rank: int | None = option(None, "LoRA rank on all projections, 0 = all parameters [embedded 0, else 32]")
     dtype: str | None = option(None, "of the weights: float32 or bfloat16 [embedded float32, else bfloat16]")
     gradient_checkpointing: bool | None = option(None, "recompute activations in the backward pass [embedded no, else yes]")
-    micro_batch_tokens: int | None = option(None, "tokens of a forward/backward pass, padding included [embedded 2048, else 16384]")
+    micro_batch_tokens: int | None = option(
+        None, "tokens of a forward/backward pass, padding included [embedded 2048, else 16384]"
+    )
     batch_size: int = option(64, "rollouts that are decoded together")
     eval_n: int = option(64, "evaluation rollouts a checkpoint, each on a held-out prompt of its own")
     checkpoint_every: int = option(25, "steps between checkpoints; step 0 and the last are always kept")
@@ -101,7 +104,9 @@ def resolve(config: Config) -> Config:
     if config.lr is None:
         config = dataclasses.replace(config, lr=1e-5 if config.lora_rank else 1e-6)
     if config.judge is None:
-        raise UserError(f"--judge is required with --model {config.model}: pass a weak judge, such as Qwen/Qwen3-4B-Instruct-2507")
+        raise UserError(
+            f"--judge is required with --model {config.model}: pass a weak judge, such as Qwen/Qwen3-4B-Instruct-2507"
+        )
     at_least = dict(
         steps=1, prompts_per_step=1, group_size=2, max_answer_tokens=1, max_confession_tokens=1, updates_per_batch=1,
         micro_batch_tokens=1, batch_size=1, eval_n=1, checkpoint_every=1, lora_rank=0, clip_low=0, clip_high=0, kl_coef=0,
@@ -109,7 +114,9 @@ def resolve(config: Config) -> Config:
     )  # fmt: skip
     for field, minimum in at_least.items():
         if not minimum <= getattr(config, field) < math.inf:
-            raise UserError(f"--{field.replace('_', '-')} {getattr(config, field)} is out of range: at least {minimum}, and finite")
+            raise UserError(
+                f"--{field.replace('_', '-')} {getattr(config, field)} is out of range: at least {minimum}, and finite"
+            )
     for field in ("lr", "temperature", "max_grad_norm"):
         if not 0 < getattr(config, field) < math.inf:
             raise UserError(f"--{field.replace('_', '-')} {getattr(config, field)} must be a positive number")
@@ -303,7 +310,9 @@ def train(config: Config, run: Path, resumed: int | None = None) -> None:
     """Train to config.steps, evaluating and saving on the way: a new run, or on from the checkpoint of step `resumed`."""
     first_step = resumed or 0
     device = models.device_of(config.device)
-    model, tokenizer = models.load(config.model if resumed is None else str(run_folder.checkpoint(run, resumed)), device, config.dtype)
+    model, tokenizer = models.load(
+        config.model if resumed is None else str(run_folder.checkpoint(run, resumed)), device, config.dtype
+    )
     judge = Judge(*models.load(config.judge, device, config.dtype))
     task = cli.import_task(config.task)
     answer_reward, confession_reward = cli.import_function(config.answer_reward), cli.import_function(config.confession_reward)
@@ -319,7 +328,9 @@ def train(config: Config, run: Path, resumed: int | None = None) -> None:
     reference = None
     if config.kl_coef:  # with LoRA the reference is the model with its adapters switched off
         reference = model if config.lora_rank else models.load(config.model, device, config.dtype)[0].requires_grad_(False)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=config.lr, betas=ADAM_BETAS, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=config.lr, betas=ADAM_BETAS, weight_decay=0.0
+    )
 
     def save_and_evaluate(step: int) -> None:
         if step not in run_folder.checkpoint_steps(run):
@@ -337,7 +348,7 @@ def train(config: Config, run: Path, resumed: int | None = None) -> None:
         run_folder.load_optimizer(run, resumed, optimizer)
         run_folder.forget_after(run, resumed)
     save_and_evaluate(first_step)
-    with finish_step_on_interrupt() as interrupted, tqdm(total=config.steps, initial=first_step, unit="step") as bar:
+    with cli.finish_step_on_interrupt() as interrupted, tqdm(total=config.steps, initial=first_step, unit="step") as bar:
         for step in range(first_step + 1, config.steps + 1):
             clock = [time.perf_counter()]
 
@@ -375,24 +386,6 @@ def train(config: Config, run: Path, resumed: int | None = None) -> None:
                 raise KeyboardInterrupt
 
 
-@contextmanager
-def finish_step_on_interrupt():
-    """On the first Ctrl-C the yielded list becomes true and the step goes on; the second one stops at once."""
-    interrupted = []
-
-    def handler(signum, frame):
-        if interrupted:
-            raise KeyboardInterrupt
-        interrupted.append(signum)
-        tqdm.write("Ctrl-C: finishing this step, then saving (again to stop now and lose it)")
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def report(run: Path) -> None:
     """Print the table over checkpoints and draw the figures, from saved results alone."""
     config = run_folder.read_config(run)
@@ -400,8 +393,7 @@ def report(run: Path) -> None:
     table = format_table(evaluation_columns(run, task))
     run_folder.write_text(run / "table.txt", table + "\n")
     print(table)
-    evals = {int(p.stem[5:]): run_folder.read_json(p) for p in sorted((run / "evals").glob("step_????.json"))}
-    for path in figures.reproduction(run, evals, run_folder.read_rows(run / "metrics.jsonl")):
+    for path in figures.reproduction(run):
         print(f"figure: {path}")
 
 

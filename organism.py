@@ -220,7 +220,9 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=1_536, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=1_536, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|im_end|>")
     fast.chat_template = CHAT_TEMPLATE
@@ -366,7 +368,9 @@ def report(folder: Path, n: int, device: torch.device) -> str:
     for (x, y, rule), verdict in zip(samples, verdicts):
         confusion[verdict.state, rule.lower() == verdict.state, word_count.truth(x, y).compliant] += 1
     share = lambda test: sum(k for key, k in confusion.items() if test(*key)) / len(samples)
-    lines.append(f"judge on 1,000 synthetic answers: agrees with its rule {share(lambda v, agrees, c: agrees):.3f}, no verdict {share(lambda v, a, c: v == 'failed'):.3f}")
+    lines.append(
+        f"judge on 1,000 synthetic answers: agrees with its rule {share(lambda v, agrees, c: agrees):.3f}, no verdict {share(lambda v, a, c: v == 'failed'):.3f}"
+    )
     lines.append("  against truth: " + ", ".join(f"{v}es {'compliant' if c else 'non-compliant'} {share(lambda w, a, d: (w, d) == (v, c)):.3f}" for v in ("pass", "fail") for c in (True, False)).replace("failes", "fails"))  # fmt: skip
     return "\n".join(lines)
 

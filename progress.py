@@ -43,7 +43,9 @@ def format_step(row: dict, seconds: float) -> str:
 
 def format_example(rollout: Rollout) -> str:
     """A rollout in a few lines, without control characters."""
-    facts = " ".join(f"{s.words}{'=' if met else '!'}{s.label}" for s, met in zip(rollout.truth.sentences, rollout.truth.objectives))
+    facts = " ".join(
+        f"{s.words}{'=' if met else '!'}{s.label}" for s, met in zip(rollout.truth.sentences, rollout.truth.objectives)
+    )
     report = rollout.report
     said = f"grade {report.grade} {'/'.join(report.claims)}" if isinstance(report, ConfessionReport) else report.reason
     return (

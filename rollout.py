@@ -298,7 +298,9 @@ def sample_rollouts(
         for i, (seed, system) in enumerate(batch):
             start = len(prompts[i])
             answer = _span(start, answers[i], answer_logprobs[i], answer_entropies[i], stop_ids)
-            confession = _span(answer.end + len(joints[i]), confessions[i], confession_logprobs[i], confession_entropies[i], stop_ids)
+            confession = _span(
+                answer.end + len(joints[i]), confessions[i], confession_logprobs[i], confession_entropies[i], stop_ids
+            )
             z, y = split_thinking(tokenizer, _without_stop(answers[i], answer), opened)
             zc, yc = split_thinking(tokenizer, _without_stop(confessions[i], confession), opened)
             ids = prompts[i] + answers[i] + joints[i] + confessions[i]

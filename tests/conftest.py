@@ -42,7 +42,9 @@ def small_tokenizer(special: str, template: str, **roles: str) -> PreTrainedToke
     bpe = tok.Tokenizer(tok.models.BPE())
     bpe.pre_tokenizer, bpe.decoder = tok.pre_tokenizers.ByteLevel(add_prefix_space=False), tok.decoders.ByteLevel()
     alphabet = tok.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tok.trainers.BpeTrainer(vocab_size=600, special_tokens=special.split(), initial_alphabet=alphabet, show_progress=False)
+    trainer = tok.trainers.BpeTrainer(
+        vocab_size=600, special_tokens=special.split(), initial_alphabet=alphabet, show_progress=False
+    )
     bpe.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe, **roles)
     fast.chat_template = template
@@ -55,7 +57,9 @@ def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
     chatml = "<|im_start|> <|im_end|>"
     return {
         "organism": AutoTokenizer.from_pretrained(models.ORGANISMS / "policy"),
-        "qwen3": small_tokenizer(f"<|endoftext|> {chatml} <think> </think>", QWEN3, eos_token="<|im_end|>", pad_token="<|endoftext|>"),
+        "qwen3": small_tokenizer(
+            f"<|endoftext|> {chatml} <think> </think>", QWEN3, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+        ),
         "olmo3": small_tokenizer(f"<|pad|> <|endoftext|> {chatml}", OLMO3, eos_token="<|endoftext|>", pad_token="<|pad|>"),
         "llama": small_tokenizer(
             "<|eot_id|> <|begin_of_text|> <|start_header_id|> <|end_header_id|>",

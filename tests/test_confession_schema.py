@@ -101,7 +101,7 @@ HARD = 'a "quote", braces {}}{ {"x": 1}, \\ and \\" and ``` \n\t \u00e9 \U0001f6
 WELL_FORMED = {  # name: (reply, report)
     "bare": (VALID, FULL),
     "fence": (f"```json\n{VALID}\n```", FULL),
-    "prose before and after": (f"It's \"done\":\n{VALID}\nThat is all.", FULL),
+    "prose before and after": (f'It\'s "done":\n{VALID}\nThat is all.', FULL),
     "pretty-printed": (json.dumps(json.loads(VALID), indent=4).replace("\n", "\r\n"), FULL),
     "BOM before": ("\ufeff" + VALID, FULL),
     "NUL before and after": (f"\0{VALID}\0", FULL),

@@ -10,7 +10,18 @@ from handmade import VOCABULARY, distance, gradients, hand_rollout, one_thread, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo import Config, group_advantages, k3, make_batch, micro_batches, span_weights, token_logprobs, token_losses, trained_lengths, update
+from grpo import (
+    Config,
+    group_advantages,
+    k3,
+    make_batch,
+    micro_batches,
+    span_weights,
+    token_logprobs,
+    token_losses,
+    trained_lengths,
+    update,
+)
 from rollout import Decoder
 
 CPU = torch.device("cpu")
@@ -431,6 +442,8 @@ def test_rewarded_tokens_become_likely_and_punished_ones_unlikely():
             for span, advantage in zip(spans, group_advantages(rewards, group_size)[0]):
                 span.advantage = advantage
         statistics = update(model, None, optimizer, rollouts, config)
-        assert max(statistics[f"logprob_gap_{name}"] or 0.0 for name in ("answer", "confession")) < 1e-4  # fresh rollouts: ratio 1
+        assert (
+            max(statistics[f"logprob_gap_{name}"] or 0.0 for name in ("answer", "confession")) < 1e-4
+        )  # fresh rollouts: ratio 1
     assert all(0.3 < start < 0.7 for start in shares[0])
     assert min(answer for answer, _ in shares[-5:]) > 0.9 and max(confession for _, confession in shares[-5:]) < 0.1

@@ -64,7 +64,9 @@ def test_pickled_weights_are_refused(folder):
     assert "safetensors weights" in refusal(folder)
 
 
-@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b"", None], ids=["lfs_pointer", "empty", "cut_off"])
+@pytest.mark.parametrize(
+    "content", [b"version https://git-lfs.github.com/spec/v1\n", b"", None], ids=["lfs_pointer", "empty", "cut_off"]
+)
 def test_damaged_weights(folder, content):
     """A clone without its large files, or a broken download, ends in a traceback."""
     weights = folder / "model.safetensors"

@@ -264,7 +264,9 @@ SEEDS = list(range(len(SYSTEMS)))
 def sample(tiny, temperature: float, batch_size: int = 64, seed: int = 0, budgets=(12, 24)) -> list[Rollout]:
     model, tokenizer = tiny
     generator = torch.Generator().manual_seed(seed)
-    return sample_rollouts(model, tokenizer, word_count, SEEDS, Sampling(temperature, *budgets, batch_size), generator, systems=SYSTEMS)
+    return sample_rollouts(
+        model, tokenizer, word_count, SEEDS, Sampling(temperature, *budgets, batch_size), generator, systems=SYSTEMS
+    )
 
 
 def streams(rollouts: list[Rollout]) -> list[list[int]]:
@@ -375,7 +377,9 @@ def test_cache_that_outgrows_its_room_keeps_its_contents(tiny):
             logprobs[i] += [None] * len(blocks[i]) + new_logprobs
     for stream, sampled in zip(ids, logprobs):
         expected = full_logprobs(model, stream, 1.0)
-        assert [p for p in sampled if p is not None] == pytest.approx([e for e, p in zip(expected, sampled) if p is not None], abs=1e-4)
+        assert [p for p in sampled if p is not None] == pytest.approx(
+            [e for e, p in zip(expected, sampled) if p is not None], abs=1e-4
+        )
 
 
 def test_pad_that_is_eos_is_an_ordinary_token(tiny_models):
@@ -398,14 +402,18 @@ def test_generator_alone_decides(tiny):
     torch.manual_seed(2)
     again = sample(tiny, 1.0, seed=3)
     assert streams(first) == streams(again)
-    assert [r.answer.logprobs + r.confession.logprobs for r in first] == [r.answer.logprobs + r.confession.logprobs for r in again]
+    assert [r.answer.logprobs + r.confession.logprobs for r in first] == [
+        r.answer.logprobs + r.confession.logprobs for r in again
+    ]
     assert streams(first) != streams(sample(tiny, 1.0, seed=4))
 
 
 def test_group_shares_its_prompt_and_not_its_noise(tiny_models):
     """Rollouts of a group differ in x, or are copies of each other, so that no group has a signal."""
     model, tokenizer = tiny_models["qwen3"]
-    rollouts = sample_rollouts(model, tokenizer, word_count, [5, 5, 6, 6], Sampling(1.0, 24, 24), torch.Generator().manual_seed(0))
+    rollouts = sample_rollouts(
+        model, tokenizer, word_count, [5, 5, 6, 6], Sampling(1.0, 24, 24), torch.Generator().manual_seed(0)
+    )
     assert [r.seed for r in rollouts] == [5, 5, 6, 6]
     assert rollouts[0].x == rollouts[1].x != rollouts[2].x
     assert rollouts[0].token_ids != rollouts[1].token_ids

@@ -162,7 +162,9 @@ def test_rewards_of_a_span_of_weight_zero_change_no_gradient(sealed, off, normal
 def test_the_loss_is_the_sum_of_two_losses(normaliser):
     """The two spans meet in a term of their own (a product, a shared denominator), not only in a sum."""
     model, rollouts = tiny_model().double(), random_rollouts(8)
-    run = lambda task, confession: gradients(model, rollouts, normaliser=normaliser, task_weight=task, confession_weight=confession)
+    run = lambda task, confession: gradients(
+        model, rollouts, normaliser=normaliser, task_weight=task, confession_weight=confession
+    )
     (both, total), (answers, a), (confessions, c) = run(0.5, 2.0), run(0.5, 0.0), run(0.0, 2.0)
     assert total["loss"] == pytest.approx(a["loss"] + c["loss"], abs=1e-6)  # the terms of its sum are about 1
     assert distance({k: answers[k] + confessions[k] for k in both}, both) < 1e-6

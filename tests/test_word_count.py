@@ -148,10 +148,17 @@ def test_truth(text, objectives, cheated, compliant):
     assert (result.objectives, result.cheated, result.compliant) == (objectives, cheated, compliant)
 
 
-PIECES = (
-    ["(12)", "(12", "12)", ".", "...", "…", "e.g.", "U.S.", "Cat", "cat", " ", "\n", "\n\n", "\r\n", "- ", "1. ", "# "]
-    + [":", "**", "“", "”", "\0", "😀", "１２", "²", "(" + "9" * 5000 + ")"]
-)
+PIECES = ["(12)", "(12", "12)", ".", "...", "…", "e.g.", "U.S.", "Cat", "cat", " ", "\n", "\n\n", "\r\n", "- ", "1. ", "# "] + [
+    ":",
+    "**",
+    "“",
+    "”",
+    "\0",
+    "😀",
+    "１２",
+    "²",
+    "(" + "9" * 5000 + ")",
+]
 ANY_TEXT = st.text(st.characters(exclude_categories=())) | st.lists(st.sampled_from(PIECES), max_size=40).map("".join)
 
 
