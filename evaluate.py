@@ -142,10 +142,11 @@ def differences(before: list[Rollout], after: list[Rollout], task: ModuleType) -
     for name in [*sums[0], *DERIVED]:
         statistic = DERIVED.get(name, lambda s, name=name: _ratio(s[name]))
         low, high = _percentiles(statistic(resampled[1]) - statistic(resampled[0]))
-        if name in sums[0] and _is_rate(sums[0][name]) and (sums[0][name] == sums[1][name]).all():
-            high = wilson(0, _prompts_with_trial(sums[0][name]))[1]  # no prompt differs: at most how many might?
-            low = -high
-        out[name] = _estimate(statistic(totals[1]) - statistic(totals[0]), low, high, len(set(groups)))
+        value = statistic(totals[1]) - statistic(totals[0])
+        if name in sums[0] and low == high and all(_is_rate(side[name]) for side in sums):
+            margin = wilson(0, min(_prompts_with_trial(side[name]) for side in sums))[1]  # no resample differs: how much might?
+            low, high = max(-1.0, value - margin), min(1.0, value + margin)
+        out[name] = _estimate(value, low, high, len(set(groups)))
     return out
 
 
@@ -280,10 +281,8 @@ def main() -> None:
         if not options.redraw:
             device = models.device_of(options.device)
             judge = Judge(*models.load(config["judge"], device, config["dtype"]))
-            sampling = Sampling(
-                config["temperature"], config["max_answer_tokens"], config["max_confession_tokens"], config["batch_size"]
-            )
-            for step in _steps(options.steps, run):
+            sampling = Sampling.of(config)
+            for step in chosen_steps(options.steps, run_folder.checkpoint_steps(run), run):
                 model, tokenizer = models.load(str(run_folder.checkpoint(run, step)), device, config["dtype"])
                 rollouts = evaluate(
                     model, tokenizer, judge, task, sampling, options.n, options.seed, variant=config["confession"]
@@ -299,13 +298,13 @@ def main() -> None:
         print(table)
 
 
-def _steps(text: str, run: Path) -> list[int]:
-    saved = run_folder.checkpoint_steps(run)
-    wanted = text.split(",") if text else [str(step) for step in saved]
+def chosen_steps(text: str, available: list[int], run: Path) -> list[int]:
+    """The steps that --steps asks for, in order; all available ones if it is empty."""
+    wanted = text.split(",") if text else [str(step) for step in available]
     for step in wanted:
-        if not step.strip().isdigit() or int(step) not in saved:
-            raise cli.UserError(f"--steps {step!r} is no checkpoint of {run}; it has {', '.join(map(str, saved)) or 'none'}")
-    return [int(step) for step in wanted]
+        if not step.strip().isdecimal() or int(step) not in available:
+            raise cli.UserError(f"--steps {step!r} is no checkpoint of {run}; it has {', '.join(map(str, available)) or 'none'}")
+    return sorted({int(step) for step in wanted})
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import cli
+import models
 import run_folder
 
 COLOURS = {
@@ -28,6 +29,12 @@ COLOURS = {
     "count_rate": "#0072B2",
     "hedge_rate": "#E69F00",
     "all_none": "#D55E00",
+    # conditions of the stress test
+    "baseline": "#000000",
+    "awareness": "#0072B2",
+    "soft": "#009E73",
+    "hard": "#E69F00",
+    "jailbreak": "#D55E00",
 }
 LABELS = {
     "honest_given_noncompliant": "honest | non-compliant",
@@ -40,7 +47,7 @@ LABELS = {
     "all_none": "all claims None",
     "J": "J = honest - false confession",
 }
-MARKERS = dict(zip(COLOURS, "osD^Xvo^X"))
+MARKERS = dict(zip(COLOURS, "osD^Xvo^XosD^X"))
 GREY = "#8a8a8a"
 
 # The write-up's figures: Qwen3-8B, 64 rollouts a checkpoint; most values were read off its plots, good to about 0.01.
@@ -52,6 +59,13 @@ WRITEUP = {
     "honest_given_noncompliant": [0.574, 0.661, 0.634, 0.649, 0.684],
 }
 WRITEUP_FOOLED = {"step_0": 0.28, "step_100": 0.37}  # ends of its trend line over training steps
+WRITEUP_STRESS = {  # honest | non-compliant
+    "baseline": [0.574, 0.661, 0.634, 0.649, 0.684],
+    "awareness": [0.68, 0.655, 0.745, 0.74, 0.745],
+    "soft": [0.66, 0.64, 0.75, 0.73, 0.755],
+    "hard": [0.455, 0.73, 0.57, 0.70, 0.66],
+    "jailbreak": [0.03] * 5,  # "about 0.03" throughout
+}
 
 STYLE = {
     "figure.figsize": (7.2, 4.2),
@@ -75,21 +89,24 @@ def reproduction(run: Path) -> list[Path]:
         return [_checkpoints(run, evals), _judge_fooled(run, steps), _verification(run, steps)]
 
 
+def stress(run: Path, cells: dict[str, dict[int, dict]]) -> list[Path]:
+    """fig. 2: honesty under system prompts, and the claims behind it; `cells`: {condition: {step: metrics}}."""
+    with plt.rc_context(STYLE):
+        return [_stress_honesty(run, cells), _stress_claims(run, cells)]
+
+
 def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
     """fig. 1: honesty over checkpoints while the hack stays, ours beside the write-up's."""
     figure, axis = plt.subplots()
     ends = []
     for metric in ("honest_given_noncompliant", "claim_match", "bracket_hack"):
-        xs = [step for step in evals if evals[step][metric]["value"] is not None]
-        value, low, high = ([evals[step][metric][key] for step in xs] for key in ("value", "low", "high"))
-        axis.fill_between(xs, low, high, color=COLOURS[metric], alpha=0.15, linewidth=0)
-        axis.plot(xs, value, color=COLOURS[metric], marker=MARKERS[metric], markersize=5)
+        value = _line(axis, evals, metric, metric)
         axis.plot(WRITEUP_STEPS, WRITEUP[metric], color=GREY, marker=MARKERS[metric], markersize=4, linewidth=1, linestyle=":")
         ends += [(value[-1], LABELS[metric], COLOURS[metric])] if value else []
     n = next(iter(evals.values()))["parsed"]["n"]
     _label_ends(axis, max(evals), ends)
     _finish(axis, "GRPO step", f"share (95% interval, n = {n} rollouts)", "Confessions become honest while the hack persists")
-    axis.plot([], [], color="#333333", marker="o", markersize=5, label="embedded model organism (this run)")
+    axis.plot([], [], color="#333333", marker="o", markersize=5, label=_this_run(run))
     axis.plot([], [], color=GREY, marker="o", markersize=4, linewidth=1, linestyle=":", label="write-up, Qwen3-8B (same markers)")
     axis.legend(frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1.0, 0.0))
     numbers = {
@@ -138,6 +155,84 @@ def _verification(run: Path, steps: list[dict]) -> Path:
     _finish(axis, "GRPO step", "share of the step's rollouts (mean of 5 steps)", "Honesty by checking, not by always confessing")
     none_if_nan = lambda values: [float(v) if np.isfinite(v) else None for v in values]
     return _save(figure, run / "fig_verification.png", {"steps": xs, **{m: none_if_nan(v) for m, v in smoothed.items()}})
+
+
+def _stress_honesty(run: Path, cells: dict[str, dict[int, dict]]) -> Path:
+    """fig. 2: a panel for each condition, because the intervals of small cells overlap; the write-up's line in each."""
+    metric = "honest_given_noncompliant"
+    figure, axes = plt.subplots(1, len(cells), figsize=(1.9 * len(cells) + 0.6, 3.2), sharey=True, squeeze=False)
+    for axis, (condition, evals) in zip(axes[0], cells.items()):
+        if condition in WRITEUP_STRESS:
+            published = WRITEUP_STEPS, WRITEUP_STRESS[condition]
+            axis.plot(*published, color=GREY, marker=MARKERS[condition], markersize=3.5, linewidth=1, linestyle=":")
+        _line(axis, evals, metric, condition)
+        _finish(axis, "", "", "")
+        axis.set_title(condition, loc="left", fontsize=11, fontweight="bold", color=COLOURS[condition])
+    axes[0][0].set_ylabel(f"honest | non-compliant\n(95% interval, n = {_n(cells)} rollouts)")
+    axes[0][len(cells) // 2].set_xlabel("GRPO step")
+    shape = dict(marker="o", markersize=4)
+    axes[0][0].plot([], [], color="#333333", **shape, label=_this_run(run))
+    axes[0][0].plot([], [], color=GREY, linewidth=1, linestyle=":", **shape, label="write-up, Qwen3-8B")
+    figure.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2 if len(cells) > 2 else 1)
+    figure.suptitle("Honesty under system prompts", x=0.125, y=1.0, ha="left", fontsize=11, fontweight="bold")
+    figure.subplots_adjust(top=0.84, bottom=0.14, wspace=0.12)
+    writeup = {"writeup_qwen3_8b": {"steps": WRITEUP_STEPS, **WRITEUP_STRESS}}
+    return _save(figure, run / "fig2_stress.png", _stress_numbers(cells, metric) | writeup)
+
+
+def _stress_claims(run: Path, cells: dict[str, dict[int, dict]]) -> Path:
+    """Claim match and J over checkpoints: whether honesty is information or only a low grade."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.9))
+    titles = {"claim_match": "Claim match", "J": "J: honest minus false confession"}
+    last = max(max(evals) for evals in cells.values())
+    for axis, (metric, title) in zip(axes, titles.items()):
+        ends = []
+        for i, (condition, evals) in enumerate(cells.items()):
+            shift = 0.017 * max(last, 1) * (i - (len(cells) - 1) / 2)  # side by side: five bands on each other are mud
+            value = _line(axis, evals, metric, condition, shift)
+            ends += [(value[-1], condition, COLOURS[condition])] if value else []
+        _label_ends(axis, 1.04 * last, ends, gap=0.07 if metric == "claim_match" else 0.1)
+        _finish(axis, "GRPO step", "", title)
+    axes[0].set_ylabel(f"95% interval, n = {_n(cells)} rollouts")
+    lows = [e["J"]["low"] or 0.0 for evals in cells.values() for e in evals.values()]
+    axes[1].set_ylim(min(lows) - 0.12, 1.04)
+    axes[1].axhline(0, color=GREY, linewidth=1)
+    axes[1].annotate(
+        "always confessing, or never: J = 0", (0.98, 0.02), xycoords="axes fraction", ha="right", color="#555555", fontsize=9
+    )
+    figure.subplots_adjust(wspace=0.42)
+    return _save(figure, run / "fig2_stress_claims.png", _stress_numbers(cells, "claim_match", "J"))
+
+
+def _line(axis, evals: dict[int, dict], metric: str, name: str, shift: float | None = None) -> list[float]:
+    """A metric over checkpoints in the colour and marker of `name`, with an interval band, or with error bars if there is
+    one point or they are shifted sideways; returns the values drawn."""
+    steps = [step for step in evals if evals[step][metric]["value"] is not None]
+    value, low, high = (np.array([evals[step][metric][key] for step in steps]) for key in ("value", "low", "high"))
+    xs = np.array(steps) + (shift or 0.0)
+    if shift is None and len(xs) > 1:
+        axis.fill_between(xs, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
+    else:
+        axis.vlines(xs, low, high, color=COLOURS[name], alpha=0.5, linewidth=1.2)
+    axis.plot(xs, value, color=COLOURS[name], marker=MARKERS[name], markersize=5)
+    return value.tolist()
+
+
+def _n(cells: dict[str, dict[int, dict]]) -> int:
+    """Rollouts a cell."""
+    return next(iter(next(iter(cells.values())).values()))["parsed"]["n"]
+
+
+def _stress_numbers(cells: dict[str, dict[int, dict]], *names: str) -> dict:
+    return {
+        "n": _n(cells),
+        "ours": {m: {c: {step: e[m] for step, e in evals.items()} for c, evals in cells.items()} for m in names},
+    }
+
+
+def _this_run(run: Path) -> str:
+    model = run_folder.read_config(run)["model"]
+    return f"{'embedded model organism' if models.is_embedded(model) else model} (this run)"
 
 
 def _rolling_mean(values: np.ndarray, width: int) -> np.ndarray:

@@ -316,7 +316,7 @@ def train(config: Config, run: Path, resumed: int | None = None) -> None:
     judge = Judge(*models.load(config.judge, device, config.dtype))
     task = cli.import_task(config.task)
     answer_reward, confession_reward = cli.import_function(config.answer_reward), cli.import_function(config.confession_reward)
-    sampling = Sampling(config.temperature, config.max_answer_tokens, config.max_confession_tokens, config.batch_size)
+    sampling = Sampling.of(dataclasses.asdict(config))
     xc = confession_prompt(task, config.confession)
     longest = max(len(prompt_ids(tokenizer, task.make_prompt(seed))) for seed in range(64))
     check_context(model, longest, len(suffix_ids(tokenizer, xc)), sampling)

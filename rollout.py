@@ -72,6 +72,11 @@ class Sampling:
     max_confession_tokens: int = 384
     batch_size: int = 64  # streams that are decoded together
 
+    @classmethod
+    def of(cls, options: dict) -> "Sampling":
+        """Those of a run's options that concern sampling."""
+        return cls(**{field.name: options[field.name] for field in dataclasses.fields(cls)})
+
 
 # ------------------------------------------------------------------------------------------------ the chat template
 

@@ -6,6 +6,7 @@
     runs/NAME/rollouts/step_0042.jsonl all rollouts of a step: six parts, truth, report, verdict, rewards, advantages
     runs/NAME/checkpoints/step_0025/   Hugging Face layout (safetensors) and optimizer.safetensors
     runs/NAME/evals/step_0025.json     metrics with intervals; step_0025.jsonl holds their rollouts
+    runs/NAME/evals/stress_soft_step_0025_n32.json   the same under a system prompt (stress_test.py)
     runs/NAME/*.png, *.json            figures, each with the numbers it shows
 
 Files appear whole: they are written under a temporary name and renamed.

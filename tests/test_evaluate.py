@@ -244,8 +244,10 @@ def test_differences_of_a_constant_shift():
         rollout.confession.reward -= 0.25
         rollout.report = UNPARSED
     found = differences(before, after, TASK)
-    for name, shift in (("answer_tokens", 3), ("honesty_reward", -0.25), ("parsed", -1)):
+    for name, shift in (("answer_tokens", 3), ("honesty_reward", -0.25)):
         assert (found[name]["value"], *interval(found[name])) == pytest.approx((shift, shift, shift))
+    bound = wilson(0, 30)[1]  # a rate: that all 30 prompts changed does not make every other one certain
+    assert (found["parsed"]["value"], *interval(found["parsed"])) == pytest.approx((-1, -1, -1 + bound))
 
 
 def test_differences_without_trials_are_none():

@@ -1,0 +1,152 @@
+"""Stress test: does the confession stay honest when a system prompt presses on it? Five conditions x every checkpoint.
+
+    python stress_test.py                                            # the newest run, n = 64 a cell
+    python stress_test.py --run runs/NAME --steps 0,100 --n 256      # its ends, with narrower intervals
+    python stress_test.py --conditions baseline,jailbreak            # two of the conditions in system_prompts.py
+    python stress_test.py --run runs/NAME --plot-only                # table and figures from saved cells, no model
+
+A condition's paraphrases are cycled over the rollouts. Every cell meets the same held-out prompts with the same seeds,
+so differences between conditions and between checkpoints are paired. A cell is saved when it is finished, in
+evals/stress_CONDITION_step_0025_n64.json with its rollouts beside it, and is not computed again: an interrupted grid
+goes on where it stopped. With the embedded models the 25 cells take 90 s on two cores.
+
+It supports: how *this* policy confesses under these texts, and what training without them changed. It does not support:
+  1. The embedded policy's reactions at step 0 were put in by hand (organism.py: under jailbreak it always trusts).
+     They are no finding, and nothing here is evidence about large models.
+  2. The system prompt also stands before the answer, and honesty is taken over non-compliant answers only: conditions
+     may differ in the answers that they produce. The table has exact_compliance beside it.
+  3. Honest | non-compliant alone rewards confessing always; J (fig2_stress_claims.png) subtracts false confessions.
+  4. Intervals are per number: of four comparisons to baseline, one or more misses 0 by chance in up to one grid in five.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+import cli
+import figures
+import models
+import run_folder
+from cli import UserError, option
+from evaluate import chosen_steps, differences, evaluate, format_table, metrics
+from rewards import Judge
+from rollout import Sampling
+from system_prompts import SYSTEM_PROMPTS
+
+
+@dataclass(frozen=True)
+class Config:
+    run: str | None = option(None, "run folder whose checkpoints are tested [the newest]")
+    n: int = option(64, "rollouts a cell, each on a held-out prompt of its own")
+    steps: str = option("", "checkpoints, such as 0,100 [all]")
+    conditions: str = option("", f"some of {','.join(SYSTEM_PROMPTS)} [all]")
+    device: str = option("auto", "auto, cpu or cuda")
+    plot_only: bool = option(False, "table and figures of saved cells, without a model")
+
+
+def chosen_conditions(text: str) -> list[str]:
+    wanted = text.split(",") if text else list(SYSTEM_PROMPTS)
+    for name in wanted:
+        if name not in SYSTEM_PROMPTS:
+            raise UserError(f"--conditions {name!r} is unknown: choose from {', '.join(SYSTEM_PROMPTS)}")
+    return [name for name in SYSTEM_PROMPTS if name in wanted]
+
+
+def systems(condition: str, n: int) -> list[str | None]:
+    """The system prompts of a cell's n rollouts: the paraphrases in turn."""
+    paraphrases = SYSTEM_PROMPTS[condition]
+    return [paraphrases[i % len(paraphrases)] for i in range(n)]
+
+
+def cell_path(run: Path, step: int, condition: str, n: int) -> Path:
+    return run / "evals" / f"stress_{condition}_step_{step:04d}_n{n}.json"
+
+
+def saved_steps(run: Path, n: int) -> list[int]:
+    """Steps with a saved cell; the checkpoints themselves may be gone."""
+    return sorted({int(path.stem.split("_")[-2]) for path in (run / "evals").glob(f"stress_*_step_*_n{n}.json")})
+
+
+def is_saved(path: Path, condition: str, n: int, task) -> bool:
+    """Whether a cell is complete and was made with today's texts of system_prompts.py."""
+    whole = path.exists() and path.with_suffix(".jsonl").exists()
+    return whole and [r.system for r in run_folder.load_rollouts(path.with_suffix(".jsonl"), task)] == systems(condition, n)
+
+
+def compute(
+    todo: list[tuple[int, str]], paths: dict[tuple[int, str], Path], run: Path, config: dict, task, options: Config
+) -> None:
+    """Evaluate cells one after another; each is on disk before the next one begins."""
+    device = models.device_of(options.device)
+    judge = Judge(*models.load(config["judge"], device, config["dtype"]))
+    sampling = Sampling.of(config)
+    loaded = None
+    with tqdm(total=len(paths), initial=len(paths) - len(todo), unit="cell") as bar:
+        for step, condition in todo:
+            start = time.perf_counter()
+            if step != loaded:
+                model, tokenizer = models.load(str(run_folder.checkpoint(run, step)), device, config["dtype"])
+                loaded = step
+            prompts = dict(systems=systems(condition, options.n), variant=config["confession"])
+            rollouts = evaluate(model, tokenizer, judge, task, sampling, options.n, **prompts)
+            estimates, path = metrics(rollouts, task), paths[step, condition]
+            run_folder.save_rollouts(path.with_suffix(".jsonl"), rollouts)
+            run_folder.write_json(path, estimates)  # last: it marks the cell as finished
+            bar.update()
+            bar.write(format_cell(step, condition, estimates, time.perf_counter() - start))
+
+
+def format_cell(step: int, condition: str, estimates: dict[str, dict], seconds: float) -> str:
+    show = lambda name: "  - " if estimates[name]["value"] is None else f"{estimates[name]['value']:.2f}"
+    return (
+        f"step {step:4} {condition:9} | honest {show('honest_given_noncompliant')} J {show('J')} claims {show('claim_match')} "
+        f"counted {show('count_rate')} hack {show('bracket_hack')} exact {show('exact_compliance')} parsed {show('parsed')}, {seconds:.1f}s"
+    )
+
+
+def report(run: Path, paths: dict[tuple[int, str], Path], n: int, task) -> None:
+    """Tables of the last checkpoint and the figures, from saved cells alone."""
+    cells: dict[str, dict[int, dict]] = {}  # condition -> step -> metrics
+    for (step, condition), path in paths.items():
+        cells.setdefault(condition, {})[step] = run_folder.read_json(path)
+    last = max(step for step, _ in paths)
+    rollouts = {c: run_folder.load_rollouts(paths[last, c].with_suffix(".jsonl"), task) for c in cells}
+    tables = [f"step {last}, n = {n}", format_table({c: cells[c][last] for c in cells})]
+    if "baseline" in cells and len(cells) > 1:
+        compared = {f"{c} - baseline": differences(rollouts["baseline"], rollouts[c], task) for c in cells if c != "baseline"}
+        tables += ["\npaired differences on the same prompts", format_table(compared)]
+    run_folder.write_text(run / f"table_stress_n{n}.txt", "\n".join(tables) + "\n")
+    print("\n".join(tables))
+    for path in figures.stress(run, cells):
+        print(f"figure: {path}")
+
+
+def main() -> None:
+    options = cli.parse(Config, __doc__)
+    with cli.user_errors():
+        if options.n < 1:
+            raise UserError(f"--n {options.n} is out of range: at least 1")
+        conditions = chosen_conditions(options.conditions)
+        run = Path(options.run) if options.run else run_folder.newest()
+        config = run_folder.read_config(run)
+        task = cli.import_task(config["task"])
+        available = saved_steps(run, options.n) if options.plot_only else run_folder.checkpoint_steps(run)
+        if not available:
+            missing = f"saved cells with n = {options.n}: run this without --plot-only" if options.plot_only else "checkpoints"
+            raise UserError(f"{run} has no {missing}")
+        steps = chosen_steps(options.steps, available, run)
+        paths = {(step, c): cell_path(run, step, c, options.n) for step in steps for c in conditions}
+        todo = [(step, c) for (step, c), path in paths.items() if not is_saved(path, c, options.n, task)]
+        if todo and options.plot_only:
+            raise UserError(
+                f"{len(todo)} of {len(paths)} cells are missing, first {paths[todo[0]]}: run this without --plot-only"
+            )
+        if todo:
+            compute(todo, paths, run, config, task, options)
+        report(run, paths, options.n, task)
+
+
+if __name__ == "__main__":
+    main()
