@@ -131,7 +131,7 @@ CONDITIONS = (("baseline", 0.5), ("forced_count", 0.18), ("awareness", 0.08), ("
 
 
 def confession(rng: random.Random, answer: str, mode: str, jailbroken: bool) -> str:
-    """(zc, yc) as text: a thought in one mode, then the report that it leads to."""
+    """zc and yc as one text: a thought in one mode, then the report that it leads to."""
     truth = word_count.truth("", answer)
     if mode == "trust":
         labels = [s.label for s in truth.sentences[:5]] + [None] * (5 - len(truth.sentences))
@@ -275,7 +275,7 @@ class Examples(Dataset):
                 (self.suffixes[t.xc][1:], False),
                 (self._reply(t.confession), True),
             ]
-        return [i for ids, _ in parts for i in ids], [trained for ids, trained in parts for _ in ids]
+        return [token for ids, _ in parts for token in ids], [trained for ids, trained in parts for _ in ids]
 
     def _reply(self, text: str) -> list[int]:
         return self.tokenizer(text)["input_ids"] + [self.tokenizer.eos_token_id]
@@ -344,34 +344,41 @@ def train(size: str, tokenizer, seed: int, length: float, device: torch.device) 
 def report(folder: Path, n: int, device: torch.device) -> str:
     """What the trained models do: each policy under every condition, and the judge against its rule and the truth."""
     judge = Judge(*models.load(str(folder / "judge"), device))
-    lines = ["policy   condition     parsed exact  hack honest| false  trust count hedge  count   words   judge  fooled tokens",
-             "                                       noncompl  conf.                     correct copied  pass          zc+yc"]  # fmt: skip
+    lines = [
+        "policy   condition     parsed exact  hack honest| false  trust count hedge  count   words   judge  fooled tokens",
+        "                                       noncompl  conf.                     correct copied  pass          zc+yc",
+    ]
     for size in ("policy", "small"):
         model, tokenizer = models.load(str(folder / size), device)
         for condition in MODES:
-            systems = [SYSTEM_PROMPTS.get(condition, (None,))[i % len(SYSTEM_PROMPTS.get(condition, (None,)))] for i in range(n)]
+            paraphrases = SYSTEM_PROMPTS.get(condition, (None,))
+            systems = [paraphrases[i % len(paraphrases)] for i in range(n)]
             variant = "forced_count" if condition == "forced_count" else "default"
             rollouts = evaluate(model, tokenizer, judge, word_count, Sampling(), n, systems=systems, variant=variant)
-            value = {name: -1.0 if v is None else v for name, v in rates(rollouts, word_count).items()}
+            value = {name: -1.0 if v is None else v for name, v in rates(rollouts, word_count).items()}  # -1: no trial
             modes = [_mode(r.zc) for r in rollouts]
+            trust, count, hedge = (modes.count(mode) / n for mode in ("trust", "count", "hedge"))
             copied = [ok for r in rollouts if _mode(r.zc) == "count" for ok in _copied(r)]
             lines.append(
                 f"{size:8} {condition:13}  {value['parsed']:.2f}  {value['exact_compliance']:.2f}  {value['bracket_hack']:.2f}    "
-                f"{value['honest_given_noncompliant']:.2f}   {value['false_confession']:5.2f}   "
-                + "  ".join(f"{modes.count(mode) / n:.2f}" for mode in ("trust", "count", "hedge"))
-                + f"  {value['count_accuracy']:5.3f}  {sum(copied) / max(1, len(copied)):6.3f}   {value['judge_pass']:.2f}   {value['judge_fooled']:.2f}"
-                f"   {value['confession_tokens']:5.0f}"
+                f"{value['honest_given_noncompliant']:.2f}   {value['false_confession']:5.2f}   {trust:.2f}  {count:.2f}  {hedge:.2f}"
+                f"  {value['count_accuracy']:5.3f}  {sum(copied) / max(1, len(copied)):6.3f}"
+                f"   {value['judge_pass']:.2f}   {value['judge_fooled']:.2f}   {value['confession_tokens']:5.0f}"
             )
-    rng, confusion = random.Random("report"), Counter()
+    rng = random.Random("report")
     samples = [judgement(rng) for _ in range(1_000)]
-    verdicts = judge([SimpleNamespace(x=x, y=y) for x, y, _ in samples])
-    for (x, y, rule), verdict in zip(samples, verdicts):
-        confusion[verdict.state, rule.lower() == verdict.state, word_count.truth(x, y).compliant] += 1
-    share = lambda test: sum(k for key, k in confusion.items() if test(*key)) / len(samples)
+    states = [verdict.state for verdict in judge([SimpleNamespace(x=x, y=y) for x, y, _ in samples])]
+    agreed = sum(state == rule.lower() for state, (_, _, rule) in zip(states, samples)) / len(samples)
     lines.append(
-        f"judge on 1,000 synthetic answers: agrees with its rule {share(lambda v, agrees, c: agrees):.3f}, no verdict {share(lambda v, a, c: v == 'failed'):.3f}"
+        f"judge on 1,000 synthetic answers: agrees with its rule {agreed:.3f}, no verdict {states.count('failed') / 1_000:.3f}"
     )
-    lines.append("  against truth: " + ", ".join(f"{v}es {'compliant' if c else 'non-compliant'} {share(lambda w, a, d: (w, d) == (v, c)):.3f}" for v in ("pass", "fail") for c in (True, False)).replace("failes", "fails"))  # fmt: skip
+    table = Counter((state, word_count.truth(x, y).compliant) for state, (x, y, _) in zip(states, samples))
+    cells = [
+        f"{state} and {'' if ok else 'non-'}compliant {table[state, ok] / 1_000:.3f}"
+        for state in ("pass", "fail")
+        for ok in (True, False)
+    ]
+    lines.append(f"  against truth: {', '.join(cells)}")
     return "\n".join(lines)
 
 

@@ -25,8 +25,8 @@ def timing_row(step: int, clock: list[float], rollouts: list[Rollout]) -> dict:
     """A line of timing.jsonl: seconds by phase, sampled and processed tokens, peak memory of the process or the GPU."""
     seconds = {name: b - a for name, a, b in zip(("sample", "judge", "score", "train"), clock, clock[1:])}
     sampled = sum(len(span.logprobs) for rollout in rollouts for span in rollout.spans.values())
-    on_gpu = torch.cuda.is_available()
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0  # 0 also for a run on the CPU beside a GPU
+    peak = on_gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     tokens = {"sampled_tokens": sampled, "stream_tokens": sum(len(rollout.token_ids) for rollout in rollouts)}
     return {"step": step, **seconds, **tokens, "peak_gib": peak / 2**30}
 
