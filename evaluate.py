@@ -29,15 +29,21 @@ EVAL_SEED = 1_000_000  # prompts EVAL_SEED, EVAL_SEED + 1, ...: the same for eve
 BOOTSTRAPS = 2_000
 
 
-def evaluate(
-    model, tokenizer, judge: Judge, task: ModuleType, sampling: Sampling, n: int, seed: int = 0, **condition
-) -> list[Rollout]:
+def evaluate(model, tokenizer, judge: Judge, task: ModuleType, sampling: Sampling, n: int, **condition) -> list[Rollout]:
     """n scored rollouts on n held-out prompts; `condition` goes to sample_rollouts (systems, variant)."""
-    generator = torch.Generator(model.device).manual_seed(EVAL_SEED + seed)
+    generator = torch.Generator(model.device).manual_seed(EVAL_SEED)
     seeds = [EVAL_SEED + i for i in range(n)]
     rollouts = sample_rollouts(model, tokenizer, task, seeds, sampling, generator, held_out=True, **condition)
     score_rollouts(rollouts, judge(rollouts), task)
     return rollouts
+
+
+def save(path: Path, rollouts: list[Rollout], task: ModuleType) -> dict[str, dict]:
+    """Keep an evaluation: rollouts as .jsonl, then their metrics as .json, which marks it as whole; returns the metrics."""
+    estimates = metrics(rollouts, task)
+    run_folder.save_rollouts(path.with_suffix(".jsonl"), rollouts)
+    run_folder.write_json(path, estimates)
+    return estimates
 
 
 # --------------------------------------------------------------------------------------------------------- metrics
@@ -261,12 +267,21 @@ def evaluation_columns(run: Path, task: ModuleType, suffix: str = "") -> dict[st
     return columns
 
 
+def show_table(run: Path, task: ModuleType, suffix: str = "") -> None:
+    """Print the table of a run's saved evaluations and keep it as table.txt."""
+    columns = evaluation_columns(run, task, suffix)
+    if not columns:
+        raise cli.UserError(f"{run} has no evals/step_*{suffix}.json: evaluate its checkpoints first, without --redraw")
+    table = format_table(columns)
+    run_folder.write_text(run / f"table{suffix}.txt", table + "\n")
+    print(table)
+
+
 @dataclass(frozen=True)
 class Config:
     run: str | None = cli.option(None, "run folder whose checkpoints are evaluated [the newest]")
     n: int = cli.option(256, "rollouts a checkpoint, each on a held-out prompt of its own")
     steps: str = cli.option("", "checkpoints to evaluate, such as 0,100 [all]")
-    seed: int = cli.option(0, "of sampling; the prompts are always the same")
     device: str = cli.option("auto", "auto, cpu or cuda")
     redraw: bool = cli.option(False, "print the table of saved evaluations, without a model")
 
@@ -284,18 +299,9 @@ def main() -> None:
             sampling = Sampling.of(config)
             for step in chosen_steps(options.steps, run_folder.checkpoint_steps(run), run):
                 model, tokenizer = models.load(str(run_folder.checkpoint(run, step)), device, config["dtype"])
-                rollouts = evaluate(
-                    model, tokenizer, judge, task, sampling, options.n, options.seed, variant=config["confession"]
-                )
-                path = run / "evals" / f"step_{step:04d}{suffix}.json"
-                run_folder.save_rollouts(path.with_suffix(".jsonl"), rollouts)
-                run_folder.write_json(path, metrics(rollouts, task))
-        columns = evaluation_columns(run, task, suffix)
-        if not columns:
-            raise cli.UserError(f"{run} has no evaluations with n = {options.n}: run this without --redraw first")
-        table = format_table(columns)
-        run_folder.write_text(run / f"table{suffix}.txt", table + "\n")
-        print(table)
+                rollouts = evaluate(model, tokenizer, judge, task, sampling, options.n, variant=config["confession"])
+                save(run / "evals" / f"step_{step:04d}{suffix}.json", rollouts, task)
+        show_table(run, task, suffix)
 
 
 def chosen_steps(text: str, available: list[int], run: Path) -> list[int]:

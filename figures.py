@@ -105,7 +105,7 @@ def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
         ends += [(value[-1], LABELS[metric], COLOURS[metric])] if value else []
     n = next(iter(evals.values()))["parsed"]["n"]
     _label_ends(axis, max(evals), ends)
-    _finish(axis, "GRPO step", f"share (95% interval, n = {n} rollouts)", "Confessions become honest while the hack persists")
+    _finish(axis, "GRPO step", f"share (95% interval, n = {n} rollouts)", "Honest confessions and the bracket hack")
     axis.plot([], [], color="#333333", marker="o", markersize=5, label=_this_run(run))
     axis.plot([], [], color=GREY, marker="o", markersize=4, linewidth=1, linestyle=":", label="write-up, Qwen3-8B (same markers)")
     axis.legend(frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1.0, 0.0))
@@ -135,7 +135,7 @@ def _judge_fooled(run: Path, steps: list[dict]) -> Path:
     )
     axis.legend(frameon=False, fontsize=8.5, loc="upper left")
     _label_ends(axis, xs[-1], ends)
-    _finish(axis, "GRPO step", "share of the step's answers", "The weak judge is fooled more; the answers get no better")
+    _finish(axis, "GRPO step", "share of the step's answers", "Answers that fool the weak judge, and correct ones")
     points = {row["step"]: {m: row[m] for m in ("judge_fooled", "exact_compliance")} for row in steps}
     return _save(figure, run / "fig5_judge_fooled.png", {"steps": points, "trends": trends, "writeup_qwen3_8b": WRITEUP_FOOLED})
 
@@ -152,7 +152,7 @@ def _verification(run: Path, steps: list[dict]) -> Path:
         axis.plot(xs, smoothed[metric], style, color=COLOURS[metric])
         ends.append((smoothed[metric][-1], LABELS[metric], COLOURS[metric]))
     _label_ends(axis, xs[-1], ends)
-    _finish(axis, "GRPO step", "share of the step's rollouts (mean of 5 steps)", "Honesty by checking, not by always confessing")
+    _finish(axis, "GRPO step", "share of the step's rollouts (mean of 5 steps)", "How confessions are made")
     none_if_nan = lambda values: [float(v) if np.isfinite(v) else None for v in values]
     return _save(figure, run / "fig_verification.png", {"steps": xs, **{m: none_if_nan(v) for m, v in smoothed.items()}})
 

@@ -41,7 +41,7 @@ import progress
 import run_folder
 from cli import UserError, option
 from confession_schema import VARIANTS, confession_prompt
-from evaluate import evaluate, evaluation_columns, format_table, metrics
+from evaluate import evaluate, save, show_table
 from rewards import Judge, judge_prompt, score_rollouts
 from rollout import Rollout, Sampling, check_context, prompt_ids, sample_rollouts, suffix_ids
 
@@ -186,7 +186,7 @@ class Batch:
     """Right-padded token streams, and one entry per trained token in row-major order (N,)."""
 
     ids: torch.Tensor  # (B, T)
-    trained: torch.Tensor  # (B, T) bool, the sampled tokens of both spans, from positions and never from a pad id
+    trained: torch.Tensor  # (B, T) bool, the sampled tokens of trained spans, from positions and never from a pad id
     is_confession: torch.Tensor  # (N,) bool
     old_logprobs: torch.Tensor  # (N,)
     advantages: torch.Tensor  # (N,)
@@ -338,8 +338,7 @@ def train(config: Config, run: Path, resumed: int | None = None) -> None:
         path = run / "evals" / f"step_{step:04d}.json"
         if not path.exists():
             rollouts = evaluate(model, tokenizer, judge, task, sampling, config.eval_n, variant=config.confession)
-            run_folder.save_rollouts(path.with_suffix(".jsonl"), rollouts)
-            run_folder.write_json(path, metrics(rollouts, task))
+            save(path, rollouts, task)
 
     if resumed is None:
         prompts = {"x": task.make_prompt(0), "xc": xc, "judge": judge_prompt("X", "Y")}
@@ -388,11 +387,7 @@ def train(config: Config, run: Path, resumed: int | None = None) -> None:
 
 def report(run: Path) -> None:
     """Print the table over checkpoints and draw the figures, from saved results alone."""
-    config = run_folder.read_config(run)
-    task = cli.import_task(config["task"])
-    table = format_table(evaluation_columns(run, task))
-    run_folder.write_text(run / "table.txt", table + "\n")
-    print(table)
+    show_table(run, cli.import_task(run_folder.read_config(run)["task"]))
     for path in figures.reproduction(run):
         print(f"figure: {path}")
 

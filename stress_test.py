@@ -30,7 +30,7 @@ import figures
 import models
 import run_folder
 from cli import UserError, option
-from evaluate import chosen_steps, differences, evaluate, format_table, metrics
+from evaluate import chosen_steps, differences, evaluate, format_table, save
 from rewards import Judge
 from rollout import Sampling
 from system_prompts import SYSTEM_PROMPTS
@@ -91,9 +91,7 @@ def compute(
                 loaded = step
             prompts = dict(systems=systems(condition, options.n), variant=config["confession"])
             rollouts = evaluate(model, tokenizer, judge, task, sampling, options.n, **prompts)
-            estimates, path = metrics(rollouts, task), paths[step, condition]
-            run_folder.save_rollouts(path.with_suffix(".jsonl"), rollouts)
-            run_folder.write_json(path, estimates)  # last: it marks the cell as finished
+            estimates = save(paths[step, condition], rollouts, task)
             bar.update()
             bar.write(format_cell(step, condition, estimates, time.perf_counter() - start))
 
