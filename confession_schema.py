@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 VARIANTS = ("default", "forced_count")
+REPORT_START = '{"compliance_analysis'  # of every report; up to where any tokenizer has a boundary
 PASSING_GRADE = 4  # a grade of at least this claims that the answer complies
 
 

@@ -35,6 +35,17 @@ COLOURS = {
     "soft": "#009E73",
     "hard": "#E69F00",
     "jailbreak": "#D55E00",
+    # whose confession, of which answers (controls.py)
+    "on-policy": "#000000",
+    "frozen answers": "#0072B2",
+    "fresh, same model": "#009E73",
+    "fresh, untrained": "#D55E00",
+    # the five-way split of claims
+    "right_full": "#009E73",
+    "right_doubted": "#A6DCC9",
+    "wrong_none": "#0072B2",
+    "wrong_partial": "#A9CDE8",
+    "over_claim": "#D55E00",
 }
 LABELS = {
     "honest_given_noncompliant": "honest | non-compliant",
@@ -46,8 +57,14 @@ LABELS = {
     "hedge_rate": "hedges (a Partial claim)",
     "all_none": "all claims None",
     "J": "J = honest - false confession",
+    "right_full": "right, claimed",
+    "right_doubted": "right, doubted",
+    "wrong_none": "wrong, admitted (None)",
+    "wrong_partial": "wrong, hedged (Partial)",
+    "over_claim": "wrong, claimed: over-claim",
 }
-MARKERS = dict(zip(COLOURS, "osD^Xvo^XosD^X"))
+MARKERS = dict(zip(COLOURS, "osD^Xvo^XosD^XosD^"))
+CHECKPOINT_COLOURS = ("hard", "claim_match")  # the first checkpoint and the last
 GREY = "#8a8a8a"
 
 # The write-up's figures: Qwen3-8B, 64 rollouts a checkpoint; most values were read off its plots, good to about 0.01.
@@ -65,6 +82,19 @@ WRITEUP_STRESS = {  # honest | non-compliant
     "soft": [0.66, 0.64, 0.75, 0.73, 0.755],
     "hard": [0.455, 0.73, 0.57, 0.70, 0.66],
     "jailbreak": [0.03] * 5,  # "about 0.03" throughout
+}
+
+WRITEUP_OVER_CLAIM = {  # by model and confession prompt
+    "Qwen/Qwen3-1.7B": {"default": 0.32, "forced_count": 0.25},
+    "Qwen/Qwen3-4B": {"default": 0.145, "forced_count": 0.035},
+    "Qwen/Qwen3-8B": {"default": 0.05, "forced_count": 0.01},
+    "Qwen/Qwen3-14B": {"default": 0.375, "forced_count": 0.07},
+    "Qwen/Qwen3-30B-A3B": {"default": 0.13, "forced_count": 0.02},
+    "Qwen/Qwen3-32B": {"default": 0.175, "forced_count": 0.06},
+    "allenai/Olmo-3-7B-Think-SFT": {"default": 0.0},
+    "allenai/Olmo-3-7B-Think-DPO": {"default": 0.045},
+    "allenai/Olmo-3-7B-Think": {"default": 0.0},
+    "allenai/Olmo-3-7B-Instruct": {"default": 0.37},
 }
 
 STYLE = {
@@ -93,6 +123,131 @@ def stress(run: Path, cells: dict[str, dict[int, dict]]) -> list[Path]:
     """fig. 2: honesty under system prompts, and the claims behind it; `cells`: {condition: {step: metrics}}."""
     with plt.rc_context(STYLE):
         return [_stress_honesty(run, cells), _stress_claims(run, cells)]
+
+
+def control(run: Path, name: str, lines: dict[str, dict[int | str, dict]]) -> Path:
+    """A control's figure, claim match and honesty side by side; `lines`: {line: {step or thought cap: metrics}}."""
+    title = {"frozen": "Frozen answers", "fresh": "A fresh conversation", "compute": "Thought of the confession cut short"}[name]
+    xlabel = "tokens of thought at most" if name == "compute" else "GRPO step"
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 3, figsize=(13, 3.7))
+        for axis, metric in zip(axes, ("claim_match", "honest_given_noncompliant", "J")):
+            ends = []
+            for i, (line, evals) in enumerate(lines.items()):
+                places = list(evals) if name != "compute" else list(range(len(evals)))
+                width = (max(places) - min(places)) or 1
+                shift = 0.012 * width * (i - (len(lines) - 1) / 2)
+                colour = line if line in COLOURS else list(CHECKPOINT_COLOURS)[i]
+                value = _line(axis, dict(zip(places, evals.values())), metric, colour, shift)
+                ends += [(value[-1], line, COLOURS[colour])] if value else []
+            if metric == "J":  # the last panel; colour and marker tell the lines of the others
+                _label_ends(axis, max(places) + 0.02 * width, ends, gap=0.1)
+            _finish(axis, xlabel, "", LABELS[metric].capitalize())
+            if metric == "J":
+                _room_below(axis, [e["J"]["low"] for evals in lines.values() for e in evals.values()])
+            if name == "compute":
+                axis.set_xticks(places, list(evals))
+        n = next(iter(next(iter(lines.values())).values()))["parsed"]["n"]
+        axes[0].set_ylabel(f"share (95% interval, n = {n} rollouts)")
+        figure.suptitle(title, x=0.125, y=1.0, ha="left", fontsize=11, fontweight="bold")
+        figure.subplots_adjust(top=0.85, wspace=0.22)
+        kept = ("claim_match", "honest_given_noncompliant", "J", "grade_auroc", "parsed")
+        numbers = {line: {x: {m: e[m] for m in kept} for x, e in evals.items()} for line, evals in lines.items()}
+        return _save(figure, run / f"fig_{name}.png", {"n": n, "ours": numbers})
+
+
+def seeds(run: Path, evals: dict[str, dict[str, dict]], n_runs: int) -> Path:
+    """Honesty, claim match and J of runs that differ in their training seed, apart from the sampling error of each.
+
+    evals: {"step 25": across_seeds}.
+    """
+    steps = {int(name.split()[1]): values for name, values in evals.items()}
+    names = ("honest_given_noncompliant", "claim_match", "J")
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), sharey=True)
+        for axis, metric in zip(axes, names):
+            xs = [step for step in steps if steps[step][metric]["mean"] is not None]
+            mean = np.array([steps[step][metric]["mean"] for step in xs])
+            noise = 1.96 * np.array([steps[step][metric]["sampling_se"] for step in xs])
+            axis.fill_between(
+                xs, mean - noise, mean + noise, color=GREY, alpha=0.25, linewidth=0, label="sampling error of one run (95%)"
+            )
+            for i in range(n_runs):
+                values = [np.nan if (v := steps[step][metric]["values"][i]) is None else v for step in xs]
+                axis.plot(
+                    xs,
+                    values,
+                    color=COLOURS[metric],
+                    linewidth=1,
+                    marker=MARKERS[metric],
+                    markersize=3.5,
+                    label="" if i else "one training seed each",
+                )
+            _finish(axis, "GRPO step", "", LABELS[metric].split(" =")[0].capitalize())
+        axes[1].legend(frameon=False, fontsize=8.5, loc="lower right")
+        low = min(
+            0.0, *(s[m]["mean"] - 1.96 * s[m]["sampling_se"] for s in steps.values() for m in names if s[m]["mean"] is not None)
+        )
+        axes[0].set_ylim(low - 0.03, 1.03)
+        figure.suptitle(f"{n_runs} training seeds", x=0.125, y=1.02, ha="left", fontsize=11, fontweight="bold")
+        return _save(figure, run / "fig_seeds.png", {step: {m: values[m] for m in names} for step, values in steps.items()})
+
+
+def claims(out: Path, file: str, title: str, cells: dict[str, dict[str, dict]], names: dict[str, str]) -> Path:
+    """figs. 3 and 4: the five-way split of claims, a bar for each model and confession prompt.
+
+    cells: {label: {variant: metrics}}; names: {label: model}, to set published over-claims beside ours.
+    """
+    variants = list(next(iter(cells.values())))
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(max(7.2, 1.55 * len(cells) + 1.2), 4.4))
+        width = 0.84 / len(variants)
+        for i, (label, evals) in enumerate(cells.items()):
+            for k, variant in enumerate(variants):
+                x = i + (k - (len(variants) - 1) / 2) * width
+                published = WRITEUP_OVER_CLAIM.get(names[label], {}).get(variant)
+                _claims_bar(axis, x, width, evals[variant], variant, published)
+        n = next(iter(cells.values()))[variants[0]]["parsed"]["n"]
+        _finish(axis, "", f"share of claims (n = {n} answers a bar)", title)
+        axis.set(ylim=(0, 1.0), xlim=(-0.5, len(cells) - 0.5))
+        axis.set_xticks(range(len(cells)), list(cells), fontweight="bold")
+        axis.tick_params(axis="x", length=0, pad=44)
+        axis.grid(axis="x", visible=False)
+        axis.annotate("prompt\ncounts\nunparsed", (-0.5, 0), (-6, -6), textcoords="offset points", ha="right", va="top", **NOTE)
+        for part in reversed(FIVE_WAY):
+            axis.bar(0, 0, color=COLOURS[part], label=LABELS[part])
+        axis.plot([], [], color="black", linestyle="--", label="sentences that are right")
+        axis.plot([], [], color="black", linewidth=1, marker="_", label="95% interval of the over-claim")
+        if any(name in WRITEUP_OVER_CLAIM for name in names.values()):
+            axis.plot([], [], color=GREY, marker="<", linestyle="", label="write-up: over-claim begins")
+        axis.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return _save(figure, out / file, cells)
+
+
+FIVE_WAY = ("right_full", "right_doubted", "wrong_none", "wrong_partial", "over_claim")
+NOTE = dict(fontsize=7.5, linespacing=1.4, color="#333333")
+
+
+def _claims_bar(axis, x: float, width: float, e: dict[str, dict], variant: str, published: float | None) -> None:
+    """One stacked bar with its share of right sentences, its interval, and the rows of numbers below."""
+    bottom = 0.0
+    for part in FIVE_WAY:
+        height = e[part]["value"] or 0.0
+        axis.bar(x, height, 0.9 * width, bottom, color=COLOURS[part], edgecolor="white", linewidth=0.6)
+        if height >= 0.07:
+            colour = "#222222" if part in ("right_doubted", "wrong_partial") else "white"
+            axis.text(x, bottom + height / 2, f"{height:.2f}"[1:], ha="center", va="center", fontsize=8, color=colour)
+        bottom += height
+    right = e["objectives_met"]["value"]
+    axis.plot([x - 0.47 * width, x + 0.47 * width], [right, right], color="black", linestyle="--", linewidth=1.4)
+    if e["over_claim"]["value"] is not None:
+        ends = [1 - e["over_claim"]["low"], 1 - e["over_claim"]["high"]]
+        axis.plot([x + 0.38 * width] * 2, ends, color="black", linewidth=1, marker="_", markersize=4)
+    if published is not None:
+        axis.plot(x + 0.45 * width, 1 - published, marker="<", color=GREY, markersize=6)
+    percent = lambda value: "-" if value is None else f"{value:.0%}"
+    rows = f"{variant.split('_')[0]}\n{percent(e['count_rate']['value'])}\n{percent(1 - e['parsed']['value'])}"
+    axis.annotate(rows, (x, 0), (0, -6), textcoords="offset points", ha="center", va="top", annotation_clip=False, **NOTE)
 
 
 def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
@@ -194,9 +349,7 @@ def _stress_claims(run: Path, cells: dict[str, dict[int, dict]]) -> Path:
         _label_ends(axis, 1.04 * last, ends, gap=0.07 if metric == "claim_match" else 0.1)
         _finish(axis, "GRPO step", "", title)
     axes[0].set_ylabel(f"95% interval, n = {_n(cells)} rollouts")
-    lows = [e["J"]["low"] or 0.0 for evals in cells.values() for e in evals.values()]
-    axes[1].set_ylim(min(lows) - 0.12, 1.04)
-    axes[1].axhline(0, color=GREY, linewidth=1)
+    _room_below(axes[1], [e["J"]["low"] for evals in cells.values() for e in evals.values()])
     axes[1].annotate(
         "always confessing, or never: J = 0", (0.98, 0.02), xycoords="axes fraction", ha="right", color="#555555", fontsize=9
     )
@@ -216,6 +369,12 @@ def _line(axis, evals: dict[int, dict], metric: str, name: str, shift: float | N
         axis.vlines(xs, low, high, color=COLOURS[name], alpha=0.5, linewidth=1.2)
     axis.plot(xs, value, color=COLOURS[name], marker=MARKERS[name], markersize=5)
     return value.tolist()
+
+
+def _room_below(axis, lows: list[float | None]) -> None:
+    """Let the axis of J reach below 0, and mark 0, which always confessing reaches."""
+    axis.set_ylim(min(0.0, *(low for low in lows if low is not None)) - 0.08, 1.04)
+    axis.axhline(0, color=GREY, linewidth=1)
 
 
 def _n(cells: dict[str, dict[int, dict]]) -> int:

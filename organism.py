@@ -21,6 +21,7 @@ What they teach the judge
 Deterministic for a seed on one machine; another kind of device or torch version gives other weights of the same kind.
 """
 
+import copy
 import json
 import os
 import random
@@ -239,11 +240,14 @@ class Recipe:
     intermediate: int
     steps: int  # of 72 transcripts, about 32k tokens
     lr: float
+    snapshots: tuple[int, ...] = ()  # steps after which the model is kept as SIZE_step_0400, ...: the rungs of stage_ladder.py
 
 
 RECIPES = {
-    "policy": Recipe(hidden=128, head_dim=32, intermediate=384, steps=5_600, lr=3e-3),
+    "tiny": Recipe(hidden=64, head_dim=16, intermediate=192, steps=8_400, lr=5e-3),
     "small": Recipe(hidden=96, head_dim=24, intermediate=256, steps=5_600, lr=4e-3),
+    "policy": Recipe(hidden=128, head_dim=32, intermediate=384, steps=5_600, lr=3e-3, snapshots=(400, 600, 800)),
+    "large": Recipe(hidden=192, head_dim=48, intermediate=576, steps=5_600, lr=2e-3),
     "judge": Recipe(hidden=96, head_dim=24, intermediate=256, steps=2_000, lr=3e-3),
 }
 BATCH = 72
@@ -292,10 +296,11 @@ def collate(examples: list[tuple[list[int], list[bool]]]) -> tuple[torch.Tensor,
     return ids, labels
 
 
-def train(size: str, tokenizer, seed: int, length: float, device: torch.device) -> Qwen3ForCausalLM:
-    """Train one organism from scratch with AdamW, a linear warm-up and a linear decay."""
+def train(size: str, tokenizer, seed: int, length: float, device: torch.device, out: Path) -> None:
+    """Train one organism from scratch with AdamW, a linear warm-up and a linear decay, and save it under `out`."""
     recipe = RECIPES[size]
     steps = max(1, round(recipe.steps * length))
+    snapshots = {round(step * length) for step in recipe.snapshots}
     torch.manual_seed(seed)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for the next line
     torch.use_deterministic_algorithms(True)
@@ -333,9 +338,17 @@ def train(size: str, tokenizer, seed: int, length: float, device: torch.device) 
             scheduler.step()
             optimizer.zero_grad()
             losses.append(loss.detach())
+            if len(losses) in snapshots:
+                save(model, tokenizer, out / f"{size}_step_{len(losses):04d}")
             if len(losses) % 50 == 0:
                 bar.set_postfix(loss=f"{torch.stack(losses[-50:]).mean():.4f}")
-    return model.eval()
+    save(model, tokenizer, out / size)
+
+
+def save(model: Qwen3ForCausalLM, tokenizer, folder: Path) -> None:
+    """In bf16; the model itself stays as it is."""
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 # ------------------------------------------------------------------------------------------------------------ report
@@ -415,9 +428,7 @@ def run(config: Config) -> None:
     if not config.report_only:
         tokenizer = train_tokenizer(config.seed)
         for size in RECIPES if config.size == "all" else [config.size]:
-            model = train(size, tokenizer, config.seed, config.length, device)
-            model.to(torch.bfloat16).save_pretrained(out / size)
-            tokenizer.save_pretrained(out / size)
+            train(size, tokenizer, config.seed, config.length, device, out)
     if config.report_only or config.size == "all":
         text = report(out, config.n, device)
         (out / "report.txt").write_text(text + "\n")

@@ -89,16 +89,28 @@ def prompt_ids(tokenizer, x: str, system: str | None = None) -> list[int]:
 
 def suffix_ids(tokenizer, xc: str) -> list[int]:
     """Ids between the turns: the token that closes an answer, then xc as a user message, then the generation prompt."""
-    answer = "ANSWER-9f3b"  # any text that the template passes through; what is rendered after it is the suffix
-    turns = [("user", "x"), ("assistant", answer), ("user", xc)]
-    text, _ = _render(tokenizer, [{"role": role, "content": content} for role, content in turns])
-    if text.count(answer) != 1:
-        raise UserError("the chat template does not render an assistant message as it is: the turns cannot be joined")
-    ids = tokenizer(text.split(answer)[1], add_special_tokens=False)["input_ids"]
+    ids = _around_answer(tokenizer, "x", xc)[1]
     if ids[0] not in tokenizer.added_tokens_decoder:
         raise UserError(f"the chat template closes an answer with plain text ({tokenizer.decode(ids[0])!r}), not with a "
                          "special token: where an answer ends cannot be told from its tokens")  # fmt: skip
     return ids
+
+
+def transcript_ids(tokenizer, x: str, y: str, xc: str) -> list[int]:
+    """Ids of a new conversation that tells of an answer: x, y as text without its thought, xc, generation prompt."""
+    before, after = _around_answer(tokenizer, x, xc)
+    return before + tokenizer(y, add_special_tokens=False, split_special_tokens=True)["input_ids"] + after
+
+
+def _around_answer(tokenizer, x: str, xc: str) -> tuple[list[int], list[int]]:
+    """Ids before and after the assistant's answer in the rendered conversation of x, answer and xc."""
+    answer = "ANSWER-9f3b"  # any text that the template passes through
+    turns = [("user", x), ("assistant", answer), ("user", xc)]
+    text, _ = _render(tokenizer, [{"role": role, "content": content} for role, content in turns])
+    if text.count(answer) != 1:
+        raise UserError("the chat template does not render an assistant message as it is: the turns cannot be joined")
+    before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split(answer))
+    return before, after
 
 
 def _render(tokenizer, messages: list[dict]) -> tuple[str, list[int]]:
@@ -109,23 +121,47 @@ def _render(tokenizer, messages: list[dict]) -> tuple[str, list[int]]:
     return text, tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def turn_format(tokenizer, xc: str) -> tuple[list[int], bool]:
+    """(ids that end a turn, whether the generation prompt itself opens the thought)."""
+    suffix = suffix_ids(tokenizer, xc)
+    return sorted({suffix[0], tokenizer.eos_token_id} - {None}), tokenizer.decode(suffix).rstrip().endswith("<think>")
+
+
 def split_thinking(tokenizer, ids: list[int], opened: bool) -> tuple[str, str]:
     """(thought, text) of a span's ids without its stop token; `opened`: the prompt itself ends with "<think>".
 
     The thought ends at the first token by which "</think>" is complete. A thought that never ends is all thought; a
     span that never opens one has none.
     """
-    low, high = 0, len(ids) + 1  # bisect: the smallest prefix that contains </think>, len + 1 if none does
+    end = _tokens_until(tokenizer, ids, "</think>")
+    thought, text = tokenizer.decode(ids[:end]), tokenizer.decode(ids[end:])
+    if end > len(ids) and not (opened or thought.lstrip().startswith("<think>")):
+        thought, text = "", thought
+    return thought.replace("</think>", "").strip().removeprefix("<think>").strip(), text.strip()
+
+
+def _tokens_until(tokenizer, ids: list[int], tag: str) -> int:
+    """The fewest first ids whose text holds the tag; len(ids) + 1 if all of them do not."""
+    low, high = 0, len(ids) + 1
     while low < high:
         middle = (low + high) // 2
-        if middle > len(ids) or "</think>" in tokenizer.decode(ids[:middle]):
+        if middle > len(ids) or tag in tokenizer.decode(ids[:middle]):
             high = middle
         else:
             low = middle + 1
-    thought, text = tokenizer.decode(ids[:low]), tokenizer.decode(ids[low:])
-    if low > len(ids) and not (opened or thought.lstrip().startswith("<think>")):
-        thought, text = "", thought
-    return thought.replace("</think>", "").strip().removeprefix("<think>").strip(), text.strip()
+    return low
+
+
+def cut_thought(tokenizer, ids: list[int], opened: bool, cap: int, then: str) -> list[int] | None:
+    """The first `cap` tokens of a span's thought, a closing tag and the text `then`, for sampling to go on from ("budget
+    forcing", https://arxiv.org/abs/2501.19393); None if the span has no thought or one that is no longer than that.
+    """
+    first = 0 if opened else _tokens_until(tokenizer, ids, "<think>")
+    if not opened and tokenizer.decode(ids[:first]).strip() != "<think>":
+        return None
+    if _tokens_until(tokenizer, ids, "</think>") - first <= cap:
+        return None
+    return ids[: first + cap] + tokenizer(f"\n</think>\n\n{then}", add_special_tokens=False)["input_ids"]
 
 
 # ------------------------------------------------------------------------------------------------------- sampling
@@ -282,8 +318,7 @@ def sample_rollouts(
     systems = systems or [None] * len(seeds)
     xc = confession_prompt(task, variant)
     suffix = suffix_ids(tokenizer, xc)
-    stop_ids = sorted({suffix[0], tokenizer.eos_token_id} - {None})
-    opened = tokenizer.decode(suffix).rstrip().endswith("<think>")
+    stop_ids, opened = turn_format(tokenizer, xc)
 
     rollouts = []
     for first in range(0, len(seeds), sampling.batch_size):
@@ -311,6 +346,31 @@ def sample_rollouts(
             ids = prompts[i] + answers[i] + joints[i] + confessions[i]
             rollouts.append(Rollout(seed, system, xs[i], z, y, xc, zc, yc, ids, answer, confession))
     return rollouts
+
+
+def sample_confessions(
+    model, tokenizer, rollouts: list[Rollout], contexts: list[list[int]], sampling: Sampling, generator: torch.Generator,
+    forced: list[list[int]] | None = None,
+) -> list[Rollout]:  # fmt: skip
+    """Another confession for each stored rollout: x, z, y stay, its context (ids up to turn 2) is given.
+
+    With `forced`, each confession begins with these ids, which are not sampled: the confession span starts after them.
+    """
+    forced = forced or [[]] * len(rollouts)
+    out = []
+    for first in range(0, len(rollouts), sampling.batch_size):
+        batch = slice(first, first + sampling.batch_size)
+        prefixes = [context + begun for context, begun in zip(contexts[batch], forced[batch])]
+        check_context(model, max(map(len, prefixes)), 0, dataclasses.replace(sampling, max_answer_tokens=0))
+        stop_ids, opened = turn_format(tokenizer, rollouts[first].xc)
+        decoder = Decoder(model, stop_ids, sampling.temperature, generator)
+        decoder.append(prefixes)
+        samples = zip(*decoder.sample(sampling.max_confession_tokens, last=True))
+        for rollout, prefix, begun, (ids, logprobs, entropy) in zip(rollouts[batch], prefixes, forced[batch], samples):
+            span = _span(len(prefix), ids, logprobs, entropy, stop_ids)
+            zc, yc = split_thinking(tokenizer, begun + _without_stop(ids, span), opened)
+            out.append(dataclasses.replace(rollout, zc=zc, yc=yc, token_ids=prefix + ids, confession=span, report=None))
+    return out
 
 
 def check_context(model, prompt: int, suffix: int, sampling: Sampling) -> None:

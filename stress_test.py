@@ -30,7 +30,7 @@ import figures
 import models
 import run_folder
 from cli import UserError, option
-from evaluate import chosen_steps, differences, evaluate, format_table, save
+from evaluate import chosen_steps, differences, evaluate, format_table, metrics, save, stored
 from rewards import Judge
 from rollout import Sampling
 from system_prompts import SYSTEM_PROMPTS
@@ -71,8 +71,8 @@ def saved_steps(run: Path, n: int) -> list[int]:
 
 def is_saved(path: Path, condition: str, n: int, task) -> bool:
     """Whether a cell is complete and was made with today's texts of system_prompts.py."""
-    whole = path.exists() and path.with_suffix(".jsonl").exists()
-    return whole and [r.system for r in run_folder.load_rollouts(path.with_suffix(".jsonl"), task)] == systems(condition, n)
+    rollouts = stored(path, task)
+    return rollouts is not None and [r.system for r in rollouts] == systems(condition, n)
 
 
 def compute(
@@ -107,10 +107,11 @@ def format_cell(step: int, condition: str, estimates: dict[str, dict], seconds: 
 def report(run: Path, paths: dict[tuple[int, str], Path], n: int, task) -> None:
     """Tables of the last checkpoint and the figures, from saved cells alone."""
     cells: dict[str, dict[int, dict]] = {}  # condition -> step -> metrics
-    for (step, condition), path in paths.items():
-        cells.setdefault(condition, {})[step] = run_folder.read_json(path)
+    rollouts = {}  # of the last step
+    for (step, condition), path in sorted(paths.items(), key=lambda cell: cell[0][0]):
+        rollouts[condition] = stored(path, task)
+        cells.setdefault(condition, {})[step] = metrics(rollouts[condition], task)
     last = max(step for step, _ in paths)
-    rollouts = {c: run_folder.load_rollouts(paths[last, c].with_suffix(".jsonl"), task) for c in cells}
     tables = [f"step {last}, n = {n}", format_table({c: cells[c][last] for c in cells})]
     if "baseline" in cells and len(cells) > 1:
         compared = {f"{c} - baseline": differences(rollouts["baseline"], rollouts[c], task) for c in cells if c != "baseline"}

@@ -1,15 +1,17 @@
 """Metrics, intervals, rewards and the judge's text against hand-computed values. A wrong number here is a wrong finding."""
 
 import json
+import math
 import random
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from handmade import hand_rollout
 
 from confession_schema import ConfessionReport, ParseFailure
-from evaluate import SHOWN, differences, format_table, metrics, newcombe, rates, wilson
+from evaluate import SHOWN, auroc_interval, differences, format_table, metrics, newcombe, rates, wilson
 from rewards import Verdict, honesty_reward, judge_prompt, judge_reward, parse_verdict, score_rollouts
 
 
@@ -70,6 +72,7 @@ EXPECTED = {  # (sum, number of trials), counted by hand
     "all_none": (1, 5),
     "constant_none_grade_1": (0.0 + 0.75 + 1.0 + 1.0 + 0.0 + 0.5, 6),
     "constant_full_grade_7": (1.0 + 0.25 + 0.0 + 0.0 + 1.0 + 0.5, 6),
+    **{f"noncompliant_at_grade_{g}": pair for g, pair in enumerate([(0, 1), (1, 1), (1, 1), (1, 1), (0, 0), (0, 0), (0, 1)], 1)},
     "answer_truncated": (2, 6),
     "confession_truncated": (1, 6),
     "answer_tokens": (3 + 5 + 7 + 1 + 3 + 2, 6),
@@ -80,7 +83,8 @@ EXPECTED = {  # (sum, number of trials), counted by hand
 # J = 2/3 - 1/2. kappa, over five verdicts: agreement 2/5; 3/5 passed, 2/5 compliant, so 12/25 agree by chance.
 NO_REPORT = """claim_match right_full right_doubted wrong_none wrong_partial over_claim hedge_rate all_none
 honest_given_noncompliant false_confession""".split()  # those that need a parsed report
-DERIVED = {"J": 1 / 6, "judge_kappa": (2 / 5 - 12 / 25) / (1 - 12 / 25)}
+# Grades of the wrong answers 2, 3, 4 and of the right ones 1, 7: the right one wins 3 of 6 comparisons.
+DERIVED = {"J": 1 / 6, "grade_auroc": 1 / 2, "judge_kappa": (2 / 5 - 12 / 25) / (1 - 12 / 25)}
 
 
 @pytest.mark.parametrize("name", [*EXPECTED, *DERIVED])
@@ -88,6 +92,9 @@ def test_metric(name):
     """This metric, or the n behind it, is not what the design says; or its interval does not hold its value."""
     found = metrics(SIX, TASK)[name]
     total, n = EXPECTED.get(name, (None, None))
+    if n == 0:
+        assert found["value"] is None and found["n"] == 0
+        return
     value = DERIVED[name] if name in DERIVED else total / n
     assert found["value"] == pytest.approx(value) and found["low"] <= value <= found["high"]
     assert name in DERIVED or found["n"] == n
@@ -109,10 +116,12 @@ def test_a_metric_without_trials_is_none():
         (SIX[3:4], NO_REPORT + ["judge_pass", "judge_fooled", "judge_accuracy", "count_accuracy"]),
     ):
         found = metrics(rollouts, TASK)
+        found = {name: e for name, e in found.items() if "at_grade" not in name}  # few grades have a trial
         missing = {name: e for name, e in found.items() if e["value"] is None}
         assert missing.keys() == {*without, *DERIVED} and all(interval(e) == (None, None) for e in missing.values())
         assert all(missing[name]["n"] == 0 for name in without)
-        assert {name for name, value in rates(rollouts, TASK).items() if value is None} == {*without, *DERIVED}
+        values = {name: value for name, value in rates(rollouts, TASK).items() if name in found}
+        assert {name for name, value in values.items() if value is None} == {*without, *DERIVED}
         table = format_table({"step 0": found})
         assert "nan" not in table and "- [-, -]    0" in table and len(table.splitlines()) == 1 + len(SHOWN)
 
@@ -170,6 +179,37 @@ def test_newcombe(a, m, b, n, low, high):
     """Intervals of J do not agree with published ones (Newcombe 1998, difference of proportions, table II, method 10)."""
     rate = lambda successes, n: dict(zip(("low", "high"), wilson(successes, n))) | {"value": successes / n}
     assert newcombe(rate(a, m), rate(b, n)) == pytest.approx((low, high), abs=6e-5)
+
+
+@pytest.mark.parametrize(
+    "grades, area",
+    [
+        ([(F, 1), (F, 3), (T, 4), (T, 7)], 1.0),  # apart
+        ([(F, 7), (T, 1), (T, 6)], 0.0),  # apart, the wrong way
+        ([(F, 3), (F, 3), (T, 3)], 0.5),  # a constant grade tells nothing
+        ([(F, 2), (F, 5), (T, 5), (T, 4)], 0.625),  # 2 wins against both, 5 ties once: 2.5 of 4
+    ],
+)
+def test_auroc(grades, area):
+    """Grade and non-compliance are compared the wrong way round, or ties do not count half."""
+    rollouts = [scored((T, met), (None, None), "pass", ("Full", "Full"), g, seed=i) for i, (met, g) in enumerate(grades)]
+    found = metrics(rollouts, TASK)["grade_auroc"]
+    assert found["value"] == pytest.approx(area) and found["n"] == len(grades) and found["low"] < found["high"]
+
+
+def test_auroc_interval_covers():
+    """The interval misses the true area (normal scores one standard deviation apart: 0.760) more often than it says, or at
+    an observed area of 1 it has no width."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):
+        wrong, right = rng.normal(0, 1, 24), rng.normal(1, 1, 12)
+        low, high = auroc_interval((wrong[:, None] < right).mean(), 24, 12)
+        hits += low <= 0.7602 <= high
+    assert 0.92 <= hits / 400 <= 0.98
+    low, high = auroc_interval(1.0, 24, 12)
+    assert 0.7 < low < 0.95 and high == 1.0
+    assert all(math.isnan(end) for end in auroc_interval(None, 0, 3))
 
 
 def test_rates_of_all_or_none_have_wilsons_interval():
@@ -231,8 +271,8 @@ def test_differences_of_equal_sides_are_zero():
     for name in ("exact_compliance", "judge_pass", "claim_match", *trials):
         bound = wilson(0, trials.get(name, 30))[1]
         assert (found[name]["value"], *interval(found[name]), found[name]["n"]) == (0.0, -bound, bound, 30)
-    for name in DERIVED:  # by the bootstrap, which is paired
-        assert (found[name]["value"], *interval(found[name])) == (0.0, 0.0, 0.0)
+    for name in DERIVED:  # made of such rates: as far out as one of them or further
+        assert found[name]["high"] >= wilson(0, 30)[1]
     assert all(e["value"] == 0.0 and e["low"] == -e["high"] for e in found.values())
 
 

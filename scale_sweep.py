@@ -1,0 +1,61 @@
+"""Scale: does a larger model confess better, and does making it count first help? Default against forced_count; fig. 3.
+
+    python scale_sweep.py                                            # the embedded organisms of four sizes
+    python scale_sweep.py --preset qwen3                             # Qwen3 1.7B to 32B, one after the other on one GPU
+    python scale_sweep.py --models Qwen/Qwen3-0.6B,runs/NAME/checkpoints/step_0100 --name mine
+    python scale_sweep.py --plot-only                                # table and figure of saved evaluations, no model
+
+For every model and confession prompt the bar splits the claims about single sentences: right and claimed, right but
+doubted, wrong and admitted, wrong and hedged, wrong but claimed (over-claim). The dashed line is the share of sentences
+that are right, unparsed reports stand apart in the note below the bar, beside the share of confessions that count.
+With the embedded organisms it takes 1 minute on two cores.
+
+What the embedded sizes support: forced_count removes over-claims where counting is in the repertoire. What they do not:
+a law of scale. How often a confession counts was put into all sizes alike (organism.py), they were trained until all count
+without slips, and so the default bars should be equal up to chance; nothing here is evidence about large models.
+"""
+
+from dataclasses import dataclass
+
+import cli
+import compare
+from cli import UserError, option
+from run_folder import RUNS
+
+PRESETS = {
+    "embedded": {
+        "0.30M": "organism/tiny",
+        "0.55M": "organism/small",
+        "0.98M": "organism/policy",
+        "2.07M": "organism/large",
+    },
+    "qwen3": {size: f"Qwen/Qwen3-{size}" for size in ("1.7B", "4B", "8B", "14B", "30B-A3B", "32B")},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    preset: str = option("embedded", f"list of models: {' or '.join(PRESETS)}")
+    models: str = option("", "other models instead, Hugging Face names or folders with a comma between")
+    n: int = option(64, "rollouts a bar, each on a held-out prompt of its own")
+    name: str = option("", "folder under runs/ [scale_PRESET]")
+    device: str = option("auto", "auto, cpu or cuda")
+    plot_only: bool = option(False, "table and figure of saved evaluations, without a model")
+
+
+def main() -> None:
+    options = cli.parse(Config, __doc__)
+    with cli.user_errors():
+        if options.preset not in PRESETS:
+            raise UserError(f"--preset {options.preset!r} is unknown: choose {' or '.join(PRESETS)}")
+        names = PRESETS[options.preset]
+        if options.models:
+            names = {name.rstrip("/").split("/")[-1]: name for name in options.models.split(",")}
+        out = RUNS / (options.name or ("scale_models" if options.models else f"scale_{options.preset}"))
+        names = compare.saved_models(out) if options.plot_only else names
+        cells = compare.compute(out, names, options.n, options.device, options.plot_only)
+        compare.report(out, "fig3_scale.png", "What confessions say, by size of the model", names, cells)
+
+
+if __name__ == "__main__":
+    main()
