@@ -166,7 +166,7 @@ def seeds(run: Path, evals: dict[str, dict[str, dict]], n_runs: int) -> Path:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), sharey=True)
         for axis, metric in zip(axes, names):
-            xs = [step for step in steps if steps[step][metric]["mean"] is not None]
+            xs = [step for step in steps if steps[step][metric]["sampling_se"] is not None]
             mean = np.array([steps[step][metric]["mean"] for step in xs])
             noise = 1.96 * np.array([steps[step][metric]["sampling_se"] for step in xs])
             axis.fill_between(
@@ -185,12 +185,15 @@ def seeds(run: Path, evals: dict[str, dict[str, dict]], n_runs: int) -> Path:
                 )
             _finish(axis, "GRPO step", "", LABELS[metric].split(" =")[0].capitalize())
         axes[1].legend(frameon=False, fontsize=8.5, loc="lower right")
-        low = min(
-            0.0, *(s[m]["mean"] - 1.96 * s[m]["sampling_se"] for s in steps.values() for m in names if s[m]["mean"] is not None)
-        )
-        axes[0].set_ylim(low - 0.03, 1.03)
+        ends = [v for s in steps.values() for m in names if (v := _below(s[m])) is not None]
+        axes[0].set_ylim(min([0.0, *ends]) - 0.03, 1.03)
         figure.suptitle(f"{n_runs} training seeds", x=0.125, y=1.02, ha="left", fontsize=11, fontweight="bold")
         return _save(figure, run / "fig_seeds.png", {step: {m: values[m] for m in names} for step, values in steps.items()})
+
+
+def _below(s: dict) -> float | None:
+    """Where the sampling error of across_seeds reaches down to."""
+    return None if s["sampling_se"] is None else s["mean"] - 1.96 * s["sampling_se"]
 
 
 def claims(out: Path, file: str, title: str, cells: dict[str, dict[str, dict]], names: dict[str, str]) -> Path:
@@ -373,7 +376,7 @@ def _line(axis, evals: dict[int, dict], metric: str, name: str, shift: float | N
 
 def _room_below(axis, lows: list[float | None]) -> None:
     """Let the axis of J reach below 0, and mark 0, which always confessing reaches."""
-    axis.set_ylim(min(0.0, *(low for low in lows if low is not None)) - 0.08, 1.04)
+    axis.set_ylim(min([0.0, *(low for low in lows if low is not None)]) - 0.08, 1.04)
     axis.axhline(0, color=GREY, linewidth=1)
 
 
