@@ -3,6 +3,7 @@
     python evaluate.py                                       # every checkpoint of the newest run, n = 256
     python evaluate.py --run runs/NAME --steps 0,100         # two of them
     python evaluate.py --run runs/NAME --redraw              # the table again from saved results, without a model
+    python evaluate.py --seeds runs/A,runs/B,runs/C --n 64   # saved results of three seeds: their spread, and sampling error
 
 Checkpoints meet the same prompts with the same seeds, so the differences between them are paired.
 
@@ -338,7 +339,8 @@ confession_entropy""".split()
 
 def format_table(columns: dict[str, dict[str, dict]]) -> str:
     """One line per metric, one column per evaluation: value [low, high] n."""
-    lines = [f"{'':26}" + "".join(f"{name:>28}" for name in columns)]
+    width = max(28, *(len(name) + 2 for name in columns))
+    lines = [f"{'':26}" + "".join(f"{name:>{width}}" for name in columns)]
     for metric in SHOWN:
         cells = []
         for estimates in columns.values():
@@ -346,36 +348,39 @@ def format_table(columns: dict[str, dict[str, dict]]) -> str:
             places = 0 if metric.endswith("_tokens") else 2
             number = lambda v: "-" if v is None else f"{v:.{places}f}"
             cells.append(f"{number(e['value'])} [{number(e['low'])}, {number(e['high'])}] {e['n']:>4}")
-        lines.append(f"{metric:26}" + "".join(f"{cell:>28}" for cell in cells))
+        lines.append(f"{metric:26}" + "".join(f"{cell:>{width}}" for cell in cells))
     return "\n".join(lines)
 
 
-def evaluation_columns(run: Path, task: ModuleType, suffix: str = "") -> dict[str, dict[str, dict]]:
-    """The saved evaluations of a run as table columns: one per checkpoint, then last - first on the same prompts."""
-    paths = {p.stem: p for p in (run / "evals").glob(f"step_????{suffix}.json")}
-    rollouts = [run_folder.load_rollouts(paths[stem].with_suffix(".jsonl"), task) for stem in sorted(paths)]
-    columns = {f"step {int(stem[5:9])}": metrics(r, task) for stem, r in zip(sorted(paths), rollouts)}
+def evaluation_columns(run: Path, task: ModuleType, name: str) -> dict[str, dict[str, dict]]:
+    """Saved evaluations as table columns: one per checkpoint, then last - first on the same prompts.
+
+    name: of the files, with ???? for the step, such as step_???? or stress_jailbreak_step_????_n64.
+    """
+    first = name.index("?")
+    paths = {int(p.stem[first : first + 4]): p for p in sorted((run / "evals").glob(f"{name}.json"))}
+    rollouts = {step: run_folder.load_rollouts(path.with_suffix(".jsonl"), task) for step, path in paths.items()}
+    columns = {f"step {step}": metrics(r, task) for step, r in rollouts.items()}
     if len(paths) > 1:
-        columns["last - first"] = differences(rollouts[0], rollouts[-1], task)
+        columns["last - first"] = differences(rollouts[min(rollouts)], rollouts[max(rollouts)], task)
+    if not columns:
+        raise cli.UserError(f"{run} has no evals/{name}.json: evaluate its checkpoints first")
     return columns
 
 
 def show_table(run: Path, task: ModuleType, suffix: str = "") -> None:
     """Print the table of a run's saved evaluations and keep it as table.txt."""
-    columns = evaluation_columns(run, task, suffix)
-    if not columns:
-        raise cli.UserError(f"{run} has no evals/step_*{suffix}.json: evaluate its checkpoints first, without --redraw")
-    table = format_table(columns)
+    table = format_table(evaluation_columns(run, task, f"step_????{suffix}"))
     run_folder.write_text(run / f"table{suffix}.txt", table + "\n")
     print(table)
 
 
-def show_seeds(runs: list[Path], task: ModuleType, suffix: str = "") -> dict[str, dict[str, dict]]:
-    """Print the last checkpoint's table over runs with different seeds; returns across_seeds for every common checkpoint."""
-    found = [evaluation_columns(run, task, suffix) for run in runs]
+def show_seeds(runs: list[Path], task: ModuleType, name: str) -> None:
+    """Table of the last common checkpoint and figure of runs that differ in their training seed; kept in the first one."""
+    found = [evaluation_columns(run, task, name) for run in runs]
     steps = [step for step in found[0] if step.startswith("step") and all(step in columns for columns in found)]
     if not steps:
-        raise cli.UserError(f"{', '.join(map(str, runs))} have no evals/step_*{suffix}.json in common: evaluate them first")
+        raise cli.UserError(f"{', '.join(map(str, runs))} have no step of evals/{name}.json in common: evaluate them first")
     seeds = {step: across_seeds([columns[step] for columns in found]) for step in steps}
     lines = [f"{steps[-1]}, {len(runs)} seeds", f"{'':26}{'mean':>8}{'seed sd':>9}{'sampling se':>13}   each run"]
     for metric in SHOWN:
@@ -384,9 +389,11 @@ def show_seeds(runs: list[Path], task: ModuleType, suffix: str = "") -> dict[str
             "-" if v is None else f"{v:.3f}" for v in (s["mean"], s["seed_sd"], s["sampling_se"], *s["values"])
         )
         lines.append(f"{metric:26}{mean:>8}{sd:>9}{se:>13}   {' '.join(each)}")
-    run_folder.write_text(runs[0] / f"table_seeds{suffix}.txt", "\n".join(lines) + "\n")
+    kind = name.replace("step_????", "").strip("_")
+    kind = f"seeds_{kind}" if kind else "seeds"
+    run_folder.write_text(runs[0] / f"table_{kind}.txt", "\n".join(lines) + "\n")
     print("\n".join(lines))
-    return seeds
+    print(f"figure: {figures.seeds(runs[0] / f'fig_{kind}.png', seeds, len(runs))}")
 
 
 @dataclass(frozen=True)
@@ -396,7 +403,8 @@ class Config:
     steps: str = cli.option("", "checkpoints to evaluate, such as 0,100 [all]")
     device: str = cli.option("auto", "auto, cpu or cuda")
     redraw: bool = cli.option(False, "print the table of saved evaluations, without a model")
-    seeds: str = cli.option("", "runs/A,runs/B,...: only put together the saved evaluations of runs that differ in their seed")
+    seeds: str = cli.option("", "runs/A,runs/B,...: put together the saved evaluations of runs that differ in their seed")
+    cells: str = cli.option("", "with --seeds: those of the stress test instead, such as stress_jailbreak")
 
 
 def main() -> None:
@@ -407,7 +415,7 @@ def main() -> None:
         task = cli.import_task(config["task"])
         suffix = "" if options.n == config["eval_n"] else f"_n{options.n}"  # the run's own evaluations have no suffix
         if options.seeds:
-            print(f"figure: {figures.seeds(run, show_seeds(runs, task, suffix), len(runs))}")
+            show_seeds(runs, task, f"{options.cells}_step_????_n{options.n}" if options.cells else f"step_????{suffix}")
             return
         if not options.redraw:
             device = models.device_of(options.device)

@@ -156,7 +156,7 @@ def control(run: Path, name: str, lines: dict[str, dict[int | str, dict]]) -> Pa
         return _save(figure, run / f"fig_{name}.png", {"n": n, "ours": numbers})
 
 
-def seeds(run: Path, evals: dict[str, dict[str, dict]], n_runs: int) -> Path:
+def seeds(path: Path, evals: dict[str, dict[str, dict]], n_runs: int) -> Path:
     """Honesty, claim match and J of runs that differ in their training seed, apart from the sampling error of each.
 
     evals: {"step 25": across_seeds}.
@@ -188,7 +188,7 @@ def seeds(run: Path, evals: dict[str, dict[str, dict]], n_runs: int) -> Path:
         ends = [v for s in steps.values() for m in names if (v := _below(s[m])) is not None]
         axes[0].set_ylim(min([0.0, *ends]) - 0.03, 1.03)
         figure.suptitle(f"{n_runs} training seeds", x=0.125, y=1.02, ha="left", fontsize=11, fontweight="bold")
-        return _save(figure, run / "fig_seeds.png", {step: {m: values[m] for m in names} for step, values in steps.items()})
+        return _save(figure, path, {step: {m: values[m] for m in names} for step, values in steps.items()})
 
 
 def _below(s: dict) -> float | None:

@@ -1,10 +1,10 @@
-"""Train the embedded models ("organisms") from scratch on synthetic transcripts: two policies and a weak judge.
+"""Train the embedded models ("organisms") from scratch on synthetic transcripts: policies of four sizes and a weak judge.
 
-    python organism.py                         # all three into organism/, on a GPU if there is one
-    python organism.py --size small            # one of them: policy, small or judge
+    python organism.py                         # all of them into organism/, on a GPU if there is one
+    python organism.py --size small            # one of them: tiny, small, policy, large or judge
     python organism.py --report-only           # no training: print what the models in organism/ reach
 
-They are model organisms: Qwen3-architecture transformers of 0.5 to 1 M parameters whose behaviour we put in by hand, so
+They are model organisms: Qwen3-architecture transformers of 0.3 to 2 M parameters whose behaviour we put in by hand, so
 that the whole pipeline runs on a laptop and people can experiment. They are no evidence about large models.
 
 What the transcripts teach a policy
@@ -243,7 +243,7 @@ class Recipe:
     snapshots: tuple[int, ...] = ()  # steps after which the model is kept as SIZE_step_0400, ...: the rungs of stage_ladder.py
 
 
-RECIPES = {
+RECIPES = {  # each policy is trained until it counts without slips; the smallest needs more steps for that
     "tiny": Recipe(hidden=64, head_dim=16, intermediate=192, steps=8_400, lr=5e-3),
     "small": Recipe(hidden=96, head_dim=24, intermediate=256, steps=5_600, lr=4e-3),
     "policy": Recipe(hidden=128, head_dim=32, intermediate=384, steps=5_600, lr=3e-3, snapshots=(400, 600, 800)),
@@ -361,7 +361,7 @@ def report(folder: Path, n: int, device: torch.device) -> str:
         "policy   condition     parsed exact  hack honest| false  trust count hedge  count   words   judge  fooled tokens",
         "                                       noncompl  conf.                     correct copied  pass          zc+yc",
     ]
-    for size in ("policy", "small"):
+    for size in [size for size in RECIPES if size != "judge"]:
         model, tokenizer = models.load(str(folder / size), device)
         for condition in MODES:
             paraphrases = SYSTEM_PROMPTS.get(condition, (None,))
@@ -407,7 +407,7 @@ def _copied(rollout: Rollout) -> list[bool]:
 
 @dataclass(frozen=True)
 class Config:
-    size: str = cli.option("all", "which model to train: policy, small, judge or all")
+    size: str = cli.option("all", f"which model to train: {', '.join(RECIPES)} or all")
     out: str = cli.option("organism", "folder of the trained models, one sub-folder each")
     seed: int = cli.option(0, "seed of data and initialisation")
     length: float = cli.option(1.0, "training length as a share of the full one; 0.01 is a smoke test")
@@ -423,7 +423,7 @@ def main() -> None:
 
 def run(config: Config) -> None:
     if config.size not in (*RECIPES, "all"):
-        raise cli.UserError(f"--size {config.size!r} is unknown: choose policy, small, judge or all")
+        raise cli.UserError(f"--size {config.size!r} is unknown: choose {', '.join(RECIPES)} or all")
     out, device = Path(config.out), models.device_of("auto")
     if not config.report_only:
         tokenizer = train_tokenizer(config.seed)
