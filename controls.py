@@ -19,9 +19,10 @@ The answers are those of the run's own evaluations (evals/step_0025.jsonl), with
 sampled. A cell is saved when it is finished and not computed again for the same answers. With the embedded models all
 of it takes 2 minutes on two cores.
 
-It does not support more than this: a cut thought is a context that the model would not have written, so compute mixes
-"less thought" with "strange thought"; and an embedded model's z holds nothing that y does not show, so fresh cannot
-find a use of it.
+What it does not support: a cut thought is one that the model would not have written, so compute mixes "less thought" with
+"strange thought". An embedded model's z holds nothing that y does not show, and it has never seen an answer without a
+thought, so in a fresh conversation it miscounts (count_accuracy in the table): there, compare the two fresh lines with
+each other and not with on-policy.
 """
 
 import time
