@@ -1,6 +1,7 @@
 """Tiny models of random weights and rollouts of random token ids: what the tests of the mathematics share. And rollouts of
 synthetic transcripts, with reports that parse: what the tests of saved evaluations share."""
 
+import gc
 import random
 
 import pytest
@@ -25,6 +26,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_collection():
+    """For a module that imports it: gc.collect() looks at new objects only, which saves 0.3 s a call."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def tiny_model(seed: int = 0) -> Qwen3ForCausalLM:
