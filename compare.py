@@ -1,13 +1,14 @@
 """Default against forced_count confessions over a list of models: what scale_sweep.py and stage_ladder.py share.
 
 The models answer and confess on the same held-out prompts, each under both confession prompts; no judge is needed. One
-model is in memory at a time. Every evaluation is saved when it is finished, in OUT/evals/MODEL_VARIANT_n64.json with its
-rollouts beside it, and is not computed again.
+model is in memory at a time. Every evaluation is saved when it is finished, in OUT/evals/MODEL_CRC32_VARIANT_n64.json with
+its rollouts beside it, and is not computed again.
 """
 
 import gc
 import re
 import time
+import zlib
 from pathlib import Path
 
 import torch
@@ -26,7 +27,8 @@ Cells = dict[str, dict[str, list[Rollout]]]  # {label of the model: {variant: ro
 
 
 def cell_path(out: Path, model: str, variant: str, n: int) -> Path:
-    return out / "evals" / f"{re.sub(r'[^A-Za-z0-9.]+', '_', model).strip('_')}_{variant}_n{n}.json"
+    readable = re.sub(r"[^A-Za-z0-9.]+", "_", model)[-80:].strip("_.")
+    return out / "evals" / f"{readable}_{zlib.crc32(model.encode()):08x}_{variant}_n{n}.json"  # a/b is not a_b
 
 
 def settings(model: str) -> dict:
@@ -51,8 +53,6 @@ def compute(out: Path, names: dict[str, str], n: int, device: str, plot_only: bo
     missing = [key for key, rollouts in cells.items() if rollouts is None]
     if missing and plot_only:
         raise UserError(f"{len(missing)} of {len(paths)} evaluations are missing, first {paths[missing[0]]}: drop --plot-only")
-    if not plot_only:
-        run_folder.write_json(out / "models.json", names)
     loaded = None
     for label, variant in missing:
         start = time.perf_counter()
@@ -72,6 +72,8 @@ def compute(out: Path, names: dict[str, str], n: int, device: str, plot_only: bo
             f"right {show('objectives_met')} parsed {show('parsed')}, {time.perf_counter() - start:.1f}s",
             flush=True,
         )
+    if not plot_only:
+        run_folder.write_json(out / "models.json", names)
     return {label: {v: cells[label, v] for v in VARIANTS} for label in names}
 
 

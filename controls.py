@@ -25,6 +25,7 @@ thought, so in a fresh conversation it miscounts (count_accuracy in the table): 
 each other and not with on-policy.
 """
 
+import gc
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,12 +67,15 @@ class Confessor:
         confession), or None where the stored confession stands as it is."""
         path = self.run / "evals" / f"{name}.json"
         saved = stored(path, self.task)
-        if saved is not None and [r.y for r in saved] == [r.y for r in answers]:
+        of = lambda rollouts: [(r.system, r.x, r.z, r.y, r.xc) for r in rollouts]
+        if saved is not None and of(saved) == of(answers):
             return saved
         if self.options.plot_only:
             raise UserError(f"{path} is missing or of other answers: run this without --plot-only")
         start = time.perf_counter()
         if self.loaded != by:
+            self.loaded = self.model = self.tokenizer = None  # gone from memory before the next one comes
+            gc.collect()
             device = models.device_of(self.options.device)
             self.model, self.tokenizer = models.load(str(run_folder.checkpoint(self.run, by)), device, self.config["dtype"])
             self.loaded = by

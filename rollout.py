@@ -159,7 +159,8 @@ def cut_thought(tokenizer, ids: list[int], opened: bool, cap: int, then: str) ->
     first = 0 if opened else _tokens_until(tokenizer, ids, "<think>")
     if not opened and tokenizer.decode(ids[:first]).strip() != "<think>":
         return None
-    if _tokens_until(tokenizer, ids, "</think>") - first <= cap:
+    thought = tokenizer.decode(ids[: _tokens_until(tokenizer, ids, "</think>")]).split("</think>")[0]
+    if _tokens_until(tokenizer, ids, thought) <= first + cap:  # the closing tag's tokens do not count
         return None
     return ids[: first + cap] + tokenizer(f"\n</think>\n\n{then}", add_special_tokens=False)["input_ids"]
 
@@ -369,7 +370,9 @@ def sample_confessions(
         for rollout, prefix, begun, (ids, logprobs, entropy) in zip(rollouts[batch], prefixes, forced[batch], samples):
             span = _span(len(prefix), ids, logprobs, entropy, stop_ids)
             zc, yc = split_thinking(tokenizer, begun + _without_stop(ids, span), opened)
-            out.append(dataclasses.replace(rollout, zc=zc, yc=yc, token_ids=prefix + ids, confession=span, report=None))
+            answer = dataclasses.replace(rollout.answer)  # of its own: rewards are filled in in place
+            changed = dict(zc=zc, yc=yc, token_ids=prefix + ids, answer=answer, confession=span, report=None)
+            out.append(dataclasses.replace(rollout, **changed))
     return out
 
 

@@ -50,7 +50,9 @@ def main() -> None:
             raise UserError(f"--preset {options.preset!r} is unknown: choose {' or '.join(PRESETS)}")
         names = PRESETS[options.preset]
         if options.models:
-            names = {name.rstrip("/").split("/")[-1]: name for name in options.models.split(",")}
+            listed = [name.rstrip("/") for name in options.models.split(",")]
+            short = [name.split("/")[-1] for name in listed]  # two runs may both have a step_0100
+            names = {label if short.count(label) == 1 else name: name for label, name in zip(short, listed)}
         out = RUNS / (options.name or ("scale_models" if options.models else f"scale_{options.preset}"))
         names = compare.saved_models(out) if options.plot_only else names
         cells = compare.compute(out, names, options.n, options.device, options.plot_only)

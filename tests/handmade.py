@@ -1,13 +1,20 @@
-"""Tiny models of random weights and rollouts of random token ids: what the tests of the mathematics share."""
+"""Tiny models of random weights and rollouts of random token ids: what the tests of the mathematics share. And rollouts of
+synthetic transcripts, with reports that parse: what the tests of saved evaluations share."""
 
+import gc
 import random
 
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+import organism
+import word_count
+from confession_schema import confession_prompt
+from evaluate import EVAL_SEED
 from grpo import Config, update
-from rollout import Rollout, Span
+from rewards import Verdict, score_rollouts
+from rollout import Rollout, Span, prompt_ids, split_thinking, suffix_ids
 
 VOCABULARY = 64
 
@@ -19,6 +26,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_collection():
+    """For a module that imports it: gc.collect() looks at new objects only, which saves 0.3 s a call."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def tiny_model(seed: int = 0) -> Qwen3ForCausalLM:
@@ -41,6 +56,26 @@ def hand_rollout(blocks, logprobs=(None, None), finishes=("stop", "stop"), **tex
     )
     texts = dict(seed=0, system=None, x="", z="", y="", xc="", zc="", yc="") | texts
     return Rollout(**texts, token_ids=prompt + answer + between + confession, answer=spans[0], confession=spans[1])
+
+
+def told_rollouts(tokenizer, seed: int, n: int = 5, variant: str = "default") -> list[Rollout]:
+    """n scored rollouts on the prompts of an evaluation, as an organism of that tokenizer might say them: one that counts
+    (a long thought), two that trust or hedge (short thoughts), one without a thought, and one without a report."""
+    rng, rollouts = random.Random(seed), []
+    xc = confession_prompt(word_count, variant)
+    for i in range(n):
+        x, y = word_count.make_prompt(EVAL_SEED + i, held_out=True), organism.paragraph(rng, rng.choice(word_count.TOPICS))
+        confession = organism.confession(rng, y, ("count", "trust", "hedge", "trust", "count")[i % 5], jailbroken=False)
+        confession = {3: confession.split("</think>")[1].strip(), 4: "<think>\nS1: the 1"}.get(i % 5, confession)
+        texts = f"<think>\nPlan {seed}-{i} of secrets.\n</think>\n\n{y}", confession
+        spans = [tokenizer(text)["input_ids"] for text in texts]
+        (z, y), (zc, yc) = (split_thinking(tokenizer, ids, opened=False) for ids in spans)
+        answer, confession = (ids + [tokenizer.eos_token_id] for ids in spans)
+        blocks = prompt_ids(tokenizer, x), answer, suffix_ids(tokenizer, xc)[1:], confession
+        rollouts.append(hand_rollout(blocks, seed=EVAL_SEED + i, system=None, x=x, z=z, y=y, xc=xc, zc=zc, yc=yc))
+    verdicts = [Verdict(("pass", "fail", "failed")[i % 3], f"reply {i}") for i in range(n)]
+    score_rollouts(rollouts, verdicts, word_count)
+    return rollouts
 
 
 def random_rollouts(n: int, seed: int = 0, lengths: range = range(1, 9)) -> list[Rollout]:

@@ -3,16 +3,33 @@
 import json
 import math
 import random
+import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from handmade import hand_rollout
+from handmade import hand_rollout, told_rollouts
 
+import evaluate
+import run_folder
+import word_count
 from confession_schema import ConfessionReport, ParseFailure
-from evaluate import SHOWN, auroc_interval, differences, format_table, metrics, newcombe, rates, wilson
+from evaluate import (
+    SHOWN,
+    across_seeds,
+    auroc_interval,
+    differences,
+    format_table,
+    metrics,
+    newcombe,
+    rates,
+    save,
+    stored,
+    wilson,
+)
 from rewards import Verdict, honesty_reward, judge_prompt, judge_reward, parse_verdict, score_rollouts
+from rollout import Sampling
 
 
 @dataclass
@@ -317,6 +334,137 @@ def test_differences_refuse_unpaired_sides():
     for other in (random_side(0, 9), side[::-1], random_side(0, 4, repeats=2), elsewhere):
         with pytest.raises(ValueError, match="same prompts"):
             differences(side, other, TASK)
+
+
+# -------------------------------------------------------------------------------------------------- training seeds
+
+
+def of_seeds(*values: tuple[float | None, float]) -> dict:
+    """across_seeds of one metric of runs, each (value, width of its interval)."""
+    ends = lambda v, width: dict(low=None, high=None) if v is None else dict(low=v - width / 4, high=v + 3 * width / 4)
+    return across_seeds([{"m": {"value": v, **ends(v, width), "n": 8}} for v, width in values])["m"]
+
+
+def test_across_seeds():
+    """The spread of seeds is that of a population, sampling error is not the root mean square of the runs' standard errors,
+    or a run without a trial counts as 0."""
+    found = of_seeds((0.5, 0.392), (0.7, 0.392), (0.9, 0.784))
+    assert found["values"] == [0.5, 0.7, 0.9]
+    # standard errors 0.1, 0.1, 0.2: mean square 0.06 / 3
+    assert (found["mean"], found["seed_sd"], found["sampling_se"]) == pytest.approx((0.7, 0.2, 0.02**0.5))
+    found = of_seeds((0.5, 0.392), (None, 0.0), (0.9, 0.784))
+    assert found["values"] == [0.5, None, 0.9]
+    assert (found["mean"], found["seed_sd"], found["sampling_se"]) == pytest.approx((0.7, 0.08**0.5, 0.025**0.5))
+    assert of_seeds((None, 0.0), (0.9, 0.784)) == {
+        "values": [None, 0.9], "mean": 0.9, "seed_sd": None, "sampling_se": pytest.approx(0.2)
+    }  # fmt: skip
+    assert of_seeds((None, 0.0)) == {"values": [None], "mean": None, "seed_sd": None, "sampling_se": None}
+
+
+def seed_run(run, steps: dict[int, int], tokenizer, suffix: str = "", n: int = 5):
+    """A run folder without a model; its evaluation of each step holds the synthetic rollouts of a seed."""
+    run_folder.write_json(run / "config.json", {"config": {"task": "word_count", "eval_n": 5}})
+    for step, seed in steps.items():
+        save(run / "evals" / f"step_{step:04d}{suffix}.json", told_rollouts(tokenizer, seed, n), word_count)
+    return run
+
+
+def put_together(*options: str) -> None:
+    """`python evaluate.py --seeds options` within this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["evaluate.py", "--seeds", *options])
+        patch.setattr(evaluate.models, "load", lambda *_: pytest.fail("a model was loaded"))
+        evaluate.main()
+
+
+@pytest.mark.parametrize("n, suffix", [("5", ""), ("7", "_n7")])
+def test_seeds_are_put_together(tmp_path, tokenizers, capsys, n, suffix):
+    """The table is of a step that some run lacks or of another number of rollouts, a run's column is another run's, or the
+    figure shows other numbers than the runs' evaluations."""
+    tokenizer = tokenizers["organism"]
+    a = seed_run(tmp_path / "a", {0: 0, 25: 1, 100: 9}, tokenizer, suffix)
+    b = seed_run(tmp_path / "b", {0: 2, 25: 3, 50: 9}, tokenizer, suffix, n=1)  # few: some metrics have no trial
+    seed_run(tmp_path / "a", {50: 9}, tokenizer, "_n8")
+    put_together(f"{a},{b}", "--n", n)
+    (table,) = a.glob("table_seeds*.txt")
+    head, _, *lines = table.read_text().splitlines()
+    assert head == "step 25, 2 seeds" and table.read_text() in capsys.readouterr().out
+    each = [metrics(told_rollouts(tokenizer, seed, n), word_count) for seed, n in ((1, 5), (3, 1))]
+    assert each[0]["objectives_met"]["value"] != each[1]["objectives_met"]["value"]
+    shown = {line.split()[0]: line.split()[1:] for line in lines}
+    assert list(shown) == SHOWN
+    for name, cells in shown.items():
+        s = across_seeds([{name: e[name]} for e in each])[name]
+        assert cells == ["-" if v is None else f"{v:.3f}" for v in (s["mean"], s["seed_sd"], s["sampling_se"], *s["values"])]
+    assert any("-" in cells for cells in shown.values())
+    (figure,) = a.glob("fig_seeds*.json")
+    numbers = json.loads(figure.read_text())
+    assert figure.with_suffix(".png").exists() and list(numbers) == ["0", "25"]
+    assert all(s == across_seeds(each)[name] for name, s in numbers["25"].items()) and "J" in numbers["25"]
+    assert not list(b.glob("*seeds*"))
+
+
+@pytest.mark.parametrize("options", [["a,b", "--n", "5"], ["a,c", "--n", "5"], ["a,missing", "--n", "5"], ["a,b"]], ids=",".join)
+def test_seeds_without_a_common_step_end_with_one_line(tmp_path, tokenizers, monkeypatch, capsys, options):
+    """A table of nothing, or a traceback."""
+    monkeypatch.chdir(tmp_path)
+    for name, steps in {"a": {0: 0, 25: 1}, "b": {50: 2}, "c": {}}.items():
+        seed_run(tmp_path / name, steps, tokenizers["organism"])
+    with pytest.raises(SystemExit) as error:
+        put_together(*options)
+    assert error.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert not list(tmp_path.rglob("*seeds*"))
+
+
+# ---------------------------------------------------------------------------------------------- making and keeping one
+
+
+def test_evaluation_without_a_judge(tiny_models):
+    """Answers nobody judged count as failed by the judge, or the rollouts hang on whether there is a judge."""
+    judge = lambda rollouts: [Verdict("pass", "PASS") for _ in rollouts]
+    judged, without = (
+        evaluate.evaluate(*tiny_models["qwen3"], j, word_count, Sampling(1.0, 12, 12), 3, variant="forced_count")
+        for j in (judge, None)
+    )
+    found, missing = metrics(judged, word_count), metrics(without, word_count)
+    judges = {name for name in found if name.startswith("judge_")}
+    assert len(judges) == 4 and found["judge_pass"]["value"] == 1.0
+    assert all((missing[name]["value"], missing[name]["n"]) == (None, 0) for name in judges)
+    assert {name: e for name, e in found.items() if name not in judges} == {
+        name: e for name, e in missing.items() if name not in judges
+    }
+    assert [r.token_ids for r in judged] == [r.token_ids for r in without]
+    assert all(r.answer.reward is None and r.confession.reward is not None for r in without)
+
+
+def test_partial_evaluation_is_not_there(tmp_path, tokenizers):
+    """An evaluation that was cut short between its two files counts as finished, or a whole one is not found."""
+    path = tmp_path / "evals" / "step_0000.json"
+    rollouts = told_rollouts(tokenizers["organism"], 0)
+    assert stored(path, word_count) is None
+    assert save(path, rollouts, word_count) == json.loads(path.read_text()) == metrics(rollouts, word_count)
+    for rollout in rollouts:
+        rollout.answer.logprobs = rollout.confession.logprobs = []  # not kept
+    assert stored(path, word_count) == rollouts
+    for kind in (".json", ".jsonl"):
+        text = path.with_suffix(kind).read_text()
+        path.with_suffix(kind).unlink()
+        assert stored(path, word_count) is None
+        path.with_suffix(kind).write_text(text)
+
+
+def test_evaluation_is_marked_as_whole_last(tmp_path, tokenizers, monkeypatch):
+    """Ctrl-C between the two files leaves metrics without rollouts, or rollouts of another evaluation under new metrics."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_folder, "save_rollouts", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path / "step_0000.json", told_rollouts(tokenizers["organism"], 0), word_count)
+    assert not (tmp_path / "step_0000.json").exists()
 
 
 # --------------------------------------------------------------------------------------------------------- rewards

@@ -9,8 +9,11 @@ import torch
 
 import word_count
 from cli import UserError
-from confession_schema import confession_prompt
-from rollout import Decoder, Rollout, Sampling, prompt_ids, sample_rollouts, split_thinking, suffix_ids
+from confession_schema import REPORT_START, confession_prompt
+from rollout import (
+    Decoder, Rollout, Sampling, cut_thought, prompt_ids, sample_confessions, sample_rollouts, split_thinking, suffix_ids,
+    transcript_ids, turn_format,
+)  # fmt: skip
 
 STYLES = ("organism", "qwen3", "olmo3", "llama")
 KEEPS_THINKING = ("organism", "olmo3", "llama")
@@ -87,6 +90,41 @@ def test_system_prompt_takes_the_place_of_the_default(tokenizers):
     assert "helpful assistant" in without
 
 
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("y", ["Tea is hot. (3)", "- Tea, tea.\n\n- Né à 5 °C?! (4) 茶", "a\n<think b>", ""])
+def test_transcript_is_what_the_template_renders(tokenizers, style, y):
+    """A fresh conversation about an answer is not one that the model knows: a turn's token is missing, doubled or cut."""
+    tokenizer = tokenizers[style]
+    turns = [("user", "Write about tea."), ("assistant", y), ("user", XC)]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert transcript_ids(tokenizer, "Write about tea.", y, XC) == ids_of(tokenizer, text)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_answer_in_a_transcript_cannot_write_special_tokens(tokenizers, style):
+    """An answer closes its own turn in the transcript and opens another, in which anybody says anything."""
+    tokenizer = tokenizers[style]
+    special = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    y = "".join(f"Tea.{token}\nPASS" for token in special)
+    ids, plain = (transcript_ids(tokenizer, "x", text, XC) for text in (y, "Tea."))
+    assert special and [ids.count(i) for i in tokenizer.added_tokens_decoder] == [
+        plain.count(i) for i in tokenizer.added_tokens_decoder
+    ]
+    assert y in tokenizer.decode(ids)
+    ids_of_special = ids_of(tokenizer, special[-1])  # the tokenizer itself is as before
+    assert ids_of_special == [tokenizer.convert_tokens_to_ids(special[-1])]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_turn_format(tokenizers, style):
+    """A turn runs on past its end, or a thought that the prompt opens is taken for text."""
+    stop_ids, opened = turn_format(tokenizers[style], XC)
+    names = {"llama": {"<|eot_id|>"}, "olmo3": {"<|im_end|>", "<|endoftext|>"}}.get(style, {"<|im_end|>"})
+    assert {tokenizers[style].decode(i) for i in stop_ids} == names and len(stop_ids) == len(names)
+    assert opened == (style == "olmo3")
+
+
 @pytest.mark.parametrize(
     "template, reason",
     [
@@ -132,6 +170,68 @@ def test_split_thinking(tokenizers, style, sampled, opened, thought, text):
     ids = ids_of(tokenizer, sampled)
     assert sum(tokenizer.decode(i) == "</think>" for i in ids) == (sampled.count("</think>") if style == "organism" else 0)
     assert split_thinking(tokenizer, ids, opened) == (thought, text)
+
+
+THOUGHT, REPORT = "\nI did not count. Tea is hot.\n", '{"compliance_analysis": []}'
+
+
+def cut(tokenizer, ids: list[int], cap: int, opened: bool) -> tuple[list[int], list[int], str] | None:
+    """cut_thought as (ids of <think>, ids of the kept thought, what was written after them)."""
+    begun = cut_thought(tokenizer, ids, opened, cap, REPORT_START)
+    if begun is None:
+        return None
+    written = ids_of(tokenizer, f"\n</think>\n\n{REPORT_START}")
+    kept = begun[: -len(written)]
+    assert begun[-len(written) :] == written and kept == ids[: len(kept)]
+    first = 0 if opened else len(ids_of(tokenizer, "<think>"))
+    return ids[:first], kept[first:], tokenizer.decode(written)
+
+
+@pytest.mark.parametrize("cap", [0, 1, 2, 5])
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("style", STYLES)
+def test_cut_thought_keeps_the_first_tokens(tokenizers, style, closed, cap):
+    """Another number of thought tokens is kept than the axis says, such as those of <think> too; the tag stays open, or the
+    parser sees part of the thought."""
+    tokenizer, opened = tokenizers[style], style == "olmo3"
+    opening = [] if opened else ids_of(tokenizer, "<think>")
+    thought = ids_of(tokenizer, THOUGHT)
+    ids = opening + thought + ids_of(tokenizer, f"</think>\n\n{REPORT}") * closed
+    assert len(thought) > 5
+    tag, kept, _ = cut(tokenizer, ids, cap, opened)
+    assert (tag, kept) == (opening, thought[:cap])
+    begun = cut_thought(tokenizer, ids, opened, cap, REPORT_START)
+    rest = ids_of(tokenizer, REPORT[len(REPORT_START) :])
+    assert split_thinking(tokenizer, begun + rest, opened) == (tokenizer.decode(thought[:cap]).strip(), REPORT)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_cut_thought_leaves_short_thoughts_alone(tokenizers, style):
+    """A thought that is not longer than the cap is replaced by a copy of itself, or loses its closing tag's first tokens;
+    a confession without a thought gets one."""
+    tokenizer, opened = tokenizers[style], style == "olmo3"
+    opening = "" if opened else "<think>"
+    n = len(ids_of(tokenizer, THOUGHT))
+    stop = [closing(tokenizer)]
+    for text in (f"{opening}{THOUGHT}</think>\n\n{REPORT}", opening + THOUGHT):
+        ids = ids_of(tokenizer, text) + stop
+        end = n if "</think>" in text else n + 1  # an open thought runs to the end of the span
+        assert cut(tokenizer, ids, end, opened) is None and cut(tokenizer, ids, end + 100, opened) is None
+        _, kept, _ = cut(tokenizer, ids, end - 1, opened)
+        assert kept == ids_of(tokenizer, THOUGHT)[: end - 1] and not set(kept) & set(stop)
+    without = ids_of(tokenizer, f"</think>{REPORT}" if opened else f" {REPORT} <think>{THOUGHT}</think>")
+    assert cut(tokenizer, without + stop, 0, opened) is None
+    assert cut(tokenizer, [], 0, opened) is None
+
+
+def test_cut_thought_of_a_tag_in_pieces(tokenizers):
+    """Half a closing tag stays in the thought where a tag is several tokens."""
+    tokenizer = tokenizers["olmo3"]
+    thought, tag = ids_of(tokenizer, THOUGHT), ids_of(tokenizer, "</think>")
+    assert len(tag) > 3
+    for cap in range(len(thought) + len(tag) + 2):
+        found = cut(tokenizer, thought + tag + ids_of(tokenizer, REPORT), cap, opened=True)
+        assert (None if found is None else found[1]) == (thought[:cap] if cap < len(thought) else None)
 
 
 # ------------------------------------------------------------------------------------- spans, with a scripted model
@@ -417,6 +517,79 @@ def test_group_shares_its_prompt_and_not_its_noise(tiny_models):
     assert [r.seed for r in rollouts] == [5, 5, 6, 6]
     assert rollouts[0].x == rollouts[1].x != rollouts[2].x
     assert rollouts[0].token_ids != rollouts[1].token_ids
+
+
+# ------------------------------------------------------------------------------- other confessions to stored answers
+
+
+def confess(tiny, rollouts: list[Rollout], contexts: list[list[int]], temperature=0.0, batch_size=64, budget=24, **options):
+    sampling = Sampling(temperature, 900, budget, batch_size)  # the answer's budget does not count: it is not sampled
+    generator = torch.Generator().manual_seed(0)
+    return sample_confessions(*tiny, rollouts, contexts, sampling, generator, **options)
+
+
+def stored_contexts(rollouts: list[Rollout]) -> list[list[int]]:
+    return [r.token_ids[: r.confession.start] for r in rollouts]
+
+
+@pytest.mark.parametrize("batch_size", [64, 3])
+def test_same_context_gives_the_same_confession(tiny, batch_size):
+    """Another prefill than sampling's own, or streams mixed up between batches: a frozen answer seems to change what the
+    same model confesses."""
+    rollouts = sample(tiny, 0.0)
+    assert_ragged(rollouts)
+    before = copy.deepcopy(rollouts)
+    again = confess(tiny, rollouts, stored_contexts(rollouts), batch_size=batch_size)
+    assert rollouts == before, "the stored rollouts were changed"
+    for new, old in zip(again, rollouts, strict=True):
+        assert new.confession.logprobs == pytest.approx(old.confession.logprobs, abs=1e-4)
+        assert new.confession.entropy == pytest.approx(old.confession.entropy, abs=1e-4)
+        new.confession.logprobs, new.confession.entropy = old.confession.logprobs, old.confession.entropy
+        assert new == old
+
+
+def test_new_confession_leaves_the_answer_as_it_was(tiny_models):
+    """Truth, verdict or answer of a stored rollout is lost; or its old report or reward stands beside a new confession."""
+    tiny = tiny_models["qwen3"]
+    (old,) = sample(tiny, 1.0)[:1]
+    old.truth, old.verdict, old.report, old.confession.reward, old.answer.reward = "truth", "verdict", "report", 0.5, 0.25
+    (new,) = confess(tiny, [old], [ids_of(tiny[1], "Another context.")])
+    kept = ("seed", "system", "x", "z", "y", "xc", "answer", "truth", "verdict")
+    assert {name: getattr(new, name) for name in kept} == {name: getattr(old, name) for name in kept}
+    assert new.report is None and new.confession.reward is None and new.yc != old.yc
+    new.answer.reward = 1.0  # as score_rollouts does
+    assert old.answer.reward == 0.25, "the stored rollout shares its span with the new one"
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_forced_ids_begin_the_confession_and_are_not_of_its_span(tiny, temperature):
+    """Forced tokens count as sampled (tokens, entropy), are missing in zc and yc, or the model did not see them."""
+    model, tokenizer = tiny
+    rollouts = sample(tiny, 1.0)
+    opened = turn_format(tokenizer, XC)[1]
+    begun = [ids_of(tokenizer, ("" if opened else "<think>") + f"I know {'it ' * i}</think>{REPORT_START}") for i in range(7)]
+    contexts = [context[i:] for i, context in enumerate(stored_contexts(rollouts))]  # ragged, and not the stored ones
+    for i, new in enumerate(confess(tiny, rollouts, contexts, temperature, batch_size=4, forced=begun)):
+        prefix = contexts[i] + begun[i]
+        assert new.token_ids[: len(prefix)] == prefix
+        assert (new.confession.start, new.confession.end) == (len(prefix), len(new.token_ids))
+        assert new.zc == f"I know {'it ' * i}".strip() and new.yc.startswith(REPORT_START)
+        expected = full_logprobs(model, new.token_ids, temperature)
+        assert new.confession.logprobs == pytest.approx(expected[new.confession.start :], abs=1e-4)
+        sampled = new.token_ids[new.confession.start :]
+        assert (new.confession.finish == "stop") == (sampled[-1] in turn_format(tokenizer, XC)[0])
+        assert new.yc == tokenizer.decode(begun[i] + sampled[: -1 if new.confession.finish == "stop" else None]).split("</think>")[1].strip()  # fmt: skip
+
+
+def test_context_too_small_for_a_confession(tiny_models):
+    """Positions beyond the context are computed without a word; or room is asked for an answer that is not sampled."""
+    tiny = tiny_models["qwen3"]
+    (rollout,) = sample(tiny, 1.0)[:1]
+    context = [5] * 1_000
+    assert confess(tiny, [rollout], [context])[0].confession.start == 1_000
+    for forced in ([[6]], None):
+        with pytest.raises(UserError, match=f"{1_000 + bool(forced)} prompt .* = 1025, but the model's context is 1024"):
+            confess(tiny, [rollout], [context], forced=forced, budget=24 if forced else 25)
 
 
 # ------------------------------------------------------------------------------------------------------- refused input

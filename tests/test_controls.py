@@ -1,0 +1,367 @@
+"""The controls that hold answers still: which answers are confessed to, by whom, from what context; what is kept and drawn.
+A mistake here shows a change of the confessions that is one of the answers, or hides it."""
+
+import dataclasses
+import gc
+import json
+import shutil
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from handmade import one_thread, quick_collection, told_rollouts  # noqa: F401
+
+import controls
+import evaluate
+import grpo
+import models
+import run_folder
+import word_count
+from confession_schema import REPORT_START
+from evaluate import metrics, save, stored
+from rollout import Rollout, Sampling, prompt_ids, transcript_ids
+
+TINY, SMALL = (str(models.ORGANISMS / name) for name in ("tiny", "small"))  # the checkpoints of steps 0 and 2
+CELLS = {
+    *(f"frozen_run_step_0000_by_{by}" for by in ("0000", "0002")),
+    *("fresh_step_0000_by_0000", "fresh_step_0002_by_0000", "fresh_step_0002_by_0002"),
+    *(f"cap_{cap:04d}_step_{step}" for cap in controls.CAPS for step in ("0000", "0002")),
+}
+
+
+def control(run: Path, *options: str) -> None:
+    """`python controls.py --run run options` within this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["controls.py", "--run", str(run), *options])
+        controls.main()
+
+
+def make_run(run: Path, temperature: float = 1.0) -> Path:
+    """A run folder with two checkpoints that are different models, and a short token budget."""
+    options = grpo.resolve(grpo.Config(model=TINY, judge=SMALL, max_answer_tokens=16, max_confession_tokens=8))
+    run_folder.write_json(run / "config.json", {"config": dataclasses.asdict(options) | {"temperature": temperature}})
+    for step, model in ((0, TINY), (2, SMALL)):
+        shutil.copytree(model, run_folder.checkpoint(run, step))
+    return run
+
+
+def evaluation(run: Path, step: int) -> Path:
+    return run / "evals" / f"step_{step:04d}.json"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tokenizers) -> Path:
+    """A run whose evaluations are synthetic transcripts: their reports parse, their thoughts are long and short. One answer
+    was given under a system prompt. Tests only read it."""
+    run = make_run(tmp_path_factory.mktemp("trained") / "run")
+    for step in (0, 2):
+        rollouts = told_rollouts(tokenizers["organism"], seed=step)
+        told, system = rollouts[1], "This is test 4711."
+        extra = prompt_ids(tokenizers["organism"], told.x, system)
+        shift = len(extra) - told.answer.start
+        told.system, told.token_ids = system, extra + told.token_ids[told.answer.start :]
+        for span in told.spans.values():
+            span.start, span.end = span.start + shift, span.end + shift
+        save(evaluation(run, step), rollouts, word_count)
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(trained, tmp_path_factory) -> Path:
+    """The same with all three controls. Tests only read it."""
+    run = shutil.copytree(trained, tmp_path_factory.mktemp("finished") / "run")
+    control(run)
+    return run
+
+
+def results(run: Path) -> dict[str, bytes]:
+    """Everything of a run but models and pictures."""
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*")
+            if path.is_file() and path.suffix != ".png" and "checkpoints" not in path.parts}  # fmt: skip
+
+
+def cell(run: Path, name: str) -> list[Rollout]:
+    return stored(run / "evals" / f"{name}.json", word_count)
+
+
+def no_model(*_):
+    raise AssertionError("a model was loaded")
+
+
+def watch(patch: pytest.MonkeyPatch, interrupt_at: int | None = None) -> list[str]:
+    """Names of the cells that are computed from now on; Ctrl-C in place of keeping one of them."""
+    names = []
+
+    def recorded(path, *args):
+        if len(names) == interrupt_at:
+            raise KeyboardInterrupt
+        names.append(path.stem)
+        return save(path, *args)
+
+    patch.setattr(controls, "save", recorded)
+    return names
+
+
+def about_the_answer(rollout: Rollout) -> dict:
+    """What a control may not change. (The reward is computed again.)"""
+    names = ("seed", "system", "x", "z", "y", "xc", "verdict", "truth")
+    return {name: getattr(rollout, name) for name in names} | {"answer": dataclasses.replace(rollout.answer, reward=None)}
+
+
+# ------------------------------------------------------------------------------------------------- the three controls
+
+
+def test_every_cell_table_and_figure_is_left(finished, trained):
+    """A cell is lost, a figure is drawn without the numbers beside it, or the run's own files were touched."""
+    made = {f"evals/{name}.{kind}" for name in CELLS for kind in ("json", "jsonl")}
+    made |= {f"{kind}_{name}" for name in ("frozen", "fresh", "compute") for kind in ("table", "fig")}
+    assert {name.removesuffix(".txt").replace(".json", "") if "/" not in name else name for name in results(finished)
+            if name not in results(trained)} == made  # fmt: skip
+    assert {path.stem for path in finished.glob("*.png")} == {"fig_frozen", "fig_fresh", "fig_compute"}
+    assert results(trained).items() <= results(finished).items()
+
+
+def test_answers_stay_what_they_were(finished):
+    """A control changes or mixes up the answers that it says it holds still, or loses their verdicts."""
+    own = {step: stored(evaluation(finished, step), word_count) for step in (0, 2)}
+    assert all(a.y != b.y for a, b in zip(own[0], own[2]))
+    for name in CELLS:
+        source = own[0 if "frozen" in name or "step_0000" in name else 2]
+        assert [about_the_answer(r) for r in cell(finished, name)] == [about_the_answer(r) for r in source], name
+
+
+def test_frozen_confessions_go_on_from_the_stored_tokens(finished):
+    """The frozen answers are confessed without their thoughts, under another prompt, or by one checkpoint only."""
+    own = stored(evaluation(finished, 0), word_count)
+    by = [cell(finished, f"frozen_run_step_0000_by_000{step}") for step in (0, 2)]
+    for rollouts in by:
+        for new, old in zip(rollouts, own):
+            assert new.confession.start == old.confession.start
+            assert new.token_ids[: new.confession.start] == old.token_ids[: old.confession.start]
+    assert all(a.confession.entropy != b.confession.entropy for a, b in zip(*by))  # two models
+
+
+def test_frozen_answers_of_a_greedy_checkpoint_get_its_own_confessions(tmp_path):
+    """Confessing to stored answers is not what the checkpoint does on-policy: without chance the two are the same."""
+    run = make_run(tmp_path / "run", temperature=0.0)
+    sampling = Sampling.of(run_folder.read_config(run))
+    for step, model in ((0, TINY), (2, SMALL)):
+        rollouts = evaluate.evaluate(*models.load(model, torch.device("cpu")), None, word_count, sampling, 3)
+        save(evaluation(run, step), rollouts, word_count)
+    control(run, "--controls", "frozen")
+    control(run, "--controls", "frozen", "--frozen", f"{run}@2")
+    for step, other in ((0, 2), (2, 0)):
+        own = stored(evaluation(run, step), word_count)
+        same = cell(run, f"frozen_run_step_000{step}_by_000{step}")
+        assert [r.token_ids for r in same] == [r.token_ids for r in own]
+        assert [(r.zc, r.yc, r.report, r.confession.reward) for r in same] == [
+            (r.zc, r.yc, r.report, r.confession.reward) for r in own
+        ]
+        assert [r.token_ids for r in cell(run, f"frozen_run_step_000{step}_by_000{other}")] != [r.token_ids for r in own]
+
+
+def test_fresh_conversation_holds_neither_thought_nor_system_prompt(finished, tokenizers):
+    """The confession of a fresh conversation could live on what only the first one held."""
+    tokenizer = tokenizers["organism"]
+    for name in CELLS:
+        for rollout in cell(finished, name) if "fresh" in name else ():
+            context = rollout.token_ids[: rollout.confession.start]
+            assert context == transcript_ids(tokenizer, rollout.x, rollout.y, rollout.xc)
+            text = tokenizer.decode(context)
+            assert rollout.z and rollout.z not in text and "<think>" not in text and "4711" not in text
+            assert text.count(rollout.x) == text.count(rollout.y) == text.count(rollout.xc) == 1
+    assert any(r.system and "4711" in r.system for r in cell(finished, "fresh_step_0002_by_0002"))
+    by = [cell(finished, f"fresh_step_0002_by_000{step}") for step in (0, 2)]
+    assert all(a.confession.entropy != b.confession.entropy for a, b in zip(*by))  # two models
+
+
+@pytest.mark.parametrize("cap", controls.CAPS)
+@pytest.mark.parametrize("step", [0, 2])
+def test_thoughts_are_cut_to_the_cap_and_short_ones_stay(finished, tokenizers, step, cap):
+    """A longer thought than the axis says reaches the report, or a confession that was within the cap is sampled anew."""
+    tokenizer = tokenizers["organism"]
+    ids_of = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+    end, written = tokenizer.convert_tokens_to_ids("</think>"), ids_of(f"\n</think>\n\n{REPORT_START}")
+    own, capped = stored(evaluation(finished, step), word_count), cell(finished, f"cap_{cap:04d}_step_000{step}")
+    cuts = 0
+    for new, old in zip(capped, own, strict=True):
+        span = old.token_ids[old.confession.start : old.confession.end]
+        thought = span[1 : span.index(end) if end in span else None] if old.zc else []
+        if len(thought) <= cap:
+            assert new == old
+            continue
+        cuts += 1
+        begun = span[: 1 + cap] + written
+        assert new.token_ids[: new.confession.start] == old.token_ids[: old.confession.start] + begun
+        assert new.zc == tokenizer.decode(thought[:cap]).strip() and new.yc.startswith(REPORT_START)
+        assert new.confession.end - new.confession.start <= 8
+    assert cuts == {0: 4, 32: 1, 64: 1, 128: 1, 256: 0}[cap], "the test shows something else"
+
+
+def test_figures_show_the_metrics_of_the_cells(finished):
+    """A line of a figure is of other cells than its name says."""
+    own = {"0": "step_0000", "2": "step_0002"}
+    by_cap = lambda step: {str(cap): f"cap_{cap:04d}_{step}" for cap in controls.CAPS} | {"none": step}
+    expected = {
+        "frozen": {"frozen answers": {s: f"frozen_run_step_0000_by_000{s}" for s in own}, "on-policy": own},
+        "fresh": {
+            "fresh, same model": {s: f"fresh_{own[s]}_by_000{s}" for s in own},
+            "fresh, untrained": {s: f"fresh_{own[s]}_by_0000" for s in own},
+            "on-policy": own,
+        },
+        "compute": {f"step {s}": by_cap(own[s]) for s in own},
+    }
+    for name, lines in expected.items():
+        numbers = json.loads((finished / f"fig_{name}.json").read_text())
+        assert numbers["n"] == 5
+        assert {line: list(places) for line, places in numbers["ours"].items()} == {k: list(v) for k, v in lines.items()}
+        for line, places in lines.items():
+            for place, saved in places.items():
+                of_cell = json.loads((finished / f"evals/{saved}.json").read_text())
+                assert of_cell == metrics(cell(finished, saved), word_count)
+                shown = numbers["ours"][line][place]
+                assert {"claim_match", "honest_given_noncompliant", "J"} <= shown.keys()
+                assert shown == {metric: of_cell[metric] for metric in shown}
+
+
+# ------------------------------------------------------------------------------------------------- what is kept
+
+
+def test_saved_cells_are_not_computed_again(finished, tmp_path, monkeypatch):
+    """Minutes are lost at every redraw, or a result changes without a reason."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    monkeypatch.setattr(models, "load", no_model)
+    control(run)
+    assert results(run) == results(finished)
+
+
+@pytest.mark.parametrize("part", ["y", "z"])
+def test_cells_of_other_answers_are_computed_again(finished, tokenizers, tmp_path, monkeypatch, part):
+    """Confessions to former answers are shown beside new ones; or all is thrown away when one evaluation changes."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    rollouts = stored(evaluation(run, 2), word_count)
+    setattr(rollouts[2], part, getattr(rollouts[2], part) + " More.")
+    save(evaluation(run, 2), rollouts, word_count)
+    names = watch(monkeypatch)
+    control(run)
+    changed = {name for name in CELLS if "step_0002" in name}
+    assert set(names) == changed and len(names) == len(changed)
+
+
+@pytest.mark.parametrize("interrupt_at", [4])
+def test_interrupted_run_goes_on_where_it_stopped(finished, trained, tmp_path, monkeypatch, interrupt_at):
+    """Finished cells are lost or repeated, or a resumed run gives other numbers."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        before = watch(patch, interrupt_at)
+        control(run)
+    assert stop.value.code == 130 and len(before) == interrupt_at
+    after = watch(monkeypatch)
+    control(run)
+    assert {*before, *after} == CELLS and len(before) + len(after) == len(CELLS)
+    assert results(run) == results(finished)
+
+
+def test_plot_only_needs_neither_model_nor_checkpoint(finished, tmp_path, monkeypatch):
+    """Figures could not be drawn again from a published run, whose checkpoints are left out."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    for path in (*run.glob("fig_*"), *run.glob("table_*")):
+        path.unlink()
+    monkeypatch.setattr(models, "load", no_model)
+    control(run, "--plot-only")
+    assert results(run) == results(finished)
+
+
+def test_frozen_answers_of_another_run(finished, trained, tokenizers, tmp_path):
+    """--frozen takes the run's own answers all the same, or overwrites the cells of the run's own."""
+    run, other = shutil.copytree(finished, tmp_path / "run"), tmp_path / "other"
+    shutil.copytree(trained, other)
+    save(evaluation(other, 2), told_rollouts(tokenizers["organism"], 7, n=2), word_count)
+    control(run, "--controls", "frozen", "--frozen", f"{other}@2")
+    source = stored(evaluation(other, 2), word_count)
+    for step in (0, 2):
+        rollouts = cell(run, f"frozen_other_step_0002_by_000{step}")
+        assert [about_the_answer(r) for r in rollouts] == [about_the_answer(r) for r in source]
+    kept = {f"evals/{name}.jsonl" for name in CELLS}
+    assert {name: results(run)[name] for name in kept} == {name: results(finished)[name] for name in kept}
+    assert json.loads((run / "fig_frozen.json").read_text())["ours"]["frozen answers"]["2"] == {
+        metric: metrics(rollouts, word_count)[metric]
+        for metric in ("claim_match", "honest_given_noncompliant", "J", "grade_auroc", "parsed")
+    }
+
+
+def test_some_controls_and_steps(trained, tmp_path):
+    """--controls or --steps computes more than was asked for."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    control(run, "--controls", "fresh,frozen", "--steps", "2")
+    made = {path.stem for path in run.glob("evals/*.jsonl")} - {"step_0000", "step_0002"}
+    assert made == {"fresh_step_0002_by_0002", "frozen_run_step_0002_by_0002"}
+    assert {path.stem for path in run.glob("table_*")} == {"table_fresh", "table_frozen"}
+
+
+def test_one_checkpoint_is_in_memory_at_a_time(trained, tmp_path, monkeypatch):
+    """Two large models do not fit the GPU where one does."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    load, alive = models.load, []
+
+    def watched(*args):
+        gc.collect()
+        assert all(model() is None for model in alive), "the former checkpoint is still there"
+        model, tokenizer = load(*args)
+        alive.append(weakref.ref(model))
+        return model, tokenizer
+
+    monkeypatch.setattr(models, "load", watched)
+    control(run, "--controls", "frozen")
+    assert len(alive) == 2
+
+
+# ------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--controls", "frozen,cold"], "--controls 'cold' is unknown: choose from frozen, fresh, compute"),
+        (["--controls", "fresh,"], "--controls ''"),
+        (["--steps", "0,2", "--frozen", "run"], "--frozen 'run' is not RUN@STEP"),
+        (["--steps", "0,2", "--frozen", "@2"], "--frozen '@2' is not RUN@STEP"),
+        (["--steps", "0,2", "--frozen", "run@"], "--frozen 'run@' is not RUN@STEP"),
+        (["--steps", "0,2", "--frozen", "run@²"], "--frozen 'run@²' is not RUN@STEP"),
+        (["--steps", "0,2", "--frozen", "none@0"], "is none a run folder?"),
+        (["--steps", "0,2", "--frozen", "run@7"], "run has no evaluation of step 7"),
+        (["--steps", "0,2", "--frozen", "run@4"], "run has no evaluation of step 4"),  # without its rollouts
+        (["--steps", "0,2", "--frozen", "foreign@0"], "its answers are token ids of someone/else"),
+        (["--steps", "0,1"], "--steps '1' is no checkpoint"),
+        (["--steps", "4"], "run has no evaluation of step 4 (evals/step_0004.json and .jsonl)"),
+        (["--run", "none"], "is none a run folder?"),
+        (["--run", "foreign"], "foreign has no checkpoint with its evaluation"),
+        (["--run", "empty", "--plot-only"], "empty has no checkpoint with its evaluation"),
+        (["--steps", "0", "--device", "abacus"], "auto, cpu or cuda"),
+        (["--control", "fresh"], "--control"),
+        (["--steps", "0,2", "--plot-only"], "frozen_run_step_0000_by_0000.json is missing"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_ends_with_one_line_and_leaves_nothing(trained, tmp_path, monkeypatch, capsys, options, message):
+    """A traceback, a wait before a mistake is found, or a figure of half a control."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    shutil.copytree(TINY, run_folder.checkpoint(run, 4))
+    shutil.copy(evaluation(run, 0), evaluation(run, 4))  # without its rollouts
+    config = json.loads((run / "config.json").read_text())
+    run_folder.write_json(tmp_path / "empty" / "config.json", config)
+    config["config"]["model"] = "someone/else"
+    run_folder.write_json(tmp_path / "foreign" / "config.json", config)
+    shutil.copytree(run / "evals", tmp_path / "foreign" / "evals")
+    before = results(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "load", no_model)
+    with pytest.raises(SystemExit) as error:
+        control(Path("run"), *options)
+    assert error.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert message in line
+    assert results(tmp_path) == before
