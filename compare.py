@@ -2,7 +2,7 @@
 
 The models answer and confess on the same held-out prompts, each under both confession prompts; no judge is needed. One
 model is in memory at a time. Every evaluation is saved when it is finished, in OUT/evals/MODEL_CRC32_VARIANT_n64.json with
-its rollouts beside it, and is not computed again.
+its rollouts beside it, and is not computed again (remove the file if a model has changed under the same name).
 """
 
 import gc
