@@ -2,7 +2,7 @@
 
     python transcripts.py runs/NAME                  # writes runs/NAME/transcripts.html; a double click opens it
     python transcripts.py runs/NAME --out page.html
-    python transcripts.py runs/NAME --inspect        # writes runs/NAME/inspect/*.eval for `inspect view` (pip install inspect-ai)
+    python transcripts.py runs/NAME --inspect        # writes runs/NAME/inspect/*.eval for `inspect view`
 
 It shows what rollouts/*.jsonl and evals/*.jsonl hold, of any run or folder of results that has one of them. Truth is
 computed again from y by the task, and the marks and filters follow from evaluate.py's tallies: the page counts nothing.
@@ -73,9 +73,15 @@ class Config:
 def sources(run: Path) -> list[Path]:
     """The files that hold rollouts: training steps, then evaluations, whatever their names."""
     paths = sorted(run.glob("rollouts/*.jsonl")) + sorted(run.glob("evals/*.jsonl"))
+    paths = [path for path in paths if path.stat().st_size]
     if not paths:
-        raise UserError(f"{run} has no rollouts/*.jsonl and no evals/*.jsonl: give the folder of a run, such as runs/embedded")
+        raise UserError(f"{run} has no rollout in rollouts/*.jsonl or evals/*.jsonl: give the folder of a run")
     return paths
+
+
+def settings(run: Path) -> dict:
+    """What config.json holds, if there is one."""
+    return run_folder.read_json(run / "config.json") if (run / "config.json").exists() else {}
 
 
 def load(path: Path, task: ModuleType) -> list[Rollout]:
@@ -162,6 +168,7 @@ def transcript(rollout: Rollout, task: ModuleType) -> dict:
     return texts | {
         "objectives": objectives(rollout, task),
         "compliant": rollout.truth.compliant,
+        "claims_compliant": report.claims_compliant if parsed else None,
         "checks": task.verifications(rollout.zc or rollout.yc, rollout.truth),
         "reply": rollout.verdict.reply,
         "uncertainties": list(report.uncertainties) if parsed else [],
@@ -195,13 +202,11 @@ def occurrences(rollouts: list[Rollout]) -> list[int]:
 
 def collect(run: Path, task: ModuleType) -> tuple[dict, list[str]]:
     """(index, chunks of texts) of all rollouts; one file at a time, because a run's token ids do not fit in memory."""
-    names = "seed occurrence flags marks met compliant grade verdict rewards advantages preview".split()
+    names = "seed occurrence flags marks met compliant grade verdict advantages preview".split()
     rows: dict[str, list] = {name: [] for name in names}
     files, headline, chunks, starts = [], [], [], []
     for path in sources(run):
         rollouts = load(path, task)
-        if not rollouts:
-            continue
         table = tallies(rollouts, task)
         files.append({"name": name_of(path), "label": label_of(path), "first": len(rows["seed"]), "count": len(rollouts)})
         if path.parent.name == "evals":
@@ -220,7 +225,6 @@ def collect(run: Path, task: ModuleType) -> tuple[dict, list[str]]:
                 compliant=rollout.truth.compliant,
                 grade=rollout.report.grade if isinstance(rollout.report, ConfessionReport) else None,
                 verdict=rollout.verdict.state,
-                rewards=[span.reward for span in rollout.spans.values()],
                 advantages=[span.advantage for span in rollout.spans.values()],
                 preview=cli.printable(rollout.y[:200], 100),
             )
@@ -233,8 +237,6 @@ def collect(run: Path, task: ModuleType) -> tuple[dict, list[str]]:
             if size >= CHUNK or i == len(rollouts) - 1:
                 chunks.append(pack(texts))
                 texts, size = [], 0
-    if not files:
-        raise UserError(f"the files of {run} hold no rollout: give the folder of a run, such as runs/embedded")
     index = {"files": files, "rows": rows, "chunks": starts, "objectives": len(task.OBJECTIVES)}
     return index | {"flags": list(FLAGS.values()), "headline": {"columns": list(HEADLINE.values()), "rows": headline}}, chunks
 
@@ -252,7 +254,7 @@ def _cell(estimate: dict) -> list[str]:
 
 def overview(run: Path) -> dict:
     """What stands on top: the run's options, tables and figures."""
-    saved = run_folder.read_json(run / "config.json") if (run / "config.json").exists() else {}
+    saved = settings(run)
     picture = lambda path: f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     return {
         "run": run.resolve().name,
@@ -268,12 +270,13 @@ def page(run: Path, task: ModuleType) -> str:
     """The whole HTML file."""
     template = TEMPLATE.read_text(encoding="utf-8")
     index, chunks = collect(run, task)
-    digest = lambda tag: base64.b64encode(
-        hashlib.sha256(re.search(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)[1].encode()).digest()
-    ).decode()
+    hashes = {}
+    for tag in ("script", "style"):
+        content = re.search(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)[1]
+        hashes[tag] = f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
     parts = {
-        "POLICY": f"default-src 'none'; script-src 'sha256-{digest('script')}'; style-src 'sha256-{digest('style')}'; "
-        "img-src data:; base-uri 'none'; form-action 'none'",
+        "POLICY": f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; img-src data:; "
+        "base-uri 'none'; form-action 'none'",
         "INDEX": json.dumps(index | overview(run), allow_nan=False).replace("<", "\\u003c"),
         "TEXTS": "\n".join(f'<template id="texts{i}">{chunk}</template>' for i, chunk in enumerate(chunks)),
     }
@@ -291,16 +294,12 @@ def write_inspect(run: Path, config: dict, task: ModuleType) -> list[Path]:
         raise UserError(f"--inspect needs the inspect-ai package: pip install {INSPECT}") from None
     written = []
     for path in sources(run):
-        rollouts = load(path, task)
-        if rollouts:
-            final = run / "inspect" / f"{name_of(path).replace('/', '_')}.eval"
-            final.parent.mkdir(exist_ok=True)
-            temporary = final.with_suffix(".tmp.eval")
-            write_eval_log(inspect_log(path, rollouts, config, task), temporary)
-            temporary.replace(final)
-            written.append(final)
-    if not written:
-        raise UserError(f"the files of {run} hold no rollout: give the folder of a run, such as runs/embedded")
+        final = run / "inspect" / f"{name_of(path).replace('/', '_')}.eval"
+        final.parent.mkdir(exist_ok=True)
+        temporary = final.with_suffix(".tmp.eval")
+        write_eval_log(inspect_log(path, load(path, task), config, task), temporary)
+        temporary.replace(final)
+        written.append(final)
     return written
 
 
@@ -409,7 +408,7 @@ def main() -> None:
             raise UserError(f"{run} is no folder: give the folder of a run, such as runs/embedded")
         if options.out and options.inspect:
             raise UserError(f"--out {options.out} names a page, but --inspect writes logs: leave one of them out")
-        config = run_folder.read_config(run) if (run / "config.json").exists() else {}
+        config = settings(run).get("config", {})
         task = cli.import_task(options.task or config.get("task", "word_count"))
         if options.inspect:
             for path in write_inspect(run, config, task):

@@ -220,7 +220,7 @@ def test_a_bad_line_is_named(tmp_path, monkeypatch, capsys, change, message):
 
 def test_bad_folders_and_options_end_with_one_line(tmp_path, run, monkeypatch, capsys):
     for arguments, message in (
-        ([str(tmp_path)], "no rollouts/*.jsonl"),
+        ([str(tmp_path)], "has no rollout in"),
         ([str(tmp_path / "absent")], "is no folder"),
         ([str(run), "--inspect", "--out", "x"], "leave one of them out"),
         ([str(run), "--task", "no_task"], "no_task.py"),
@@ -229,7 +229,7 @@ def test_bad_folders_and_options_end_with_one_line(tmp_path, run, monkeypatch, c
             main(monkeypatch, *arguments)
         assert end.value.code == 2 and message in capsys.readouterr().err
     run_folder.write_text(tmp_path / "evals" / "empty.jsonl", "")
-    with pytest.raises(UserError, match="hold no rollout"):
+    with pytest.raises(UserError, match="has no rollout in"):
         transcripts.page(tmp_path, word_count)
 
 
