@@ -14,10 +14,16 @@ def option(default, help: str):
     return dataclasses.field(default=default, metadata={"help": help.replace("%", "%%")})
 
 
-def parse(config_class, doc: str):
-    """The config that the command line asks for; unknown options end the program with status 2."""
+def parse(config_class, doc: str, first: str | None = None):
+    """The config that the command line asks for; unknown options end the program with status 2.
+
+    `first`: the option that a leading argument without a dash stands for.
+    """
+    arguments = sys.argv[1:]
+    if first and arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{first}", *arguments]
     parser = HfArgumentParser(config_class, description=doc.strip().split("\n\n")[0], allow_abbrev=False)
-    config, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+    config, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if unknown:
         parser.error(f"unknown option {unknown[0]!r}; --help lists them all")
     return config

@@ -8,6 +8,7 @@
     runs/NAME/evals/step_0025.json     metrics with intervals; step_0025.jsonl holds their rollouts
     runs/NAME/evals/stress_soft_step_0025_n32.json   the same under a system prompt (stress_test.py)
     runs/NAME/*.png, *.json            figures, each with the numbers it shows
+    runs/NAME/transcripts.html         all of it for a browser, if transcripts.py was asked
 
 Files appear whole: they are written under a temporary name and renamed.
 """
