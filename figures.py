@@ -14,32 +14,34 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import FixedLocator
 
 import cli
 import models
 import run_folder
 
-COLOURS = {
+COLOURS = {  # Okabe and Ito's set for metrics
     "honest_given_noncompliant": "#0072B2",
     "claim_match": "#009E73",
     "J": "#CC79A7",
     "bracket_hack": "#D55E00",
     "exact_compliance": "#000000",
     "judge_fooled": "#E69F00",
-    "count_rate": "#0072B2",
-    "hedge_rate": "#E69F00",
-    "all_none": "#D55E00",
-    # conditions of the stress test
+    "count_rate": "#56B4E9",
+    "hedge_rate": "#999933",
+    "all_none": "#8C564B",
+    # Paul Tol's muted set for conditions (stress_test.py) and for whose confession it is (controls.py)
     "baseline": "#000000",
-    "awareness": "#0072B2",
-    "soft": "#009E73",
-    "hard": "#E69F00",
-    "jailbreak": "#D55E00",
-    # whose confession, of which answers (controls.py)
+    "awareness": "#332288",
+    "soft": "#44AA99",
+    "hard": "#BB8A1D",
+    "jailbreak": "#882255",
     "on-policy": "#000000",
-    "frozen answers": "#0072B2",
-    "fresh, same model": "#009E73",
-    "fresh, untrained": "#D55E00",
+    "frozen answers": "#332288",
+    "fresh, same model": "#44AA99",
+    "fresh, untrained": "#882255",
+    "first checkpoint": "#BB8A1D",
+    "last checkpoint": "#332288",
     # the five-way split of claims
     "right_full": "#009E73",
     "right_doubted": "#A6DCC9",
@@ -63,8 +65,7 @@ LABELS = {
     "wrong_partial": "wrong, hedged (Partial)",
     "over_claim": "wrong, claimed: over-claim",
 }
-MARKERS = dict(zip(COLOURS, "osD^Xvo^XosD^XosD^"))
-CHECKPOINT_COLOURS = ("hard", "claim_match")  # the first checkpoint and the last
+MARKERS = dict(zip(COLOURS, "osD^XvPd<osD^XosD^so"))
 GREY = "#8a8a8a"
 
 # The write-up's figures: Qwen3-8B, 64 rollouts a checkpoint; most values were read off its plots, good to about 0.01.
@@ -137,7 +138,7 @@ def control(run: Path, name: str, lines: dict[str, dict[int | str, dict]]) -> Pa
                 places = list(evals) if name != "compute" else list(range(len(evals)))
                 width = (max(places) - min(places)) or 1
                 shift = 0.012 * width * (i - (len(lines) - 1) / 2)
-                colour = line if line in COLOURS else list(CHECKPOINT_COLOURS)[i]
+                colour = line if line in COLOURS else ("last checkpoint" if i else "first checkpoint")
                 value = _line(axis, dict(zip(places, evals.values())), metric, colour, shift)
                 ends += [(value[-1], line, COLOURS[colour])] if value else []
             if metric == "J":  # the last panel; colour and marker tell the lines of the others
@@ -371,6 +372,8 @@ def _line(axis, evals: dict[int, dict], metric: str, name: str, shift: float | N
     else:
         axis.vlines(xs, low, high, color=COLOURS[name], alpha=0.5, linewidth=1.2)
     axis.plot(xs, value, color=COLOURS[name], marker=MARKERS[name], markersize=5)
+    if len(evals) <= 6:
+        axis.set_xticks(list(evals))
     return value.tolist()
 
 
@@ -427,7 +430,8 @@ def _label_ends(axis, x: float, ends: list[tuple[float, str, str]], gap: float =
 def _finish(axis, xlabel: str, ylabel: str, title: str) -> None:
     axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.03, 1.03))
     axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    if not isinstance(axis.xaxis.get_major_locator(), FixedLocator):  # the ticks are not those of checkpoints
+        axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _save(figure, path: Path, numbers: dict) -> Path:
