@@ -355,18 +355,21 @@ def sample_confessions(
 ) -> list[Rollout]:  # fmt: skip
     """Another confession for each stored rollout: x, z, y stay, its context (ids up to turn 2) is given.
 
-    With `forced`, each confession begins with these ids, which are not sampled: the confession span starts after them.
+    With `forced`, each confession begins with these ids, which are not sampled: the confession span starts after them,
+    and they count in the budget.
     """
     forced = forced or [[]] * len(rollouts)
     out = []
     for first in range(0, len(rollouts), sampling.batch_size):
         batch = slice(first, first + sampling.batch_size)
         prefixes = [context + begun for context, begun in zip(contexts[batch], forced[batch])]
-        check_context(model, max(map(len, prefixes)), 0, dataclasses.replace(sampling, max_answer_tokens=0))
+        budget = max(1, sampling.max_confession_tokens - max(map(len, forced[batch])))
+        budgets = dataclasses.replace(sampling, max_answer_tokens=0, max_confession_tokens=budget)
+        check_context(model, max(map(len, prefixes)), 0, budgets)
         stop_ids, opened = turn_format(tokenizer, rollouts[first].xc)
         decoder = Decoder(model, stop_ids, sampling.temperature, generator)
         decoder.append(prefixes)
-        samples = zip(*decoder.sample(sampling.max_confession_tokens, last=True))
+        samples = zip(*decoder.sample(budget, last=True))
         for rollout, prefix, begun, (ids, logprobs, entropy) in zip(rollouts[batch], prefixes, forced[batch], samples):
             span = _span(len(prefix), ids, logprobs, entropy, stop_ids)
             zc, yc = split_thinking(tokenizer, begun + _without_stop(ids, span), opened)
