@@ -1,10 +1,11 @@
 """Sampled tokens per second of engine.py beside what reading weights and KV cache allows, with random weights and forced lengths.
 
     python bench_decode.py                  # Qwen3-8B's shape in bf16 on CUDA, a tiny shape on a CPU
-    python bench_decode.py --rollouts 256   # more of them than slots: finished rows are refilled
+    python bench_decode.py --contexts "" --rollouts 512
 
 Fixed rows: every slot at one context (64 different streams; the cache holds noise), timed with everything the host does.
 Ragged rows: whole rollouts, from prompts to the end of turn 2, with log-normal lengths; only tokens that are kept count.
+Up to the last refill every slot is busy; after it the longest rollouts decide.
 The limit: each step reads all weights but the embedding table once, and each row its keys and values, at the measured bandwidth.
 """
 
@@ -89,8 +90,8 @@ def fixed(model, rows: int, context: int, steps: int) -> float:
         return timed(model.device, lambda: [e.window() for _ in range(windows)]) / (windows * engine.WINDOW)
 
 
-def ragged(model, rows: int, n: int) -> tuple[list[list[int]], float]:
-    """Sampled lengths (n, 2) and seconds of n rollouts."""
+def ragged(model, rows: int, n: int) -> tuple[list[list[int]], float, float]:
+    """Lengths (n, 2) of n rollouts, seconds for all of them, and tokens per second up to the last refilled slot."""
     torch.manual_seed(0)
     lengths = []
     for mean, most in LENGTHS:
@@ -99,14 +100,25 @@ def ragged(model, rows: int, n: int) -> tuple[list[list[int]], float]:
     lengths = torch.stack(lengths, dim=1).tolist()
     prompts = [ids for ids in (random_ids(model, PROMPT) for _ in range(-(-n // 8))) for _ in range(8)][:n]
     sampling = Sampling(1.0, LENGTHS[0][1], LENGTHS[1][1], rows)
+    start = time.perf_counter()
     generator = torch.Generator(model.device).manual_seed(0)
+    e = engine.Engine(model, prompts, random_ids(model, XC), [-1], sampling, generator)
+    e.limits = [(a, LENGTHS[0][1] + c) for a, c in lengths]
+    refilling = 0.0
+    with engine.running(e), torch.inference_mode():
+        while e.queue or e.jobs:
+            e.start_jobs()
+            e.window()
+            if e.queue:
+                refilling = kept_tokens(e) / (time.perf_counter() - start)
+    return lengths, time.perf_counter() - start, refilling
 
-    def run():
-        e = engine.Engine(model, prompts, random_ids(model, XC), [-1], sampling, generator)
-        e.limits = [(a, LENGTHS[0][1] + c) for a, c in lengths]
-        e.run()
 
-    return lengths, timed(model.device, run)
+def kept_tokens(e: engine.Engine) -> int:
+    """Tokens sampled so far that count: of finished turns, and of those under way."""
+    cursors = e.host_state[engine.CURSOR]
+    under_way = [int(cursors[slot]) - e.budgets[0] * job.turn for slot, job in e.jobs.items()]
+    return sum(map(sum, e.lengths)) + sum(under_way)
 
 
 def main() -> None:
@@ -131,10 +143,12 @@ def main() -> None:
             seconds = fixed(model, config.rows, context, steps=128)
             show(f"context {context:,}", config.rows, seconds, (weights + config.rows * context * per_token) / speed)
         for n in map(int, config.rollouts.split()):
-            lengths, seconds = ragged(model, config.rows, n)
+            lengths, seconds, refilling = ragged(model, config.rows, n)
             tokens = sum(map(sum, lengths))
             read = sum(a * (PROMPT + a / 2) + c * (PROMPT + a + XC + c / 2) for a, c in lengths) * per_token
             show(f"ragged, {n} rollouts", tokens, seconds, (tokens / config.rows * weights + read) / speed)
+            if refilling:
+                print(f"    until the last refill    {refilling:9,.0f}", flush=True)
 
 
 if __name__ == "__main__":
