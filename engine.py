@@ -15,6 +15,7 @@ more for an 8B model with LoRA (9 GB without), made in a fraction of a second an
 """
 
 import copy
+import gc
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -277,18 +278,16 @@ class Engine:
             while self.queue or self.jobs:
                 self.start_jobs()
                 self.window()
-        ids, logprobs, entropies = self.ids.tolist(), self.logprobs.tolist(), self.entropies.double().cumsum(1).cpu()
+        ids, logprobs, entropies = self.ids.tolist(), self.logprobs.tolist(), self.entropies.cpu()
         out = []
         for i, lengths in enumerate(self.lengths):
-            turns = []
-            for start, n in zip((0, self.budgets[0]), lengths):
-                entropy = float(entropies[i, start + n - 1] - (entropies[i, start - 1] if start else 0)) / n
-                turns.append((ids[i][start : start + n], logprobs[i][start : start + n], entropy))
-            out.append((turns[0], self._joint(turns[0][0]), turns[1]))
+            places = [slice(start, start + n) for start, n in zip((0, self.budgets[0]), lengths)]
+            answer, confession = ((ids[i][at], logprobs[i][at], entropies[i, at].mean().item()) for at in places)
+            out.append((answer, self._joint(answer[0]), confession))
         return out
 
     def window(self) -> None:
-        """WINDOW steps for all that have a slot."""
+        """Up to WINDOW steps for all that have a slot."""
         self._make_room()
         self._feed()
         self._decode()
@@ -377,7 +376,7 @@ class Engine:
     # -- on the device
 
     def _feed(self) -> None:
-        """Fill the cache with what streams hold beyond it, except for their last ids. Also sends state and table."""
+        """Send state and table, then feed what streams hold beyond the cache, except for their last ids."""
         self.state.copy_(self.host_state)
         self.table.copy_(self.host_table)
         tokens = []  # (id, slot, position)
@@ -395,7 +394,7 @@ class Engine:
         live = list(self.jobs)
         _, position, cursor, limit, *_ = self.host_state[:, live]
         steps = min(WINDOW, int((limit - cursor).max()))
-        rows = max(8, 1 << (len(live) - 1).bit_length())
+        rows = max(8, 1 << (len(live) - 1).bit_length())  # a power of 2: few graphs
         if not self.on_gpu:
             for _ in range(steps):
                 self._step(torch.tensor(live), splits=1)
@@ -457,4 +456,6 @@ class Engine:
 
 def two_turns(model, prompts, suffix, stop_ids, sampling, generator) -> list[tuple]:
     """As rollout.two_turns."""
-    return Engine(model, prompts, suffix, stop_ids, sampling, generator).run()
+    out = Engine(model, prompts, suffix, stop_ids, sampling, generator).run()
+    gc.collect()  # compiled layers refer to themselves: their weights would stay, and training needs the memory
+    return out

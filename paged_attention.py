@@ -93,6 +93,9 @@ def attend(q, k, v, keys, values, table, rows, positions, scale: float, tile: in
     tokens, query_heads, d = q.shape
     _, heads, block, _ = keys.shape
     group = query_heads // heads
+    assert heads == 1 or k.stride()[1:] == v.stride()[1:] == (d, 1), (
+        f"heads of a token side by side, not strides {k.stride()}, {v.stride()}"
+    )
     where = keys, values, table, rows, positions
     _write[(tokens, heads)](k, v, *where, k.stride(0), v.stride(0), table.stride(0), D=d, BLOCK=block, num_warps=1)
     out = torch.empty_like(q)
