@@ -104,6 +104,7 @@ def sampling_copy(model):
         parent, _, leaf = name.rpartition(".")
         out.get_submodule(parent)._buffers[leaf] = base.get_buffer(name)
     out.tie_weights()
+    assert not any(tensor.is_meta for tensor in (*out.parameters(), *out.buffers())), "a weight has no value"
     for layer in out.get_decoder().layers:
         for owner, names in ((layer.self_attn, ("q_proj", "k_proj", "v_proj")), (layer.mlp, ("gate_proj", "up_proj"))):
             joined = Joined([getattr(owner, name) for name in names])
@@ -111,7 +112,6 @@ def sampling_copy(model):
                 setattr(owner, name, joined if name == names[0] else Part(joined))
         if model.device.type == "cuda":
             layer.compile(dynamic=True)
-    assert not any(tensor.is_meta for tensor in (*out.parameters(), *out.buffers())), "a weight has no value"
     return out.eval()
 
 

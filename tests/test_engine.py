@@ -3,6 +3,7 @@ a rollout that reads another's cache, loses a token when it is evicted, or draws
 
 import pytest
 import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import engine
 import grpo
@@ -63,6 +64,19 @@ def test_greedy_equals_the_plain_sampler(known):
     plain = sample(known, "plain", temperature=0.0)
     assert {r.answer.finish for r in plain} == {"stop", "length"} and len({r.answer.start for r in plain}) > 1
     assert_same(sample(known, "engine", temperature=0.0), plain)
+
+
+def test_projections_with_biases():
+    """Qwen2's queries, keys and values have biases, which are joined too."""
+    torch.manual_seed(0)
+    shape = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    model = Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=2, initializer_range=0.2)).eval()
+    for layer in model.model.layers:
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            projection.bias.data.normal_()
+    arguments = [[5, 6, 7], [8, 9]], [1, 2, 3], [-1], Sampling(0.0, 8, 8), None
+    mine, theirs = (f(model, *arguments) for f in (engine.two_turns, two_turns))
+    assert [(a[0], c[0]) for a, _, c in mine] == [(a[0], c[0]) for a, _, c in theirs]
 
 
 @pytest.mark.parametrize("budgets, stop_all", [((1, 1), False), ((1, 9), False), ((9, 1), False), ((9, 9), True)])
