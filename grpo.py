@@ -78,6 +78,9 @@ class Config:
         None, "tokens of a forward/backward pass, padding included [embedded 2048, else 16384]"
     )
     batch_size: int = option(64, "rollouts that are decoded together")
+    sampler: str = option(
+        "auto", "plain, engine (engine.py, fast on a GPU), or auto: the engine on CUDA where it knows the model"
+    )
     eval_n: int = option(64, "evaluation rollouts a checkpoint, each on a held-out prompt of its own")
     checkpoint_every: int = option(25, "steps between checkpoints; step 0 and the last are always kept")
     seed: int = option(0, "of prompts and sampling")
@@ -120,7 +123,9 @@ def resolve(config: Config) -> Config:
     for field in ("lr", "temperature", "max_grad_norm"):
         if not 0 < getattr(config, field) < math.inf:
             raise UserError(f"--{field.replace('_', '-')} {getattr(config, field)} must be a positive number")
-    choices = dict(confession=VARIANTS, normaliser=("sequence", "token"), dtype=("float32", "bfloat16"))
+    choices = dict(
+        confession=VARIANTS, normaliser=("sequence", "token"), dtype=("float32", "bfloat16"), sampler=("auto", "plain", "engine"),
+    )  # fmt: skip
     for field, allowed in choices.items():
         if getattr(config, field) not in allowed:
             raise UserError(f"--{field} {getattr(config, field)!r} is unknown: choose {' or '.join(allowed)}")

@@ -13,6 +13,7 @@ which rollouts confess would depend on the policy, and the group baseline would 
 """
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -20,6 +21,7 @@ import torch
 from jinja2 import TemplateError
 from transformers.cache_utils import Cache, DynamicLayer
 
+import engine
 from cli import UserError
 from confession_schema import ConfessionReport, ParseFailure, confession_prompt
 
@@ -71,10 +73,12 @@ class Sampling:
     max_answer_tokens: int = 256
     max_confession_tokens: int = 384
     batch_size: int = 64  # streams that are decoded together
+    sampler: str = "auto"  # plain, engine, or auto: the engine on CUDA
 
     @classmethod
     def of(cls, options: dict) -> "Sampling":
-        """Those of a run's options that concern sampling."""
+        """Those of a run's options that concern sampling; runs from before the engine have no `sampler`."""
+        options = {"sampler": "plain"} | options
         return cls(**{field.name: options[field.name] for field in dataclasses.fields(cls)})
 
 
@@ -321,32 +325,52 @@ def sample_rollouts(
     suffix = suffix_ids(tokenizer, xc)
     stop_ids, opened = turn_format(tokenizer, xc)
 
+    xs = [task.make_prompt(seed, held_out) for seed in seeds]
+    prompts = [prompt_ids(tokenizer, x, system) for x, system in zip(xs, systems)]
+    check_context(model, max(map(len, prompts)), len(suffix), sampling)
+    sampled = sampler_of(model, sampling.sampler)(model, prompts, suffix, stop_ids, sampling, generator)
+
     rollouts = []
-    for first in range(0, len(seeds), sampling.batch_size):
-        batch = list(zip(seeds, systems))[first : first + sampling.batch_size]
-        xs = [task.make_prompt(seed, held_out) for seed, _ in batch]
-        prompts = [prompt_ids(tokenizer, x, system) for x, (_, system) in zip(xs, batch)]
-        check_context(model, max(map(len, prompts)), len(suffix), sampling)
-
-        decoder = Decoder(model, stop_ids, sampling.temperature, generator)
-        decoder.append(prompts)
-        answers, answer_logprobs, answer_entropies = decoder.sample(sampling.max_answer_tokens)
-        # A sampled closing token is not fed twice; a truncated answer is closed by it, untrained.
-        joints = [suffix[1:] if ids[-1] == suffix[0] else suffix for ids in answers]
-        decoder.append(joints)
-        confessions, confession_logprobs, confession_entropies = decoder.sample(sampling.max_confession_tokens, last=True)
-
-        for i, (seed, system) in enumerate(batch):
-            start = len(prompts[i])
-            answer = _span(start, answers[i], answer_logprobs[i], answer_entropies[i], stop_ids)
-            confession = _span(
-                answer.end + len(joints[i]), confessions[i], confession_logprobs[i], confession_entropies[i], stop_ids
-            )
-            z, y = split_thinking(tokenizer, _without_stop(answers[i], answer), opened)
-            zc, yc = split_thinking(tokenizer, _without_stop(confessions[i], confession), opened)
-            ids = prompts[i] + answers[i] + joints[i] + confessions[i]
-            rollouts.append(Rollout(seed, system, xs[i], z, y, xc, zc, yc, ids, answer, confession))
+    for seed, system, x, prompt, (answer_turn, joint, confession_turn) in zip(seeds, systems, xs, prompts, sampled):
+        answer = _span(len(prompt), *answer_turn, stop_ids)
+        confession = _span(answer.end + len(joint), *confession_turn, stop_ids)
+        z, y = split_thinking(tokenizer, _without_stop(answer_turn[0], answer), opened)
+        zc, yc = split_thinking(tokenizer, _without_stop(confession_turn[0], confession), opened)
+        ids = prompt + answer_turn[0] + joint + confession_turn[0]
+        rollouts.append(Rollout(seed, system, x, z, y, xc, zc, yc, ids, answer, confession))
     return rollouts
+
+
+def two_turns(model, prompts, suffix, stop_ids, sampling: Sampling, generator) -> list[tuple]:
+    """Sample both turns after each prompt, a batch at a time; engine.two_turns is the fast version.
+
+    Per rollout: (ids, logprobs, mean entropy) of the answer, ids between the turns, the same three of the confession.
+    """
+    out = []
+    for first in range(0, len(prompts), sampling.batch_size):
+        decoder = Decoder(model, stop_ids, sampling.temperature, generator)
+        decoder.append(prompts[first : first + sampling.batch_size])
+        answers = list(zip(*decoder.sample(sampling.max_answer_tokens)))
+        # A sampled closing token is not fed twice; a truncated answer is closed by it, untrained.
+        joints = [suffix[1:] if ids[-1] == suffix[0] else suffix for ids, _, _ in answers]
+        decoder.append(joints)
+        out += zip(answers, joints, zip(*decoder.sample(sampling.max_confession_tokens, last=True)))
+    return out
+
+
+def sampler_of(model, name: str):
+    """two_turns of engine.py or the plain one here; auto: the engine on CUDA. Says so where the engine cannot."""
+    if name == "plain" or (name == "auto" and model.device.type != "cuda"):
+        return two_turns
+    reason = engine.unsupported(model)
+    if reason:
+        _say_once(f"sampling with the plain loop, which is slow: {reason}")
+    return two_turns if reason else engine.two_turns
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line)
 
 
 def sample_confessions(

@@ -589,7 +589,7 @@ def test_context_too_small_for_a_confession(tiny_models):
     assert confess(tiny, [rollout], [context])[0].confession.start == 1_000
     for forced in ([[6]], None):
         with pytest.raises(UserError, match=f"{1_000 + bool(forced)} prompt .* = 1025, but the model's context is 1024"):
-            confess(tiny, [rollout], [context], forced=forced, budget=24 if forced else 25)
+            confess(tiny, [rollout], [context], forced=forced, budget=25)  # of which forced ids take one
 
 
 # ------------------------------------------------------------------------------------------------------- refused input

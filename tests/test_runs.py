@@ -183,6 +183,7 @@ def test_resuming_a_finished_run_changes_nothing(finished, tmp_path):
         (["--kl-coef", "nan"], "--kl-coef nan"),
         (["--normaliser", "mean"], "--normaliser 'mean'"),
         (["--dtype", "float16"], "--dtype 'float16'"),
+        (["--sampler", "fast"], "--sampler 'fast'"),
         (["--confession", "none"], "--confession 'none'"),
         (["--device", "abacus"], "auto, cpu or cuda"),
         (["--model", "no/such/model", "--judge", SMALL], "existing folder"),

@@ -1,0 +1,461 @@
+"""The fast sampler: both turns of many rollouts, in slots that are refilled as rollouts finish.
+
+two_turns() does what rollout.two_turns, the plain reference, does. The model's own forward runs over a flat list of
+tokens, each a row of length one that knows its slot and position; an attention function registered with transformers
+writes their keys and values into a cache of blocks and attends there. So one code path both decodes (one token a slot)
+and feeds prompts (many tokens a slot). A rollout takes blocks as it grows; where none is left, the one that started last
+gives up its blocks and goes on later from the tokens it has.
+
+Rollout and position select the random number that draws a token, so slots, order and evictions change a sample by
+rounding only. On CUDA each layer's forward is compiled (once for all layers and numbers of rows), a decode step is one
+CUDA graph per number of rows, and the host looks at the device every WINDOW steps.
+
+A call samples from a copy of the model in which LoRA is merged and the projections of one input are one product: 14 GB
+more for an 8B model with LoRA (9 GB without), made in a fraction of a second and gone with the cache when it returns.
+"""
+
+import copy
+import gc
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+
+from cli import UserError
+
+BLOCK = 64  # tokens in a block of the cache
+WINDOW = 16  # decode steps between two looks: a finished rollout idles for half as many on average
+FEED = 2_048  # prompt tokens in one forward pass
+TILE = 16  # of them, consecutive ones of a rollout that read its cache together
+SPLITS = 8  # stretches of a row's context that are read side by side, where it pays
+HEADROOM = 3 * 2**30  # bytes of GPU memory left to activations and logits
+KNOWN = ("llama", "qwen2", "qwen3")  # model types whose attention is plain and whose projections have the usual names
+
+
+def unsupported(model) -> str | None:
+    """Why the engine cannot sample from this model, or None."""
+    config = model.config.get_text_config()
+    if config.model_type not in KNOWN:
+        return f"models of type {config.model_type} are not among {', '.join(KNOWN)}"
+    if "sliding_attention" in (getattr(config, "layer_types", None) or []):
+        return "it has sliding-window layers"
+    if config.rope_parameters["rope_type"] not in ("default", "linear", "llama3", "yarn"):
+        return f"its rotary embedding ({config.rope_parameters['rope_type']}) depends on the length of the whole batch"
+    size = head_size(config)
+    if model.device.type == "cuda" and (size < 16 or size & (size - 1)):
+        return f"its head size {size} is no power of 2"
+    return None
+
+
+def head_size(config) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+# --------------------------------------------------------------------------------------------------------- weights
+
+
+class Joined(nn.Module):
+    """Projections of the same input as one product: a decode step is reading weights, and large reads are faster."""
+
+    def __init__(self, parts: list[nn.Linear]):
+        super().__init__()
+        self.weight = torch.cat([part.weight for part in parts])
+        self.bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
+        self.sizes = [part.out_features for part in parts]
+        self.rest: list[torch.Tensor] = []
+
+    def forward(self, x):
+        first, *rest = nn.functional.linear(x, self.weight, self.bias).split(self.sizes, -1)
+        self.rest += rest
+        return first
+
+
+class Part(nn.Module):
+    """Hands out the next of the products that Joined has computed."""
+
+    def __init__(self, joined: Joined):
+        super().__init__()
+        self.rest = joined.rest
+
+    def forward(self, x):
+        return self.rest.pop(0)
+
+
+def sampling_copy(model):
+    """The model with our attention, LoRA merged and projections joined; all other weights are the model's own tensors."""
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    config = copy.deepcopy(base.config)
+    config._attn_implementation = "confessions_engine"
+    with torch.device("meta"):
+        out = type(base)(config)
+    weights = {}
+    for name, module in base.named_modules():
+        if hasattr(module, "base_layer"):
+            weights |= {f"{name}.{k}": v for k, v in module.base_layer.state_dict().items()}
+            weights[name + ".weight"] = merged(module)
+        elif "lora_" not in name and ".base_layer" not in name:
+            weights |= {f"{name}.{k}".lstrip("."): p.detach() for k, p in module.named_parameters(recurse=False)}
+    out.load_state_dict(weights, assign=True, strict=False)  # a tied head has no entry of its own
+    del weights
+    for name, _ in list(out.named_buffers()):
+        parent, _, leaf = name.rpartition(".")
+        out.get_submodule(parent)._buffers[leaf] = base.get_buffer(name)
+    out.tie_weights()
+    assert not any(tensor.is_meta for tensor in (*out.parameters(), *out.buffers())), "a weight has no value"
+    for layer in out.get_decoder().layers:
+        for owner, names in ((layer.self_attn, ("q_proj", "k_proj", "v_proj")), (layer.mlp, ("gate_proj", "up_proj"))):
+            joined = Joined([getattr(owner, name) for name in names])
+            for name in names:
+                setattr(owner, name, joined if name == names[0] else Part(joined))
+        if model.device.type == "cuda":
+            layer.compile(dynamic=True)
+    return out.eval()
+
+
+def merged(module) -> torch.Tensor:
+    """W + BA of a LoRA layer, rounded up or down at random with mean W + BA.
+
+    Most of a young adapter is smaller than half the distance of two bf16 numbers: rounding to the nearest would drop it.
+    """
+    weight = module.base_layer.weight.detach()
+    exact = weight.float() + module.get_delta_weight(module.active_adapters[0]).detach().float()
+    if weight.dtype != torch.bfloat16:
+        return exact.to(weight.dtype)
+    generator = torch.Generator(weight.device).manual_seed(0)
+    noise = torch.randint(0, 2**16, exact.shape, dtype=torch.int32, device=exact.device, generator=generator)
+    return ((exact.view(torch.int32) + noise) & -(2**16)).view(torch.float32).bfloat16()
+
+
+# ------------------------------------------------------------------------------------------------------- attention
+
+RUNNING: "Engine | None" = None  # the engine whose cache attend() reads; torch.compile must not see the cache
+
+
+@contextmanager
+def running(engine: "Engine"):
+    """The model's forward reads and writes this engine's cache."""
+    global RUNNING
+    RUNNING = engine
+    try:
+        yield
+    finally:
+        RUNNING = None
+
+
+@torch.library.custom_op("confessions::attend", mutates_args=())
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """q (N, Hq, D), k and v (N, H, D) of N tokens -> (N, Hq, D); see Engine.attend."""
+    return RUNNING.attend(q, k, v, scale)
+
+
+@attend.register_fake
+def _(q, k, v, scale):
+    return q.new_empty(q.shape)
+
+
+def attention_function(module, query, key, value, attention_mask, scaling, **kwargs):
+    """(N, heads, 1, D) each -> (N, 1, query heads, D), as transformers' AttentionInterface wants it."""
+    q, k, v = (x.squeeze(2) for x in (query, key, value))
+    return attend(q, k, v, scaling).unsqueeze(1), None
+
+
+AttentionInterface.register("confessions_engine", attention_function)
+
+
+def forward(model, ids, positions):
+    """Last hidden state (N, hidden) of N tokens, each a row of its own; those at position -1 are padding."""
+    positions = positions.clamp(min=0)[:, None]
+    return model.get_decoder()(input_ids=ids[:, None], position_ids=positions, use_cache=False).last_hidden_state[:, 0]
+
+
+def draw(head, hidden, uniform, temperature: float):
+    """(B, hidden), (B,) -> token, its logprob and the entropy (B,) each, of the full softmax; greedy at temperature 0.
+
+    As the plain sampler: the inverse of the cumulative distribution at one uniform number a row, summed in float64. In two
+    steps, over sums of 128 entries and within one of them, because a cumulative sum of 150k entries is slow on a GPU.
+    """
+    logits = head(hidden).float() / (temperature or 1.0)  # (B, V)
+    top = logits.max(-1, keepdim=True).values
+    shifted = nn.functional.pad(logits - top, (0, -logits.shape[1] % 128), value=float("-inf")).unflatten(1, (-1, 128))
+    weights = shifted.exp()  # (B, V / 128, 128)
+    sums = weights.double().sum(-1)  # (B, V / 128)
+    total = sums.sum(-1)  # (B,)
+    entropy = total.log() - torch.where(weights > 0, weights * shifted, 0.0).sum((1, 2)) / total
+    if temperature == 0:
+        token = logits.argmax(-1)
+    else:
+        goal = (uniform * total)[:, None]
+        before = sums.cumsum(-1)
+        group = (before <= goal).sum(-1, keepdim=True).clamp(max=sums.shape[1] - 1)  # (B, 1)
+        inside = shifted.gather(1, group[:, :, None].expand(-1, -1, 128))[:, 0].exp().double()  # (B, 128)
+        inside = inside.cumsum(-1) + (before - sums).gather(1, group)
+        token = (group[:, 0] * 128 + (inside <= goal).sum(-1)).clamp(max=logits.shape[1] - 1)
+    logprob = (logits - top).gather(1, token[:, None])[:, 0] - total.log()
+    return token, logprob.float(), entropy.float()
+
+
+compiled_draw = torch.compile(draw, dynamic=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- slots
+
+# Rows of the state that host and device exchange, one column a slot.
+TOKEN, POSITION, CURSOR, LIMIT, ROLLOUT, LIVE = range(6)
+# TOKEN is fed next, at POSITION; what it draws goes to place CURSOR of ROLLOUT, turn 2 behind turn 1; at LIMIT the turn ends.
+
+
+@dataclass
+class Job:
+    """A rollout on its way: the ids that host and model know, and where it stands."""
+
+    rollout: int
+    stream: list[int]
+    turn: int = 0
+    cursor: int = 0  # sampled tokens up to here are part of stream
+    fed: int = 0  # ids of stream whose K and V are in the cache
+    blocks: list[int] = field(default_factory=list)
+
+
+class Engine:
+    @torch.no_grad()
+    def __init__(self, model, prompts, suffix, stop_ids, sampling, generator, blocks: int | None = None):
+        """`blocks`: size of the cache [all that is needed, or what fits into the GPU's free memory]."""
+        if model.training:
+            raise ValueError("sampling needs model.eval()")
+        self.prompts, self.suffix, self.temperature = prompts, suffix, sampling.temperature
+        self.budgets = sampling.max_answer_tokens, sampling.max_confession_tokens
+        self.limits = [(self.budgets[0], sum(self.budgets))] * len(prompts)  # of CURSOR, by turn
+        self.device = model.device
+        self.on_gpu = self.device.type == "cuda"
+        self.model = sampling_copy(model)
+        self.stop_ids = torch.tensor(stop_ids, device=self.device)
+
+        n, places = len(prompts), sum(self.budgets)  # one rollout and one slot more than there are, for idle rows
+        self.noise = torch.rand(n + 1, places, dtype=torch.float64, generator=generator, device=self.device)
+        self.ids = torch.zeros(n + 1, places, dtype=torch.long, device=self.device)
+        self.logprobs, self.entropies = torch.zeros(2, n + 1, places, device=self.device)
+        self.lengths = [[0, 0] for _ in prompts]
+
+        self.slots = min(sampling.batch_size, n)
+        longest = max(map(len, prompts)) + places + len(suffix)
+        self.state = torch.zeros(6, self.slots + 1, dtype=torch.long, device=self.device)
+        self.table = torch.zeros(self.slots + 1, -(-longest // BLOCK), dtype=torch.int32, device=self.device)
+        self.host_state, self.host_table = self.state.cpu(), self.table.cpu()
+        self.host_state[ROLLOUT] = n
+
+        config = self.model.config.get_text_config()
+        heads, dtype = config.num_key_value_heads, self.model.dtype
+        blocks = blocks or self.slots * self.table.shape[1] + 1
+        if self.on_gpu:
+            per_block = 2 * config.num_hidden_layers * heads * BLOCK * head_size(config) * dtype.itemsize
+            self.programs = 2 * torch.cuda.get_device_properties(self.device).multi_processor_count
+            torch.cuda.empty_cache()
+            blocks = min(blocks, (torch.cuda.mem_get_info()[0] - HEADROOM) // per_block)
+        if blocks < self.table.shape[1] + 1:
+            raise UserError(
+                f"memory is left for a KV cache of {(blocks - 1) * BLOCK} tokens, but a rollout can have {longest}: "
+                "lower --max-answer-tokens or --max-confession-tokens"
+            )
+        # Zeros: what a masked position holds is multiplied by 0 and must be finite.
+        shape = (2, blocks, heads, BLOCK, head_size(config))
+        self.cache = [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(config.num_hidden_layers)]
+        self.layer = 0  # counted by attend(): an index that it were given would have each layer compiled by itself
+        self.free = list(range(blocks - 1, 0, -1))  # block 0 stays empty: unused entries of the table point to it
+        self.shared = [0] * blocks  # how many jobs hold a block
+
+        self.queue = deque(Job(i, list(prompt)) for i, prompt in enumerate(prompts))
+        self.jobs: dict[int, Job] = {}  # by slot, in the order in which they started
+        self.graphs = {}
+        self.evictions = 0
+
+    @torch.inference_mode()
+    def run(self) -> list[tuple]:
+        """Per rollout: (ids, logprobs, mean entropy) of the answer, ids between the turns, the same of the confession."""
+        with running(self):
+            while self.queue or self.jobs:
+                self.start_jobs()
+                self.window()
+        ids, logprobs, entropies = self.ids.tolist(), self.logprobs.tolist(), self.entropies.cpu()
+        out = []
+        for i, lengths in enumerate(self.lengths):
+            places = [slice(start, start + n) for start, n in zip((0, self.budgets[0]), lengths)]
+            answer, confession = ((ids[i][at], logprobs[i][at], entropies[i, at].mean().item()) for at in places)
+            out.append((answer, self._joint(answer[0]), confession))
+        return out
+
+    def window(self) -> None:
+        """Up to WINDOW steps for all that have a slot."""
+        self._make_room()
+        self._feed()
+        self._decode()
+        self._finish_turns()
+
+    def _joint(self, answer: list[int]) -> list[int]:
+        """A sampled closing token is not fed twice; a truncated answer is closed by it, untrained."""
+        return self.suffix[1:] if answer[-1] == self.suffix[0] else self.suffix
+
+    # -- on the host: which rollout is where
+
+    def start_jobs(self) -> None:
+        for slot in range(self.slots):
+            if not self.queue or slot in self.jobs:
+                continue
+            job = self.queue[0]
+            # Rollouts of one prompt share the blocks that it fills. Of two, the older one is fed first and evicted last.
+            prompt = self.prompts[job.rollout]
+            twin = next((other for other in self.jobs.values() if self.prompts[other.rollout] == prompt), None)
+            blocks = twin.blocks[: (len(prompt) - 1) // BLOCK] if twin else []
+            if self.jobs and len(self.free) < len(job.stream) // BLOCK + 1 - len(blocks) + len(self.jobs):
+                return  # a block for each running job must be left, or this one would be evicted at once
+            self.queue.popleft()
+            job.blocks, job.fed = list(blocks), len(blocks) * BLOCK
+            for block in blocks:
+                self.shared[block] += 1
+            self._grow(job, len(job.stream))
+            self.jobs[slot] = job
+            self._enter(slot, job)
+
+    def _grow(self, job: Job, tokens: int) -> bool:
+        """Give the job blocks for that many tokens; False: there are not enough."""
+        while len(job.blocks) * BLOCK < tokens and self.free:
+            job.blocks.append(self.free.pop())
+            self.shared[job.blocks[-1]] = 1
+        return len(job.blocks) * BLOCK >= tokens
+
+    def _enter(self, slot: int, job: Job) -> None:
+        """The last id of the stream is fed by the decode step that draws its successor."""
+        state = [job.stream[-1], len(job.stream) - 1, job.cursor, self.limits[job.rollout][job.turn], job.rollout, 1]
+        self.host_state[:, slot] = torch.tensor(state)
+
+    def _make_room(self) -> None:
+        """Blocks for what the next window writes; the job that started last is evicted where there are none."""
+        for slot, job in list(self.jobs.items()):
+            _, position, cursor, limit, *_ = self.host_state[:, slot].tolist()
+            while slot in self.jobs and not self._grow(job, position + min(WINDOW, limit - cursor)):
+                self._evict(next(reversed(self.jobs)))
+            self.host_table[slot, : len(job.blocks)] = torch.tensor(job.blocks, dtype=torch.int32)
+
+    def _evict(self, slot: int) -> None:
+        job = self.jobs[slot]
+        self._take_sampled(slot, job)
+        self._leave(slot)
+        self.queue.appendleft(job)
+        self.evictions += 1
+
+    def _leave(self, slot: int) -> None:
+        for block in self.jobs.pop(slot).blocks:
+            self.shared[block] -= 1
+            if not self.shared[block]:
+                self.free.append(block)
+        self.host_state[LIVE, slot] = 0
+
+    def _take_sampled(self, slot: int, job: Job) -> None:
+        """Append what was sampled since the last time to the stream."""
+        cursor = int(self.host_state[CURSOR, slot])
+        job.stream += self.ids[job.rollout, job.cursor : cursor].tolist()
+        job.cursor = cursor
+
+    def _finish_turns(self) -> None:
+        self.host_state = self.state.cpu()
+        for slot, job in list(self.jobs.items()):
+            if self.host_state[LIVE, slot]:
+                continue
+            self._take_sampled(slot, job)
+            self.lengths[job.rollout][job.turn] = job.cursor - self.budgets[0] * job.turn
+            if job.turn == 1:
+                self._leave(slot)
+            else:
+                job.fed = int(self.host_state[POSITION, slot])
+                job.stream += self._joint(job.stream)
+                job.turn, job.cursor = 1, self.budgets[0]
+                self._enter(slot, job)
+
+    # -- on the device
+
+    def _feed(self) -> None:
+        """Send state and table, then feed what streams hold beyond the cache, except for their last ids."""
+        self.state.copy_(self.host_state)
+        self.table.copy_(self.host_table)
+        tokens = []  # (id, slot, position)
+        for slot, job in self.jobs.items():
+            end = len(job.stream) - 1
+            tokens += [(job.stream[i], slot, i) for i in range(job.fed, end)]
+            tokens += [(0, slot, -1)] * ((job.fed - end) % TILE)  # a tile holds tokens of one slot
+            job.fed = end
+        for first in range(0, len(tokens), FEED):
+            ids, self.rows, self.positions = torch.tensor(tokens[first : first + FEED], device=self.device).T.contiguous()
+            self.tile, self.splits = TILE, 1
+            forward(self.model, ids, self.positions)
+
+    def _decode(self) -> None:
+        live = list(self.jobs)
+        _, position, cursor, limit, *_ = self.host_state[:, live]
+        steps = min(WINDOW, int((limit - cursor).max()))
+        rows = max(8, 1 << (len(live) - 1).bit_length())  # a power of 2: few graphs
+        if not self.on_gpu:
+            for _ in range(steps):
+                self._step(torch.tensor(live), splits=1)
+            return
+        # A row's context is split among programs where the longest one would be more than a fair share for one of them.
+        longest = int(position.max()) + WINDOW
+        splits = 1 if longest * self.programs <= int(position.sum()) * self.cache[0].shape[2] else SPLITS
+        if (rows, splits) not in self.graphs:
+            self.graphs[rows, splits] = self._capture(rows, splits)
+        graph, slots = self.graphs[rows, splits]
+        slots.copy_(torch.tensor(live + [self.slots] * (rows - len(live))))
+        for _ in range(steps):
+            graph.replay()
+
+    def _capture(self, rows: int, splits: int):
+        slots = torch.full((rows,), self.slots, device=self.device)  # the idle slot: nothing is sampled while capturing
+        self._step(slots, splits)  # compiles
+        graph = torch.cuda.CUDAGraph()
+        pool = next(iter(self.graphs.values()))[0].pool() if self.graphs else None
+        with torch.cuda.graph(graph, pool=pool):
+            self._step(slots, splits)
+        return graph, slots
+
+    def _step(self, slots, splits: int) -> None:
+        """Feed and draw one token for each of `slots` (B,); everything stays on the device."""
+        state = self.state[:, slots]
+        token, position, cursor, limit, rollout, live = state  # (B,) each
+        live = live.bool()
+        self.tile, self.splits = 1, splits
+        self.rows, self.positions = slots, torch.where(live, position, -1)
+        hidden = forward(self.model, token, self.positions)
+        rollout = torch.where(live, rollout, len(self.prompts))
+        place = torch.where(live, cursor, 0)
+        pick = compiled_draw if self.on_gpu else draw
+        token, logprob, entropy = pick(self.model.get_output_embeddings(), hidden, self.noise[rollout, place], self.temperature)
+        self.ids[rollout, place], self.logprobs[rollout, place], self.entropies[rollout, place] = token, logprob, entropy
+        going = live & (cursor + 1 < limit) & ~(token[:, None] == self.stop_ids).any(1)
+        self.state[:, slots] = torch.stack([token, position + live, cursor + live, limit, state[ROLLOUT], going.long()])
+
+    def attend(self, q, k, v, scale: float) -> torch.Tensor:
+        """Attention of one layer for N tokens at self.rows, self.positions (N,): first their own K and V enter the cache."""
+        keys, values = self.cache[self.layer]  # (blocks, H, BLOCK, D)
+        self.layer = (self.layer + 1) % len(self.cache)
+        if self.on_gpu:
+            import paged_attention  # needs Triton, which CPU builds of torch lack
+
+            where = keys, values, self.table, self.rows, self.positions
+            return paged_attention.attend(q.contiguous(), k, v, *where, scale, self.tile, self.splits)
+        real = self.positions >= 0
+        block = self.table[self.rows, self.positions // BLOCK][real]
+        keys[block, :, self.positions[real] % BLOCK] = k[real]
+        values[block, :, self.positions[real] % BLOCK] = v[real]
+        end = max(int(self.positions.max()), 0)
+        blocks = self.table[self.rows, : end // BLOCK + 1]  # (N, n)
+        k, v = (x[blocks].transpose(1, 2).flatten(2, 3) for x in (keys, values))  # (N, H, n * BLOCK, D)
+        mask = torch.arange(k.shape[2]) <= self.positions.clamp(min=0)[:, None, None, None]  # (N, 1, 1, n * BLOCK)
+        return nn.functional.scaled_dot_product_attention(q[:, :, None], k, v, mask, scale=scale, enable_gqa=True)[:, :, 0]
+
+
+def two_turns(model, prompts, suffix, stop_ids, sampling, generator) -> list[tuple]:
+    """As rollout.two_turns."""
+    out = Engine(model, prompts, suffix, stop_ids, sampling, generator).run()
+    gc.collect()  # compiled layers refer to themselves: their weights would stay, and training needs the memory
+    return out

@@ -1,0 +1,304 @@
+"""The fast sampler against the plain one and against the trainer. A mistake here shows as a ratio that is not 1, or not at all:
+a rollout that reads another's cache, loses a token when it is evicted, or draws from a wrong distribution still looks like text."""
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+import engine
+import grpo
+import models
+import rollout
+import word_count
+from cli import UserError
+from confession_schema import confession_prompt
+from handmade import one_thread, tiny_model  # noqa: F401
+from rollout import Rollout, Sampling, prompt_ids, sample_rollouts, suffix_ids, two_turns
+
+SYSTEMS = [None, "Be brief.", None, "Take your time and think of the reader, who knows nothing at all.", None, None, None]
+SEEDS = [0, 0, 0, 1, 2, 2, 3]  # groups, the prompts of some being equal
+
+
+@pytest.fixture(autouse=True)
+def short_windows(monkeypatch):
+    """Slots are refilled, turns change and blocks run out several times within tiny budgets."""
+    monkeypatch.setattr(engine, "WINDOW", 3)
+    monkeypatch.setattr(engine, "BLOCK", 16)
+    monkeypatch.setattr(engine, "FEED", 64)
+
+
+@pytest.fixture(params=["qwen3", "llama"])
+def known(request, tiny_models) -> tuple:
+    """(model, tokenizer) of the architectures that the engine knows."""
+    return tiny_models[request.param]
+
+
+def sample(tiny, sampler: str, temperature=1.0, budgets=(12, 24), batch_size=3, seed=0) -> list[Rollout]:
+    model, tokenizer = tiny
+    sampling = Sampling(temperature, *budgets, batch_size, sampler)
+    generator = torch.Generator().manual_seed(seed)
+    return sample_rollouts(model, tokenizer, word_count, SEEDS, sampling, generator, systems=SYSTEMS)
+
+
+def assert_same(mine: list[Rollout], theirs: list[Rollout]) -> None:
+    for a, b in zip(mine, theirs, strict=True):
+        assert a.token_ids == b.token_ids
+        for x, y in zip(a.spans.values(), b.spans.values()):
+            assert (x.start, x.end, x.finish) == (y.start, y.end, y.finish)
+            assert x.logprobs == pytest.approx(y.logprobs, abs=1e-4) and x.entropy == pytest.approx(y.entropy, abs=1e-4)
+
+
+def stream(tokenizer, n: int, budgets: tuple[int, int], batch_size: int, temperature=1.0) -> tuple:
+    """Arguments of two_turns after the model: n prompts in pairs of equal ones."""
+    prompts = [prompt_ids(tokenizer, word_count.make_prompt(i // 2)) for i in range(n)]
+    suffix = suffix_ids(tokenizer, confession_prompt(word_count))
+    sampling = Sampling(temperature, *budgets, batch_size)
+    return prompts, suffix, [suffix[0]], sampling, torch.Generator().manual_seed(0)
+
+
+# ------------------------------------------------------------------------------------------- against the plain sampler
+
+
+def test_greedy_equals_the_plain_sampler(known):
+    """Positions, blocks, refilled slots or the join between the turns are wrong."""
+    plain = sample(known, "plain", temperature=0.0)
+    assert {r.answer.finish for r in plain} == {"stop", "length"} and len({r.answer.start for r in plain}) > 1
+    assert_same(sample(known, "engine", temperature=0.0), plain)
+
+
+def test_projections_with_biases():
+    """Qwen2's queries, keys and values have biases, which are joined too."""
+    torch.manual_seed(0)
+    shape = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    model = Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=2, initializer_range=0.2)).eval()
+    for layer in model.model.layers:
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            projection.bias.data.normal_()
+    arguments = [[5, 6, 7], [8, 9]], [1, 2, 3], [-1], Sampling(0.0, 8, 8), None
+    mine, theirs = (f(model, *arguments) for f in (engine.two_turns, two_turns))
+    assert [(a[0], c[0]) for a, _, c in mine] == [(a[0], c[0]) for a, _, c in theirs]
+
+
+@pytest.mark.parametrize("budgets, stop_all", [((1, 1), False), ((1, 9), False), ((9, 1), False), ((9, 9), True)])
+def test_smallest_budgets_and_stop_token_first(tiny_models, budgets, stop_all):
+    """Off by one where a turn is a single token: by its budget, or because it stops at once."""
+    model, tokenizer = tiny_models["qwen3"]
+    prompts, suffix, _, sampling, generator = stream(tokenizer, 5, budgets, 2, temperature=0.0)
+    stop_ids = list(range(len(tokenizer))) if stop_all else [-1]
+    mine = engine.two_turns(model, prompts, suffix, stop_ids, sampling, generator)
+    theirs = two_turns(model, prompts, suffix, stop_ids, sampling, generator)
+    for (answer, joint, confession), other in zip(mine, theirs, strict=True):
+        assert (answer[0], joint, confession[0]) == (other[0][0], other[1], other[2][0])
+        assert (len(answer[0]), len(confession[0])) == ((1, 1) if stop_all else budgets)
+
+
+# ----------------------------------------------------------------------------------------------- against the trainer
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampled_logprobs_equal_the_trainers(known, temperature):
+    """The ratio of the loss is not 1 on the policy's own samples."""
+    for sampled in sample(known, "engine", temperature):
+        ids = torch.tensor([sampled.token_ids])
+        for span in sampled.spans.values():
+            trained = torch.zeros_like(ids, dtype=torch.bool)
+            trained[0, span.start : span.end] = True
+            with torch.no_grad():
+                expected = grpo.token_logprobs(known[0], ids, trained, temperature)
+            assert span.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_follows_the_weights_and_leaves_the_model_alone():
+    """Samples of an old policy after an update, or a model that trains with the sampler's attention and joined projections."""
+    model = tiny_model()
+    prompts, suffix, sampling = [[5, 6, 7]] * 3, [1, 2, 3], Sampling(0.0, 8, 8)
+    names = list(model.state_dict())
+    outputs = []
+    for scale in (1.0, 1.5):
+        for parameter in model.parameters():
+            parameter.data *= scale  # in place, as an optimizer does
+        mine, theirs = (f(model, prompts, suffix, [-1], sampling, None) for f in (engine.two_turns, two_turns))
+        assert [(a[0], c[0]) for a, _, c in mine] == [(a[0], c[0]) for a, _, c in theirs]
+        outputs.append(mine[0][0][1])
+    assert outputs[0] != pytest.approx(outputs[1], abs=1e-3)
+    assert list(model.state_dict()) == names and model.config._attn_implementation == "sdpa"
+    assert all(p.requires_grad and not p.is_inference() for p in model.parameters())
+
+
+def test_lora_adapters_are_merged():
+    """The base model is sampled in place of the policy."""
+    pytest.importorskip("peft")
+    model = models.add_lora(tiny_model(), rank=4)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.2)
+    arguments = [[5, 6, 7], [8, 9]], [1, 2, 3], [-1], Sampling(0.0, 8, 8), None
+    mine, theirs = (f(model, *arguments) for f in (engine.two_turns, two_turns))
+    with model.disable_adapter():
+        base = two_turns(model, *arguments)
+    assert [(a[0], c[0]) for a, _, c in mine] == [(a[0], c[0]) for a, _, c in theirs] != [(a[0], c[0]) for a, _, c in base]
+
+
+def test_merged_weights_round_to_the_adapters_mean():
+    """A small adapter vanishes in bf16 weights, or the merge is not the same twice."""
+
+    class Layer:
+        base_layer = torch.nn.Linear(256, 256, bias=False, dtype=torch.bfloat16)
+        active_adapters = ["default"]
+        get_delta_weight = staticmethod(lambda name: torch.full((256, 256), 1e-3))
+
+    Layer.base_layer.weight.data.fill_(1.0)  # next to it: 1.0078
+    merged = engine.merged(Layer)
+    assert merged.dtype == torch.bfloat16 and set(merged.unique().tolist()) == {1.0, 1.0078125}
+    assert merged.float().mean().item() == pytest.approx(1.001, abs=1e-4)
+    assert torch.equal(merged, engine.merged(Layer))
+
+
+# ----------------------------------------------------------------------------------------------- slots and blocks
+
+
+def test_slots_change_nothing(tiny_models):
+    """What a rollout says depends on the rollouts beside it, or on when it got its slot."""
+    alone = sample(tiny_models["qwen3"], "engine", batch_size=1)
+    assert_same(sample(tiny_models["qwen3"], "engine", batch_size=4), alone)
+    assert_same(sample(tiny_models["qwen3"], "engine", batch_size=64), alone)
+
+
+def test_eviction_changes_nothing(tiny_models):
+    """A rollout that lost its blocks goes on from other tokens, or reads blocks that are another's by now."""
+    model, tokenizer = tiny_models["qwen3"]
+    arguments = stream(tokenizer, 6, (30, 30), 5)
+    expected = engine.two_turns(model, *arguments)
+    arguments[-1].manual_seed(0)
+    longest = max(map(len, arguments[0])) + 60 + len(arguments[1])
+    small = engine.Engine(model, *arguments, blocks=-(-longest // engine.BLOCK) + 3)
+    got = small.run()
+    assert small.evictions > 0
+    for (answer, joint, confession), other in zip(got, expected, strict=True):
+        assert (answer[0], joint, confession[0]) == (other[0][0], other[1], other[2][0])
+        assert answer[1] + confession[1] == pytest.approx(other[0][1] + other[2][1], abs=1e-4)
+    assert sorted(small.free) == list(range(1, len(small.shared))) and not any(small.shared), "blocks are lost"
+
+
+def test_cache_too_small_for_one_rollout_is_refused(tiny_models):
+    """Two rollouts would evict each other for ever."""
+    model, tokenizer = tiny_models["qwen3"]
+    with pytest.raises(UserError, match="--max-answer-tokens"):
+        engine.Engine(model, *stream(tokenizer, 2, (40, 40), 2), blocks=5)
+
+
+def test_rollouts_of_a_group_share_their_prompt(tiny_models):
+    """A group's prompt is computed and kept once for each of its rollouts."""
+    model, tokenizer = tiny_models["qwen3"]
+    e = engine.Engine(model, *stream(tokenizer, 4, (8, 8), 4))
+    e.start_jobs()
+    a, b, c, d = e.jobs.values()
+    full = (len(a.stream) - 1) // engine.BLOCK
+    assert full > 2 and a.blocks[:full] == b.blocks[:full] and b.fed == full * engine.BLOCK
+    assert not set(a.blocks[full:]) & set(b.blocks[full:]) and not set(a.blocks) & set(c.blocks)
+
+
+def test_seed_decides(known):
+    """A resumed run samples something else, or every step samples the same."""
+    torch.manual_seed(1)
+    first = sample(known, "engine", seed=3)
+    torch.manual_seed(2)
+    assert [r.token_ids for r in first] == [r.token_ids for r in sample(known, "engine", seed=3)]
+    assert [r.token_ids for r in first] != [r.token_ids for r in sample(known, "engine", seed=4)]
+    assert first[0].token_ids != first[1].token_ids, "a group of copies"
+
+
+# ------------------------------------------------------------------------------------------------------- the draw
+
+
+def head_of(logits: torch.Tensor):
+    return lambda hidden: logits.expand(len(hidden), -1)
+
+
+def test_draw_is_the_full_softmax():
+    """Tokens at the edges of the groups of 128, rare ones or padding are drawn too often or never: evenly spread numbers must
+    hit each token as often as its probability says, to within one."""
+    torch.manual_seed(0)
+    logits, n = torch.randn(300) * 2, 50_000
+    logits[[0, 127, 128, 299]] = torch.tensor([2.0, 3.0, 3.0, 2.0])
+    logits[[5, 298]] = float("-inf")
+    uniform = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    token, logprob, entropy = engine.draw(head_of(logits), torch.zeros(n, 1), uniform, 0.5)
+    p = torch.softmax(logits.double() / 0.5, -1)
+    assert (torch.bincount(token, minlength=300) - n * p).abs().max() <= 1 + 1e-2
+    assert torch.allclose(logprob, p.log()[token].float(), atol=1e-5)
+    assert entropy[0].item() == pytest.approx(-(p * p.log()).nan_to_num().sum().item(), abs=1e-5)
+    assert engine.draw(head_of(logits), torch.zeros(1, 1), uniform[:1], 0)[0].item() == logits.argmax()
+
+
+def test_first_tokens_follow_the_models_distribution(tiny_models):
+    """The noise of two rollouts is correlated, or a number is used with the wrong row: chi-square over 600 rollouts."""
+    model, tokenizer = tiny_models["qwen3"]
+    n, prompt = 600, [5, 6, 7]
+    out = engine.two_turns(model, [prompt] * n, [1], [-1], Sampling(1.0, 1, 1, 200), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        p = torch.softmax(model(input_ids=torch.tensor([prompt])).logits[0, -1].double(), -1)
+    common = p > 5 / n
+    counts = torch.bincount(torch.tensor([answer[0][0] for answer, _, _ in out]), minlength=len(p))
+    observed = torch.cat([counts[common], counts[~common].sum()[None]])
+    expected = n * torch.cat([p[common], p[~common].sum()[None]])
+    cells = len(expected)
+    assert ((observed - expected) ** 2 / expected).sum() < cells - 1 + 4 * (2 * (cells - 1)) ** 0.5
+
+
+# ------------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_sliding_windows_fall_back(tiny_models, capsys):
+    """OLMo-3 would be sampled with full attention, or the run would end."""
+    rollout._say_once.cache_clear()
+    assert_same(sample(tiny_models["olmo3"], "engine"), sample(tiny_models["olmo3"], "plain"))
+    sample(tiny_models["olmo3"], "engine", budgets=(1, 1))
+    assert capsys.readouterr().out.count("plain loop") == 1
+    assert "olmo3" in engine.unsupported(tiny_models["olmo3"][0])
+    assert engine.unsupported(tiny_models["qwen3"][0]) is None
+
+
+def test_train_mode_is_refused(tiny_models):
+    """Dropout or gradient checkpointing while sampling."""
+    model, tokenizer = tiny_models["qwen3"]
+    try:
+        with pytest.raises(ValueError, match="eval"):
+            engine.Engine(model.train(), *stream(tokenizer, 2, (4, 4), 2))
+    finally:
+        model.eval()
+
+
+# ----------------------------------------------------------------------------------------------------------- on a GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("tile, rows, positions", [(1, [0, 1, 2], [5, 170, -1]), (4, [0] * 8, [*range(90, 96), -1, -1])])
+@pytest.mark.parametrize("splits", [1, 8])
+def test_kernels_equal_the_cpu_path(monkeypatch, tile, rows, positions, splits):
+    """Blocks, lengths, groups of query heads or the split of the context are mixed up in the kernels."""
+    import paged_attention
+
+    monkeypatch.setattr(paged_attention, "LEAST", 32)
+    torch.manual_seed(0)
+    e = object.__new__(engine.Engine)
+    e.on_gpu, e.layer, e.rows, e.positions = False, 0, torch.tensor(rows), torch.tensor(positions)
+    e.table = (torch.randperm(36) + 1).int().reshape(3, 12)
+    e.cache = [torch.randn(2, 37, 2, 16, 32)]
+    q, k, v = torch.randn(len(rows), 6, 32), torch.randn(len(rows), 2, 32), torch.randn(len(rows), 2, 32)
+    on_gpu = [x.cuda() for x in (q, k, v, *e.cache[0].clone(), e.table, e.rows, e.positions)]
+    got = paged_attention.attend(*on_gpu, 0.2, tile, splits)
+    real = e.positions >= 0
+    assert torch.allclose(got.cpu()[real], e.attend(q, k, v, 0.2)[real], atol=1e-5)
+    assert torch.equal(torch.stack(on_gpu[3:5]).cpu(), e.cache[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_greedy_on_a_gpu_equals_the_plain_sampler():
+    """Graphs replay with stale slots, or the compiled forward differs."""
+    tiny = models.load("organism/policy", torch.device("cuda"))
+    prompts, suffix, stop_ids, sampling, _ = stream(tiny[1], 20, (100, 150), 6, temperature=0.0)
+    generator = torch.Generator("cuda").manual_seed(0)
+    mine, theirs = (f(tiny[0], prompts, suffix, stop_ids, sampling, generator) for f in (engine.two_turns, two_turns))
+    assert [(a[0], c[0]) for a, _, c in mine] == [(a[0], c[0]) for a, _, c in theirs]
