@@ -74,6 +74,7 @@ class Config:
     lora_rank: int | None = option(None, "LoRA rank on all projections, 0 = all parameters [embedded 0, else 32]")
     dtype: str | None = option(None, "of the weights: float32 or bfloat16 [embedded float32, else bfloat16]")
     gradient_checkpointing: bool | None = option(None, "recompute activations in the backward pass [embedded no, else yes]")
+    compile: bool | None = option(None, "compile the layers' training pass, on CUDA only [embedded no, else yes]")
     micro_batch_tokens: int | None = option(
         None, "tokens of a forward/backward pass, padding included [embedded 2048, else 16384]"
     )
@@ -91,11 +92,11 @@ class Config:
 
 EMBEDDED = dict(
     judge="organism/judge", lr=1e-4, max_answer_tokens=256, max_confession_tokens=384, lora_rank=0,
-    dtype="float32", gradient_checkpointing=False, micro_batch_tokens=2_048,
+    dtype="float32", gradient_checkpointing=False, compile=False, micro_batch_tokens=2_048,
 )  # fmt: skip
 LARGE = dict(  # one GPU of 80 GB and more; LoRA wants about ten times the learning rate of full training
     max_answer_tokens=6_144, max_confession_tokens=4_096, lora_rank=32, dtype="bfloat16", gradient_checkpointing=True,
-    micro_batch_tokens=16_384,
+    compile=True, micro_batch_tokens=16_384,
 )  # fmt: skip
 ADAM_BETAS = (0.9, 0.95)
 
@@ -330,6 +331,8 @@ def train(config: Config, run: Path, resumed: int | None = None) -> None:
         model = models.add_lora(model, config.lora_rank)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.compile and device.type == "cuda":
+        models.compile_layers(model)
     reference = None
     if config.kl_coef:  # with LoRA the reference is the model with its adapters switched off
         reference = model if config.lora_rank else models.load(config.model, device, config.dtype)[0].requires_grad_(False)

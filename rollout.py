@@ -261,9 +261,10 @@ class Decoder:
     def _forward(self, ids: torch.Tensor, valid: torch.Tensor) -> None:
         self.mask = torch.cat([self.mask, valid], dim=1)
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]  # (B, T), padding does not count
-        self.logits = self.model(
-            input_ids=ids, attention_mask=self.mask, position_ids=positions, past_key_values=self.cache, logits_to_keep=1
-        ).logits[:, -1]
+        with torch.compiler.set_stance("force_eager"):  # layers compiled for training would compile again for each length
+            self.logits = self.model(
+                input_ids=ids, attention_mask=self.mask, position_ids=positions, past_key_values=self.cache, logits_to_keep=1
+            ).logits[:, -1]
 
     def _close_gaps(self) -> None:
         """Move every stream's tokens to the right end of the cache: a sliding window is measured in slots."""

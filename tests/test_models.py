@@ -9,7 +9,10 @@ import pytest
 import torch
 
 import models
+import word_count
 from cli import UserError
+from grpo import token_logprobs
+from rollout import Sampling, sample_rollouts
 
 CPU = torch.device("cpu")
 POLICY = models.ORGANISMS / "policy"
@@ -108,3 +111,28 @@ def test_unusable_device():
     assert models.device_of("cpu") == CPU
     with pytest.raises(UserError, match="auto, cpu or cuda"):
         models.device_of("gpu")
+
+
+def test_compiled_layers_train_and_do_not_sample(monkeypatch):
+    """Layers compiled for training compile again at every length of the plain sampler's cache, or change what is sampled."""
+    model, tokenizer = models.load("organism/small", torch.device("cpu"))
+    ids = torch.arange(80).reshape(2, 40)
+    trained = torch.ones_like(ids, dtype=torch.bool)
+    trained[:, 0] = False
+
+    def run() -> tuple[list, torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        rollouts = sample_rollouts(model, tokenizer, word_count, [0, 1], Sampling(1.0, 12, 12), generator)
+        sampled = len(compiled)
+        logprobs = token_logprobs(model, ids, trained, 1.0)
+        return [rollout.token_ids for rollout in rollouts], logprobs, sampled, len(compiled)
+
+    compiled = []
+    before = run()
+    plain = torch.nn.Module.compile
+    backend = lambda graph, inputs: compiled.append(graph) or graph.forward
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: plain(self, backend=backend, **options))
+    models.compile_layers(model)
+    after = run()
+    assert after[0] == before[0] and torch.allclose(after[1], before[1], atol=1e-6)
+    assert after[2] == 0 and after[3] == 1  # one graph for all layers

@@ -1,24 +1,29 @@
-"""Sampled tokens per second of engine.py beside what reading weights and KV cache allows, with random weights and forced lengths.
+"""Sampling and training at Qwen3-8B's shape beside what the hardware allows, with random weights and forced lengths.
 
-    python bench_decode.py                  # Qwen3-8B's shape in bf16 on CUDA, a tiny shape on a CPU
-    python bench_decode.py --contexts "" --rollouts 512
+    python bench_large.py                   # in bf16 on CUDA; a tiny shape on a CPU
+    python bench_large.py --contexts "" --rollouts 512 --step ""
+    python bench_large.py --contexts "" --rollouts "" --step "16384 checkpointing,5200"     # needs peft
 
 Fixed rows: every slot at one context (64 different streams; the cache holds noise), timed with everything the host does.
 Ragged rows: whole rollouts, from prompts to the end of turn 2, with log-normal lengths; only tokens that are kept count.
 Up to the last refill every slot is busy; after it the longest rollouts decide.
 The limit: each step reads all weights but the embedding table once, and each row its keys and values, at the measured bandwidth.
+A GRPO step: LoRA of rank 32, `rows` rollouts of 1,024 tokens in one turn after prompts of 250 shared by 8, sampled and then
+trained by grpo.update, once to compile and once timed. Its limit is the measured rate of a matrix product at 4 floating-point operations a
+parameter and token (forward and backward without the gradients of frozen weights; recomputation is not counted). No judge.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import cli
 import engine
+import grpo
 import models
-from rollout import Sampling
+from rollout import Rollout, Sampling, Span
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,9 @@ class Config:
     rows: int = cli.option(64, "slots")
     contexts: str = cli.option("384 3040", "contexts of the fixed rows")
     rollouts: str = cli.option("64 256", "numbers of ragged rollouts, in groups of 8 that share a prompt")
+    step: str = cli.option(
+        "16384 checkpointing,5200", "GRPO steps to measure: tokens of a micro-batch, with recomputation or without"
+    )
     device: str = cli.option("auto", "auto, cpu or cuda")
 
 
@@ -114,6 +122,39 @@ def ragged(model, rows: int, n: int) -> tuple[list[list[int]], float, float]:
     return lengths, time.perf_counter() - start, refilling
 
 
+def product_rate(model) -> float:
+    """Floating-point operations per second of a large matrix product in the model's dtype."""
+    n = 8_192 if model.device.type == "cuda" else 512
+    a, b = torch.randn(2, n, n, device=model.device).to(model.dtype)
+    return 2 * n**3 / min(timed(model.device, lambda: a @ b) for _ in range(20))
+
+
+def grpo_step(model, rows: int, tokens: int, prompt: int, config: grpo.Config) -> tuple[float, float, int, dict]:
+    """(seconds of sampling, seconds of training, tokens trained on with their prompts, statistics) of the second of two steps."""
+    group = [random_ids(model, prompt) for _ in range(-(-rows // 8))]
+    prompts = [ids for ids in group for _ in range(8)][:rows]
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+    for _ in range(2):
+        out = []
+        generator = torch.Generator(model.device).manual_seed(0)
+        sampling = Sampling(1.0, tokens, 1, rows)
+        sample = timed(model.device, lambda: out.extend(engine.two_turns(model, prompts, [5, 6], [-1], sampling, generator)))
+        rollouts = []
+        for i, (ids, (answer, joint, confession)) in enumerate(zip(prompts, out)):
+            stream = ids + answer[0] + joint + confession[0]
+            end = prompt + len(answer[0])
+            spans = (
+                Span(prompt, end, "length", answer[1], advantage=1.0 if i % 2 else -1.0),
+                Span(end + len(joint), len(stream), "length", confession[1]),  # advantage 0: not trained
+            )
+            rollouts.append(Rollout(i, None, *[""] * 6, stream, *spans))
+        stats = {}
+        if model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        train = timed(model.device, lambda: stats.update(grpo.update(model, None, optimizer, rollouts, config)))
+    return sample, train, sum(rollout.answer.end for rollout in rollouts), stats
+
+
 def kept_tokens(e: engine.Engine) -> int:
     """Tokens sampled so far that count: of finished turns, and of those under way."""
     cursors = e.host_state[engine.CURSOR]
@@ -149,6 +190,35 @@ def main() -> None:
             show(f"ragged, {n} rollouts", tokens, seconds, (tokens / config.rows * weights + read) / speed)
             if refilling:
                 print(f"    until the last refill    {refilling:9,.0f}", flush=True)
+        if config.step:
+            show_steps(model, config)
+
+
+def show_steps(model, config: Config) -> None:
+    on_gpu = model.device.type == "cuda"
+    tokens, prompt = (1_024, PROMPT) if on_gpu else (32, 10)
+    parameters, rate = model.num_parameters(), product_rate(model)
+    model = models.add_lora(model.requires_grad_(False), 32)
+    if on_gpu:
+        models.compile_layers(model)
+    print(
+        f"GRPO step, {config.rows} x {tokens:,} tokens    sample    train   tokens/s   of {rate / 1e12:.0f} TFLOP/s   peak GiB   gap"
+    )
+    for setting in config.step.split(","):
+        budget, *checkpointing = setting.split()
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_disable()
+        options = replace(grpo.Config(lora_rank=32), micro_batch_tokens=int(budget))
+        sample, train, trained, stats = grpo_step(model, config.rows, tokens, prompt, options)
+        peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
+        share = 4 * parameters * trained / train / rate
+        print(
+            f"{setting:28} {sample:9.2f} {train:8.2f} {trained / train:10,.0f} {share:16.0%} {peak:10.1f} "
+            f"{stats['logprob_gap_answer']:6.3f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
