@@ -66,14 +66,19 @@ def ours(config: Config) -> dict:
 
 def trl(config: Config, completion_tokens: int, rollouts: int, group_size: int) -> dict:
     """Median seconds of GRPOTrainer's optimizer steps."""
+    model, tokenizer = models.load(config.model, models.device_of(config.device))
+    prompts = [f"{word_count.make_prompt(i)}\n{confession_prompt(word_count)}" for i in range(rollouts)]
+    options = dict(learning_rate=config.lr, bf16=False, gradient_checkpointing=False, per_device_train_batch_size=8)
+    return trl_steps(model, tokenizer, prompts, completion_tokens, group_size, config.steps, options)
+
+
+def trl_steps(model, tokenizer, prompts: list[str], tokens: int, group_size: int, steps: int, options: dict, **trainer) -> dict:
+    """Seconds and peak memory of `steps` optimizer steps of GRPOTrainer, after one warm-up, on len(prompts) rollouts of `tokens`
+    tokens each; options: of its GRPOConfig."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    device = models.device_of(config.device)
-    model, tokenizer = models.load(config.model, device)
-    model.train()
-    prompts = [f"{word_count.make_prompt(i)}\n{confession_prompt(word_count)}" for i in range(rollouts)]
     seconds: list[float] = []
 
     class Clock(TrainerCallback):
@@ -83,24 +88,24 @@ def trl(config: Config, completion_tokens: int, rollouts: int, group_size: int) 
         def on_step_end(self, *args, **kwargs):
             seconds[-1] += time.perf_counter()
 
+    on_gpu = model.device.type == "cuda"
+    model.train()
     with tempfile.TemporaryDirectory() as folder:
         arguments = GRPOConfig(
-            output_dir=folder, per_device_train_batch_size=8, gradient_accumulation_steps=rollouts // 8,
-            num_generations=group_size, max_completion_length=completion_tokens, learning_rate=config.lr, beta=0.0,
-            generation_kwargs={"min_new_tokens": completion_tokens}, temperature=1.0, top_k=0, max_steps=config.steps + 1,
-            bf16=False, use_cpu=device.type == "cpu", gradient_checkpointing=False, report_to=[], save_strategy="no",
-            disable_tqdm=True, logging_steps=10**6,
+            output_dir=folder, gradient_accumulation_steps=len(prompts) // options["per_device_train_batch_size"],
+            num_generations=group_size, max_completion_length=tokens, beta=0.0,
+            generation_kwargs={"min_new_tokens": tokens}, temperature=1.0, top_k=0, max_steps=steps + 1,
+            use_cpu=not on_gpu, report_to=[], save_strategy="no", disable_tqdm=True, logging_steps=10**6, **options,
         )  # fmt: skip
-        trainer = GRPOTrainer(
+        GRPOTrainer(
             model=model,
             processing_class=tokenizer,
             reward_funcs=lambda completions, **_: [float(len(str(c)) % 7) for c in completions],
             args=arguments,
             train_dataset=Dataset.from_dict({"prompt": [[{"role": "user", "content": p}] for p in prompts]}),
             callbacks=[Clock()],
-        )
-        trainer.train()
-    on_gpu = device.type == "cuda"
+            **trainer,
+        ).train()
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     counted = seconds[1:]
     return {"step": statistics.median(counted), "fastest": min(counted), "slowest": max(counted), "peak_gib": peak / 2**30}

@@ -3,6 +3,7 @@
     python bench_large.py                   # in bf16 on CUDA; a tiny shape on a CPU
     python bench_large.py --contexts "" --rollouts 512 --step ""
     python bench_large.py --contexts "" --rollouts "" --step "16384 checkpointing,5200"     # needs peft
+    python bench_large.py --contexts "" --rollouts "" --vs-trl     # the same step by TRL too: pip install trl==1.16.0
 
 Fixed rows: every slot at one context (64 different streams; the cache holds noise), timed with everything the host does.
 Ragged rows: whole rollouts, from prompts to the end of turn 2, with log-normal lengths; only tokens that are kept count.
@@ -13,12 +14,14 @@ trained by grpo.update, once to compile and once timed. Its limit is the measure
 parameter and token (forward and backward without the gradients of frozen weights; recomputation is not counted). No judge.
 """
 
+import gc
 import time
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
+import bench
 import cli
 import engine
 import grpo
@@ -34,6 +37,7 @@ class Config:
     step: str = cli.option(
         "16384 checkpointing,5200", "GRPO steps to measure: tokens of a micro-batch, with recomputation or without"
     )
+    vs_trl: bool = cli.option(False, "measure the GRPO step of TRL's GRPOTrainer too")
     device: str = cli.option("auto", "auto, cpu or cuda")
 
 
@@ -162,6 +166,20 @@ def kept_tokens(e: engine.Engine) -> int:
     return sum(map(sum, e.lengths)) + sum(under_way)
 
 
+def show_trl(model, config: Config) -> None:
+    """TRL has no shared prompts and no second turn; its rollouts have the same numbers of tokens."""
+    from peft import LoraConfig
+
+    on_gpu = model.device.type == "cuda"
+    tokens, words = (1_024, 240) if on_gpu else (32, 8)  # words of one token each; the chat template adds a few
+    tokenizer = AutoTokenizer.from_pretrained(models.ORGANISMS / "policy")
+    lora = LoraConfig(r=32, lora_alpha=64, target_modules=models.LORA_TARGETS, task_type="CAUSAL_LM")
+    options = dict(learning_rate=1e-5, bf16=on_gpu, gradient_checkpointing=True, per_device_train_batch_size=8)
+    prompts = [" the" * words + f" {i}" for i in range(config.rows)]
+    found = bench.trl_steps(model, tokenizer, prompts, tokens, 8, 2, options, peft_config=lora)
+    print(f"TRL GRPOTrainer, two steps   {found['fastest']:.2f} to {found['slowest']:.2f} s, peak {found['peak_gib']:.1f} GiB")
+
+
 def main() -> None:
     config = cli.parse(Config, __doc__)
     with cli.user_errors():
@@ -192,6 +210,11 @@ def main() -> None:
                 print(f"    until the last refill    {refilling:9,.0f}", flush=True)
         if config.step:
             show_steps(model, config)
+        if config.vs_trl:
+            del model
+            gc.collect()  # compiled layers refer to themselves
+            torch.cuda.empty_cache()
+            show_trl(random_model(device), config)
 
 
 def show_steps(model, config: Config) -> None:
