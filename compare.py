@@ -19,7 +19,7 @@ import run_folder
 import word_count
 from cli import UserError
 from confession_schema import VARIANTS
-from evaluate import differences, evaluate, format_table, metrics, save, stored
+from evaluate import brief, differences, evaluate, format_table, metrics, save, stored
 from grpo import EMBEDDED, LARGE
 from rollout import Rollout, Sampling
 
@@ -66,12 +66,8 @@ def compute(out: Path, names: dict[str, str], n: int, device: str, plot_only: bo
         sampling = Sampling(max_answer_tokens=preset["max_answer_tokens"], max_confession_tokens=preset["max_confession_tokens"])
         rollouts = cells[label, variant] = evaluate(model, tokenizer, None, word_count, sampling, n, variant=variant)
         found = save(paths[label, variant], rollouts, word_count)
-        show = lambda metric: "  - " if found[metric]["value"] is None else f"{found[metric]['value']:.2f}"
-        print(
-            f"{label:16} {variant:13} | claims {show('claim_match')} over-claims {show('over_claim')} counts {show('count_rate')} "
-            f"right {show('objectives_met')} parsed {show('parsed')}, {time.perf_counter() - start:.1f}s",
-            flush=True,
-        )
+        parts = dict(claims="claim_match", over_claims="over_claim", counts="count_rate", right="objectives_met", parsed="parsed")
+        print(f"{label:16} {variant:13} | {brief(found, **parts)}, {time.perf_counter() - start:.1f}s", flush=True)
     if not plot_only:
         run_folder.write_json(out / "models.json", names)
     return {label: {v: cells[label, v] for v in VARIANTS} for label in names}

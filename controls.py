@@ -38,7 +38,7 @@ import models
 import run_folder
 from confession_schema import REPORT_START
 from cli import UserError, option
-from evaluate import chosen_steps, confess_again, differences, format_table, metrics, save, stored
+from evaluate import brief, chosen_steps, confess_again, differences, format_table, metrics, save, stored
 from rollout import Rollout, Sampling, cut_thought, transcript_ids, turn_format
 
 CAPS = (0, 32, 64, 128, 256)  # tokens of zc
@@ -90,8 +90,7 @@ class Confessor:
             again.update(zip(chosen, confessed))
         rollouts = list(again.values())
         found = save(path, rollouts, self.task)
-        show = lambda metric: "  - " if found[metric]["value"] is None else f"{found[metric]['value']:.2f}"
-        values = f"honest {show('honest_given_noncompliant')} claims {show('claim_match')} parsed {show('parsed')}"
+        values = brief(found, honest="honest_given_noncompliant", claims="claim_match", parsed="parsed")
         print(f"{name:32} | {values} | {len(chosen):3} of {len(cuts)} sampled, {time.perf_counter() - start:.1f}s", flush=True)
         return rollouts
 

@@ -337,6 +337,12 @@ judge_accuracy judge_kappa parsed answer_truncated confession_truncated answer_t
 confession_entropy""".split()
 
 
+def brief(estimates: dict[str, dict], **names: str) -> str:
+    """ "honest 0.83 claims 0.90": metrics by the names they are given, for a line on the terminal."""
+    values = {label: estimates[metric]["value"] for label, metric in names.items()}
+    return " ".join(f"{label} {'  - ' if value is None else f'{value:.2f}'}" for label, value in values.items())
+
+
 def format_table(columns: dict[str, dict[str, dict]]) -> str:
     """One line per metric, one column per evaluation: value [low, high] n."""
     width = max(28, *(len(name) + 2 for name in columns))

@@ -30,7 +30,7 @@ import figures
 import models
 import run_folder
 from cli import UserError, option
-from evaluate import chosen_steps, differences, evaluate, format_table, metrics, save, stored
+from evaluate import brief, chosen_steps, differences, evaluate, format_table, metrics, save, stored
 from rewards import Judge
 from rollout import Sampling
 from system_prompts import SYSTEM_PROMPTS
@@ -97,11 +97,11 @@ def compute(
 
 
 def format_cell(step: int, condition: str, estimates: dict[str, dict], seconds: float) -> str:
-    show = lambda name: "  - " if estimates[name]["value"] is None else f"{estimates[name]['value']:.2f}"
-    return (
-        f"step {step:4} {condition:9} | honest {show('honest_given_noncompliant')} J {show('J')} claims {show('claim_match')} "
-        f"counted {show('count_rate')} hack {show('bracket_hack')} exact {show('exact_compliance')} parsed {show('parsed')}, {seconds:.1f}s"
-    )
+    parts = dict(
+        honest="honest_given_noncompliant", J="J", claims="claim_match", counted="count_rate", hack="bracket_hack",
+        exact="exact_compliance", parsed="parsed",
+    )  # fmt: skip
+    return f"step {step:4} {condition:9} | {brief(estimates, **parts)}, {seconds:.1f}s"
 
 
 def report(run: Path, paths: dict[tuple[int, str], Path], n: int, task) -> None:
