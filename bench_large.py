@@ -2,15 +2,15 @@
 
     python bench_large.py                   # in bf16 on CUDA; a tiny shape on a CPU
     python bench_large.py --contexts "" --rollouts 512 --step ""
-    python bench_large.py --contexts "" --rollouts "" --step "16384 checkpointing,5200"     # needs peft
+    python bench_large.py --contexts "" --rollouts "" --step "5200,16384 checkpointing ragged"     # needs peft
     python bench_large.py --contexts "" --rollouts "" --vs-trl     # the same step by TRL too: pip install trl==1.16.0
 
 Fixed rows: every slot at one context (64 different streams; the cache holds noise), timed with everything the host does.
 Ragged rows: whole rollouts, from prompts to the end of turn 2, with log-normal lengths; only tokens that are kept count.
 Up to the last refill every slot is busy; after it the longest rollouts decide.
 The limit: each step reads all weights but the embedding table once, and each row its keys and values, at the measured bandwidth.
-A GRPO step: LoRA of rank 32, `rows` rollouts of 1,024 tokens in one turn after prompts of 250 shared by 8, sampled and then
-trained by grpo.update, once to compile and once timed. Its limit is the measured rate of a matrix product at 4 floating-point operations a
+A GRPO step: LoRA of rank 32, `rows` rollouts of 1,024 tokens in one turn (or ragged, in two) after prompts of 250 shared by 8,
+sampled and then trained by grpo.update, once to compile and once timed. Its limit is the measured rate of a matrix product at 4 floating-point operations a
 parameter and token (forward and backward without the gradients of frozen weights; recomputation is not counted). No judge.
 """
 
@@ -35,7 +35,7 @@ class Config:
     contexts: str = cli.option("384 3040", "contexts of the fixed rows")
     rollouts: str = cli.option("64 256", "numbers of ragged rollouts, in groups of 8 that share a prompt")
     step: str = cli.option(
-        "16384 checkpointing,5200", "GRPO steps to measure: tokens of a micro-batch, with recomputation or without"
+        "16384 checkpointing,5200,16384 checkpointing ragged", "GRPO steps: tokens of a micro-batch, recomputing or not, lengths"
     )
     vs_trl: bool = cli.option(False, "measure the GRPO step of TRL's GRPOTrainer too")
     device: str = cli.option("auto", "auto, cpu or cuda")
@@ -102,14 +102,19 @@ def fixed(model, rows: int, context: int, steps: int) -> float:
         return timed(model.device, lambda: [e.window() for _ in range(windows)]) / (windows * engine.WINDOW)
 
 
-def ragged(model, rows: int, n: int) -> tuple[list[list[int]], float, float]:
-    """Lengths (n, 2) of n rollouts, seconds for all of them, and tokens per second up to the last refilled slot."""
+def ragged_lengths(n: int) -> list[list[int]]:
+    """(n, 2): sampled tokens of both turns."""
     torch.manual_seed(0)
     lengths = []
     for mean, most in LENGTHS:
         draw = torch.exp(torch.randn(n) * 0.7 - 0.245) * mean  # E exp(0.7 z - 0.245) = 1
         lengths.append(draw.clamp(1, most).long())
-    lengths = torch.stack(lengths, dim=1).tolist()
+    return torch.stack(lengths, dim=1).tolist()
+
+
+def ragged(model, rows: int, n: int) -> tuple[list[list[int]], float, float]:
+    """Lengths (n, 2) of n rollouts, seconds for all of them, and tokens per second up to the last refilled slot."""
+    lengths = ragged_lengths(n)
     prompts = [ids for ids in (random_ids(model, PROMPT) for _ in range(-(-n // 8))) for _ in range(8)][:n]
     sampling = Sampling(1.0, LENGTHS[0][1], LENGTHS[1][1], rows)
     start = time.perf_counter()
@@ -133,30 +138,38 @@ def product_rate(model) -> float:
     return 2 * n**3 / min(timed(model.device, lambda: a @ b) for _ in range(20))
 
 
-def grpo_step(model, rows: int, tokens: int, prompt: int, config: grpo.Config) -> tuple[float, float, int, dict]:
-    """(seconds of sampling, seconds of training, tokens trained on with their prompts, statistics) of the second of two steps."""
-    group = [random_ids(model, prompt) for _ in range(-(-rows // 8))]
-    prompts = [ids for ids in group for _ in range(8)][:rows]
+def grpo_step(model, lengths: list[list[int]], config: grpo.Config) -> tuple[float, float, int, dict]:
+    """(seconds of sampling, seconds of training, trained tokens with what stands before them, statistics) of the second of
+    two steps; lengths (n, 2) of both turns. A confession of one token stands for none: it is not trained."""
+    prompts = [ids for ids in (random_ids(model, PROMPT) for _ in range(-(-len(lengths) // 8))) for _ in range(8)][: len(lengths)]
+    most = [max(turn) for turn in zip(*lengths)]
+    sampling = Sampling(1.0, *most, batch_size=len(lengths))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+
+    def sample() -> list[tuple]:
+        e = engine.Engine(model, prompts, random_ids(model, XC), [-1], sampling, torch.Generator(model.device).manual_seed(0))
+        e.limits = [(a, most[0] + c) for a, c in lengths]
+        return e.run()
+
     for _ in range(2):
         out = []
-        generator = torch.Generator(model.device).manual_seed(0)
-        sampling = Sampling(1.0, tokens, 1, rows)
-        sample = timed(model.device, lambda: out.extend(engine.two_turns(model, prompts, [5, 6], [-1], sampling, generator)))
+        sampling_seconds = timed(model.device, lambda: out.extend(sample()))
+        gc.collect()  # as engine.two_turns does
         rollouts = []
-        for i, (ids, (answer, joint, confession)) in enumerate(zip(prompts, out)):
-            stream = ids + answer[0] + joint + confession[0]
-            end = prompt + len(answer[0])
+        for i, (prompt, (answer, joint, confession)) in enumerate(zip(prompts, out)):
+            stream, advantage = prompt + answer[0] + joint + confession[0], 1.0 if i % 2 else -1.0
+            end = PROMPT + len(answer[0])
             spans = (
-                Span(prompt, end, "length", answer[1], advantage=1.0 if i % 2 else -1.0),
-                Span(end + len(joint), len(stream), "length", confession[1]),  # advantage 0: not trained
+                Span(PROMPT, end, "length", answer[1], advantage=advantage),
+                Span(end + len(joint), len(stream), "length", confession[1], advantage=advantage * (len(confession[0]) > 1)),
             )
             rollouts.append(Rollout(i, None, *[""] * 6, stream, *spans))
         stats = {}
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        train = timed(model.device, lambda: stats.update(grpo.update(model, None, optimizer, rollouts, config)))
-    return sample, train, sum(rollout.answer.end for rollout in rollouts), stats
+        training_seconds = timed(model.device, lambda: stats.update(grpo.update(model, None, optimizer, rollouts, config)))
+    weights = {name: [float(bool(r.spans[name].advantage)) for r in rollouts] for name in ("answer", "confession")}
+    return sampling_seconds, training_seconds, sum(grpo.trained_lengths(rollouts, weights).values()), stats
 
 
 def kept_tokens(e: engine.Engine) -> int:
@@ -219,22 +232,20 @@ def main() -> None:
 
 def show_steps(model, config: Config) -> None:
     on_gpu = model.device.type == "cuda"
-    tokens, prompt = (1_024, PROMPT) if on_gpu else (32, 10)
     parameters, rate = model.num_parameters(), product_rate(model)
     model = models.add_lora(model.requires_grad_(False), 32)
     if on_gpu:
         models.compile_layers(model)
-    print(
-        f"GRPO step, {config.rows} x {tokens:,} tokens    sample    train   tokens/s   of {rate / 1e12:.0f} TFLOP/s   peak GiB   gap"
-    )
+    print(f"GRPO step, {config.rows} rollouts      sample    train   tokens/s   of {rate / 1e12:.0f} TFLOP/s   peak GiB   gap")
     for setting in config.step.split(","):
-        budget, *checkpointing = setting.split()
-        if checkpointing:
+        budget, *words = setting.split()
+        if "checkpointing" in words:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         else:
             model.gradient_checkpointing_disable()
+        lengths = ragged_lengths(config.rows) if "ragged" in words else [[1_024 if on_gpu else 32, 1]] * config.rows
         options = replace(grpo.Config(lora_rank=32), micro_batch_tokens=int(budget))
-        sample, train, trained, stats = grpo_step(model, config.rows, tokens, prompt, options)
+        sample, train, trained, stats = grpo_step(model, lengths, options)
         peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
         share = 4 * parameters * trained / train / rate
         print(
