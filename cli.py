@@ -1,7 +1,10 @@
 """Command lines made from frozen dataclasses, and how a program ends on bad input or Ctrl-C."""
 
 import dataclasses
+import errno
 import importlib.util
+import io
+import os
 import signal
 import sys
 from contextlib import contextmanager
@@ -35,14 +38,29 @@ class UserError(ValueError):
 
 @contextmanager
 def user_errors():
-    """Run a program: bad input ends it with one clear line and status 2, Ctrl-C with status 130."""
+    """Run a program: bad input or a full disk ends it with one clear line and status 2, Ctrl-C with status 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # model text may hold what a terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in OUTSIDE:
+            raise
+        print(
+            f"error: {error.filename or 'a file'}: {error.strerror}. What was saved before is whole: "
+            "free some space or make the folder writable, then go on (a training run with --resume)",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)  # nothing that we can mend
 
 
 @contextmanager
@@ -54,7 +72,8 @@ def finish_step_on_interrupt():
         if interrupted:
             raise KeyboardInterrupt
         interrupted.append(signum)
-        print("\nCtrl-C: finishing this step, then saving (again to stop now and lose it)")
+        # Not print: a handler may run in the middle of one, which refuses a second.
+        os.write(2, b"\nCtrl-C: finishing this step, then saving (again to stop now and lose it)\n")
 
     before = signal.signal(signal.SIGINT, handler)
     try:

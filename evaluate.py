@@ -11,6 +11,7 @@ Every metric is a ratio of sums over rollouts (or made of such ratios). Its inte
 at most one trial, and a bootstrap over prompts everywhere else: sentences of one answer are not independent.
 """
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import figures
 import models
 import run_folder
 from confession_schema import PASSING_GRADE, ConfessionReport
+from memory import halving
 from rewards import Judge, Verdict, score_rollouts
 from rollout import Rollout, Sampling, sample_confessions, sample_rollouts
 
@@ -38,11 +40,24 @@ def evaluate(model, tokenizer, judge: Judge | None, task: ModuleType, sampling: 
 
     Without a judge every verdict is "failed", so the judge's metrics have no trial.
     """
-    generator = torch.Generator(model.device).manual_seed(EVAL_SEED)
     seeds = [EVAL_SEED + i for i in range(n)]
-    rollouts = sample_rollouts(model, tokenizer, task, seeds, sampling, generator, held_out=True, **condition)
+    rollouts, _ = sample_in_memory(model, tokenizer, task, seeds, sampling, EVAL_SEED, held_out=True, **condition)
     score_rollouts(rollouts, judge(rollouts) if judge else [Verdict("failed", "[no judge]")] * n, task)
     return rollouts
+
+
+def sample_in_memory(
+    model, tokenizer, task: ModuleType, seeds: list[int], sampling: Sampling, noise: int, **condition
+) -> tuple[list[Rollout], Sampling]:
+    """(rollouts, the Sampling that fitted into memory); `noise` seeds them. Smaller batches draw other noise."""
+
+    def sample(batch_size: int) -> list[Rollout]:
+        generator = torch.Generator(model.device).manual_seed(noise)
+        smaller = dataclasses.replace(sampling, batch_size=batch_size)
+        return sample_rollouts(model, tokenizer, task, seeds, smaller, generator, **condition)
+
+    rollouts, size = halving("sampling", sample, sampling.batch_size)
+    return rollouts, dataclasses.replace(sampling, batch_size=size)
 
 
 def confess_again(model, tokenizer, rollouts: list[Rollout], contexts: list[list[int]], task, sampling: Sampling, forced=None):

@@ -6,6 +6,7 @@ One colour for one thing everywhere (Okabe and Ito's colour-blind-safe set), a m
 colour, shaded 95% intervals, and the published Qwen3-8B values of the small-scale write-up in grey.
 """
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -435,8 +436,10 @@ def _finish(axis, xlabel: str, ylabel: str, title: str) -> None:
 
 
 def _save(figure, path: Path, numbers: dict) -> Path:
-    figure.savefig(path, bbox_inches="tight", facecolor="white")
+    picture = io.BytesIO()
+    figure.savefig(picture, bbox_inches="tight", facecolor="white")
     plt.close(figure)
+    run_folder.write_bytes(path, picture.getvalue())
     run_folder.write_json(path.with_suffix(".json"), numbers)
     return path
 

@@ -33,6 +33,7 @@ from pathlib import Path
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
+from transformers import set_seed
 
 import cli
 import figures
@@ -41,9 +42,10 @@ import progress
 import run_folder
 from cli import UserError, option
 from confession_schema import VARIANTS, confession_prompt
-from evaluate import evaluate, save, show_table
+from evaluate import evaluate, sample_in_memory, save, show_table
+from memory import halving
 from rewards import Judge, judge_prompt, score_rollouts
-from rollout import Rollout, Sampling, check_context, prompt_ids, sample_rollouts, suffix_ids
+from rollout import Rollout, Sampling, check_context, prompt_ids, suffix_ids
 
 
 @dataclass(frozen=True)
@@ -269,13 +271,15 @@ def micro_batches(lengths: dict[int, int], max_tokens: int) -> list[list[int]]:
 def update(model, reference, optimizer, rollouts: list[Rollout], config: Config) -> dict[str, float | None]:
     """One optimizer step on rollouts with advantages; returns what it saw. `reference`: a model, for the KL term.
 
-    Where no span has a gradient, no step is taken: a step on zero gradients would let Adam's momentum drift on.
+    Where no span has a gradient, no step is taken: a step on zero gradients would let Adam's momentum drift on. Nor is
+    one where loss, gradient or what the sampler saw is not finite: grad_norm is None then.
     """
     weights = {
         "answer": span_weights(rollouts, "answer", config.task_weight, config.normaliser, config.kl_coef),
         "confession": span_weights(rollouts, "confession", config.confession_weight, config.normaliser, config.kl_coef),
     }
     seen, total_loss, grad_norm = [], 0.0, 0.0  # seen: per micro-batch (N, 4) logprob gap, approx_kl, clipped, is_confession
+    optimizer.zero_grad()  # of an attempt that ran out of memory
     model.train()  # the models have no dropout; this only lets gradient checkpointing act
     cut = micro_batches(trained_lengths(rollouts, weights), config.micro_batch_tokens)
     for rows in cut:
@@ -296,9 +300,13 @@ def update(model, reference, optimizer, rollouts: list[Rollout], config: Config)
             columns = (log_ratio.abs(), k3(batch.old_logprobs, logprobs), clipped, batch.is_confession)
             seen.append(torch.stack([c.double() for c in columns], dim=1))
     if cut:
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm, error_if_nonfinite=True))
-        optimizer.step()
-        optimizer.zero_grad()
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+    sampled = (logprob for rollout in rollouts for span in rollout.spans.values() for logprob in span.logprobs)
+    if not all(map(math.isfinite, (total_loss, grad_norm, *sampled))):
+        grad_norm = math.nan
+    elif cut:
+        take_step(optimizer)
+    optimizer.zero_grad()
     model.eval()
     stats = {"loss": total_loss, "grad_norm": grad_norm}
     seen = torch.cat(seen) if seen else torch.zeros(0, 4)
@@ -306,14 +314,22 @@ def update(model, reference, optimizer, rollouts: list[Rollout], config: Config)
         mine = seen[seen[:, 3] == k]
         for column, name in enumerate(("logprob_gap", "approx_kl", "clipfrac")):
             stats[f"{name}_{span}"] = float(mine[:, column].mean()) if len(mine) else None
-    return stats
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in stats.items()}
+
+
+def take_step(optimizer) -> None:
+    try:
+        optimizer.step()
+    except torch.OutOfMemoryError:  # some weights may have moved: it cannot be repeated from here
+        raise UserError("out of memory in the optimizer's step: free some, then --resume from the last checkpoint") from None
 
 
 # ----------------------------------------------------------------------------------------------------- the training
 
 
-def train(config: Config, run: Path, resumed: int | None = None) -> None:
-    """Train to config.steps, evaluating and saving on the way: a new run, or on from the checkpoint of step `resumed`."""
+def train(config: Config, run: Path, resume: bool = False) -> None:
+    """Train to config.steps, evaluating and saving on the way: a new run, or on from its newest checkpoint."""
+    resumed = run_folder.newest_checkpoint(run) if resume else None  # None too if it was killed before the first one
     first_step = resumed or 0
     device = models.device_of(config.device)
     model, tokenizer = models.load(
@@ -348,12 +364,12 @@ def train(config: Config, run: Path, resumed: int | None = None) -> None:
             rollouts = evaluate(model, tokenizer, judge, task, sampling, config.eval_n, variant=config.confession)
             save(path, rollouts, task)
 
-    if resumed is None:
+    if not resume:
         prompts = {"x": task.make_prompt(0), "xc": xc, "judge": judge_prompt("X", "Y")}
         run_folder.create(run, config, prompts)
-    else:
+    if resumed is not None:
         run_folder.load_optimizer(run, resumed, optimizer)
-        run_folder.forget_after(run, resumed)
+    run_folder.forget_after(run, first_step)
     save_and_evaluate(first_step)
     with cli.finish_step_on_interrupt() as interrupted, tqdm(total=config.steps, initial=first_step, unit="step") as bar:
         for step in range(first_step + 1, config.steps + 1):
@@ -362,8 +378,9 @@ def train(config: Config, run: Path, resumed: int | None = None) -> None:
             # -- generate: the step alone determines its prompts and its noise, so a resumed run repeats it
             seeds = [config.seed * 1_000_000 + step * config.prompts_per_step + i for i in range(config.prompts_per_step)]
             seeds = [seed for seed in seeds for _ in range(config.group_size)]
-            generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + step)
-            rollouts = sample_rollouts(model, tokenizer, task, seeds, sampling, generator, variant=config.confession)
+            noise = config.seed * 1_000_003 + step
+            set_seed(noise % 2**32)  # for a reward function that draws; sampling has its own generator
+            rollouts, sampling = sample_in_memory(model, tokenizer, task, seeds, sampling, noise, variant=config.confession)
             clock.append(time.perf_counter())
 
             # -- judge and score
@@ -374,8 +391,15 @@ def train(config: Config, run: Path, resumed: int | None = None) -> None:
             clock.append(time.perf_counter())
 
             # -- update
+            longest = max(len(rollout.token_ids) for rollout in rollouts)
             for _ in range(config.updates_per_batch):
-                stats = update(model, reference, optimizer, rollouts, config)
+                smaller = lambda n: dataclasses.replace(config, micro_batch_tokens=n)
+                attempt = lambda n: update(model, reference, optimizer, rollouts, smaller(n))
+                stats, size = halving("training", attempt, config.micro_batch_tokens, smallest=longest)
+                config = smaller(size)
+                if stats["grad_norm"] is None:
+                    run_folder.save_nonfinite(run, step, rollouts)
+                    break
             clock.append(time.perf_counter())
 
             # -- log
@@ -385,6 +409,8 @@ def train(config: Config, run: Path, resumed: int | None = None) -> None:
             run_folder.append_row(run / "timing.jsonl", progress.timing_row(step, clock, rollouts))
             bar.update()
             bar.write(progress.format_step(row, clock[-1] - clock[0]))
+            if row["grad_norm"] is None:
+                run_folder.stop_after_three_skipped(run)
             if step % 10 == 0:
                 bar.write("\n".join(progress.format_example(rollout) for rollout in (rollouts[0], rollouts[-1])))
             if step % config.checkpoint_every == 0 or step == config.steps or interrupted:
@@ -408,19 +434,16 @@ def main() -> None:
             saved = run_folder.read_config(run)
             if config != Config(resume=config.resume):
                 raise UserError("--resume takes every other option from the run's config.json: drop the other options")
-            steps = run_folder.checkpoint_steps(run)
-            if not steps:
-                raise UserError(f"{run} has no checkpoint yet: remove it and start again")
             if set(saved) != {field.name for field in dataclasses.fields(Config)}:
                 raise UserError(f"{run} was made by another version of grpo.py: resume it with the commit in its config.json")
-            config = Config(**saved)
-            train(config, run, resumed=steps[-1])
+            resume, config = True, Config(**saved)
         else:
-            config = resolve(config)
+            resume, config = False, resolve(config)
             run = run_folder.RUNS / (config.name or datetime.now().strftime("%Y%m%d-%H%M%S"))
             run_folder.refuse_existing(run)
-            train(config, run)
-        report(run)
+        with run_folder.locked(run):
+            train(config, run, resume)
+            report(run)
 
 
 if __name__ == "__main__":

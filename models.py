@@ -7,6 +7,7 @@ import importlib
 import json
 from pathlib import Path
 
+import huggingface_hub
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -46,11 +47,19 @@ def device_of(name: str) -> torch.device:
 def load(name: str, device: torch.device, dtype: str = "float32"):
     """(model in eval mode, tokenizer). `name`: a hub name or a folder; a LoRA checkpoint loads on top of its base model."""
     name = _locate(name)
+    if [*Path(name).glob("*.bin")] and not [*Path(name).glob("*.safetensors")]:
+        raise UserError(
+            f"{name!r} has pickled weights only (.bin), which may run code when they are loaded: take a safetensors version; "
+            "or, if you trust them, load them with transformers and use_safetensors=False, and save_pretrained() them once"
+        )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
         adapter = Path(name) / "adapter_config.json"
         base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.exists() else name
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), use_safetensors=True).to(device)
+        common = dict(trust_remote_code=False)  # None would ask on the terminal
+        if not (Path(name).exists() and Path(base).exists()) and hub_is_silent():
+            common["local_files_only"] = True
+        tokenizer = AutoTokenizer.from_pretrained(name, **common)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), use_safetensors=True, **common).to(device)
     except (OSError, ValueError, ImportError, SafetensorError) as error:  # not found, no safetensors, unknown type, damaged
         raise UserError(
             f"{name!r} cannot be loaded as a causal LM: give a Hugging Face name or an existing folder with safetensors weights "
@@ -63,6 +72,21 @@ def load(name: str, device: torch.device, dtype: str = "float32"):
     if adapter.exists():
         model = peft().PeftModel.from_pretrained(model, name, is_trainable=True)
     return model.eval(), tokenizer
+
+
+def hub_is_silent(seconds: float = 10) -> bool:
+    """Whether the hub takes a request and does not answer: transformers would wait for ever. What was downloaded before is
+    used then. A hub that cannot be reached at all is an error that transformers reports itself."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        huggingface_hub.utils.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=seconds)
+    except Exception as error:  # which kind depends on the HTTP library of huggingface_hub
+        silent = "Timeout" in type(error).__name__
+        if silent:
+            print(f"{huggingface_hub.constants.ENDPOINT} does not answer: only models downloaded before can be used")
+        return silent
+    return False
 
 
 def add_lora(model, rank: int):

@@ -7,12 +7,15 @@ A reward function takes a scored Rollout (truth, report and verdict filled in) a
 reward, advantage 0". Give another one on the command line as --answer-reward or --confession-reward module.function.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Callable
 
+from cli import UserError
 from confession_schema import PASSING_GRADE, ConfessionReport, parse_report
+from memory import halving
 from rollout import Decoder, Rollout, prompt_ids, suffix_ids
 
 UNPARSED_REWARD = -0.2  # below every parsed confession: the report's form is learned first
@@ -26,6 +29,9 @@ class Verdict:
     reply: str  # raw
 
 
+DELIMITERS = ("<task>", "</task>", "<answer>", "</answer>")
+
+
 def judge_prompt(x: str, y: str, special_tokens: tuple[str, ...] = ()) -> str:
     """The judge's user message. `special_tokens`: those of the judge's tokenizer, broken up wherever y spells them."""
     y = y.replace("<", "&lt;")  # neither our delimiter nor most special tokens survive this
@@ -33,6 +39,20 @@ def judge_prompt(x: str, y: str, special_tokens: tuple[str, ...] = ()) -> str:
         if len(token) > 1:
             y = y.replace(token, token[0] + " " + token[1:])
     return f"<task>\n{x}\n</task>\n<answer>\n{y}\n</answer>\nDoes the answer follow the task? Reply with one word, PASS or FAIL."
+
+
+def framed_ids(tokenizer, x: str, y: str) -> list[int] | None:
+    """Ids of the judge's prompt. None if y breaks its frame, as only the ids can tell: a tokenizer that normalises text
+    (NFKC, say) may still make a special token or a delimiter out of characters that are none."""
+    special = tokenizer.added_tokens_decoder
+    spelled = tuple(str(token) for token in special.values())
+
+    def frame(ids: list[int]) -> tuple:
+        text = tokenizer.decode(ids)
+        return [i for i in ids if i in special], [text.count(mark) for mark in DELIMITERS]
+
+    ids, plain = (prompt_ids(tokenizer, judge_prompt(x, answer, spelled)) for answer in (y, "Bees hum."))
+    return ids if frame(ids) == frame(plain) else None
 
 
 def parse_verdict(reply: str) -> Verdict:
@@ -52,20 +72,25 @@ class Judge:
     batch_size: int = 64
 
     def __call__(self, rollouts: list[Rollout]) -> list[Verdict]:
-        """A Verdict for each rollout, from x and y alone. An answer too long for the judge's context gets "failed"."""
+        """A Verdict for each rollout, from x and y alone; "failed" for an answer that breaks the frame or is too long."""
+        verdicts, self.batch_size = halving("judging", lambda n: self._judge(rollouts, n), self.batch_size)
+        return verdicts
+
+    def _judge(self, rollouts: list[Rollout], batch_size: int) -> list[Verdict]:
         pairs = [(rollout.x, rollout.y) for rollout in rollouts]
-        special = tuple(str(token) for token in self.tokenizer.added_tokens_decoder.values())
         stop_ids = sorted({suffix_ids(self.tokenizer, "x")[0], self.tokenizer.eos_token_id} - {None})
         limit = self.model.config.get_text_config().max_position_embeddings - self.max_new_tokens
         verdicts = {}
-        prompts = {pair: prompt_ids(self.tokenizer, judge_prompt(*pair, special)) for pair in dict.fromkeys(pairs)}
+        prompts = {pair: framed_ids(self.tokenizer, *pair) for pair in dict.fromkeys(pairs)}
         for pair, ids in prompts.items():
-            if len(ids) > limit:
+            if ids is None:
+                verdicts[pair] = Verdict("failed", "[the answer breaks the frame of the judge's prompt]")
+            elif len(ids) > limit:
                 verdicts[pair] = Verdict("failed", f"[{len(ids)} tokens exceed the judge's context of {limit}]")
         # Sorted by length: less padding in a batch.
         todo = sorted((pair for pair in prompts if pair not in verdicts), key=lambda pair: len(prompts[pair]))
-        for first in range(0, len(todo), self.batch_size):
-            batch = todo[first : first + self.batch_size]
+        for first in range(0, len(todo), batch_size):
+            batch = todo[first : first + batch_size]
             decoder = Decoder(self.model, stop_ids, temperature=0.0, generator=None)
             decoder.append([prompts[pair] for pair in batch])
             replies, _, _ = decoder.sample(self.max_new_tokens, last=True)
@@ -106,3 +131,8 @@ def score_rollouts(
         rollout.report = parse_report(rollout.yc, len(task.OBJECTIVES))
         rollout.answer.reward = answer_reward(rollout)
         rollout.confession.reward = confession_reward(rollout)
+        for function, span in ((answer_reward, rollout.answer), (confession_reward, rollout.confession)):
+            if span.reward is not None and not math.isfinite(span.reward):
+                raise UserError(
+                    f"reward function {function.__name__} returned {span.reward}, not a finite number or None (no reward)"
+                )

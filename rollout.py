@@ -256,7 +256,8 @@ class Decoder:
             return logp.argmax(-1)
         cumulative = logp.double().exp().cumsum(-1)  # float64: 150k float32 terms would lose the rare tokens
         uniform = torch.rand(len(logp), 1, dtype=torch.float64, generator=self.generator, device=logp.device)
-        return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
+        found = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
+        return found.clamp(max=logp.shape[1] - 1)  # NaN is found after the last: the loss will be NaN, and its step skipped
 
     def _forward(self, ids: torch.Tensor, valid: torch.Tensor) -> None:
         self.mask = torch.cat([self.mask, valid], dim=1)

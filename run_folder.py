@@ -4,26 +4,37 @@
     runs/NAME/metrics.jsonl            a line a step: rates, losses, gradients; the same again for the same seed
     runs/NAME/timing.jsonl             a line a step: seconds by phase, tokens, memory
     runs/NAME/rollouts/step_0042.jsonl all rollouts of a step: six parts, truth, report, verdict, rewards, advantages
+    runs/NAME/rollouts/nonfinite_step_0042.jsonl   those of a step that was skipped, with the sampler's log-probabilities
     runs/NAME/checkpoints/step_0025/   Hugging Face layout (safetensors) and optimizer.safetensors
     runs/NAME/evals/step_0025.json     metrics with intervals; step_0025.jsonl holds their rollouts
     runs/NAME/evals/stress_soft_step_0025_n32.json   the same under a system prompt (stress_test.py)
     runs/NAME/*.png, *.json            figures, each with the numbers it shows
     runs/NAME/transcripts.html         all of it for a browser, if transcripts.py was asked
+    runs/NAME/lock                     the process that trains here, or did last
 
-Files appear whole: they are written under a temporary name and renamed.
+Files appear whole: they are written under a temporary name, brought to the disk and renamed. The logs alone grow by
+lines, and a last line that was cut off does not count. So a run may be killed at any moment: --resume goes on from the
+newest checkpoint and drops what was recorded after it. No random state has to be kept, as (seed, step) determines the
+prompts and the noise of a step. Nothing is ever deleted to save space; a step of 64 rollouts takes about 0.4 MB.
 """
 
 import dataclasses
+import errno
+import fcntl
 import hashlib
 import importlib
 import json
+import math
 import os
 import platform
+import re
 import shutil
 import subprocess
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from cli import UserError
@@ -35,14 +46,35 @@ RUNS = Path("runs")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing. The temporary name is the process's own: two programs may draw the same figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a full disk needs the room
+        raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Bring a file to the disk, or a folder's names: after a power cut a rename is lost without the latter."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems do not sync folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, data) -> None:
@@ -54,13 +86,35 @@ def read_json(path: Path):
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: is {path.parent} a run folder?") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): restore or remove it") from None
 
 
 def refuse_existing(run: Path) -> None:
     if (run / "config.json").exists():
         raise UserError(f"{run} already holds a run: continue it with --resume {run}, or choose another --name")
+
+
+@contextmanager
+def locked(run: Path):
+    """Hold a run folder while training in it. The kernel lets go of the lock when the process ends, in whatever way."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"{run} is in use by process {file.read()}: wait for it to end, or choose another --name") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {platform.node()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            if not (run / "config.json").exists():  # refused before it began
+                with suppress(OSError):  # the folder may hold something else
+                    (run / "lock").unlink()
+                    run.rmdir()
 
 
 def create(run: Path, config, prompts: dict[str, str]) -> None:
@@ -103,37 +157,84 @@ def provenance(prompts: dict[str, str]) -> dict:
 def append_row(path: Path, row: dict) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # before the checkpoint that stands on it
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The lines of metrics.jsonl or timing.jsonl, in order of step."""
+    """The lines of metrics.jsonl or timing.jsonl, in order of step; not a last one that a killed process left unfinished."""
     rows = []
-    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], 1):
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for i, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path} line {i} is not valid JSON ({error}): remove that line") from None
+            row = json.loads(line)
+            if type(row["step"]) is not int:
+                raise ValueError("no step")
+            rows.append(row)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if i < len(lines):
+                raise UserError(f"{path} line {i} is not a step's row ({error}): remove that line") from None
     return rows
 
 
 def forget_after(run: Path, step: int) -> None:
-    """Drop what was recorded after a step, so that a resumed run records it once."""
+    """Drop what was recorded after a step and what a killed process left half-written, so that a resumed run records it once."""
     for path in (run / "metrics.jsonl", run / "timing.jsonl"):
-        kept = [row for row in read_rows(path) if row["step"] <= step]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-    for path in (run / "rollouts").glob("step_*.jsonl"):
-        if int(path.stem.split("_")[1]) > step:
+        if path.exists():
+            kept = [row for row in read_rows(path) if row["step"] <= step]
+            write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+    for path in [*run.glob("rollouts/*step_*.jsonl"), *run.glob("evals/*.json*")]:
+        if max(map(int, re.findall(r"(?:step|by)_(\d+)", path.name)), default=0) > step:
             path.unlink()
+    for folder in run.glob("checkpoints/tmp_*"):
+        shutil.rmtree(folder)
+    for path in run.rglob("*.tmp"):
+        owner = path.name.split(".")[-2]
+        if owner.isdecimal() and not _is_another_process(int(owner)):
+            path.unlink()
+
+
+def _is_another_process(pid: int) -> bool:
+    """Such as an evaluate.py at work beside the run, whose temporary files stay."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return pid != os.getpid()
 
 
 def save_rollouts(path: Path, rollouts: list[Rollout]) -> None:
     write_text(path, "".join(json.dumps(rollout.to_json()) + "\n" for rollout in rollouts))
 
 
+def save_nonfinite(run: Path, step: int, rollouts: list[Rollout]) -> Path:
+    """Keep the batch of a step whose loss is not finite, with all that the loss was made of."""
+    readable = lambda v: v if math.isfinite(v) else str(v)  # JSON has neither NaN nor infinity
+    lines = []
+    for rollout in rollouts:
+        data = rollout.to_json()
+        for name, span in rollout.spans.items():
+            data[name] |= {"logprobs": [readable(v) for v in span.logprobs], "advantage": readable(span.advantage)}
+        lines.append(json.dumps(data, allow_nan=False) + "\n")
+    path = run / "rollouts" / f"nonfinite_step_{step:04d}.jsonl"
+    write_text(path, "".join(lines))
+    return path
+
+
+def stop_after_three_skipped(run: Path) -> None:
+    if [row["grad_norm"] for row in read_rows(run / "metrics.jsonl")[-3:]] == [None] * 3:
+        raise UserError(
+            f"loss or gradient was not finite in three steps in a row: their batches are {run}/rollouts/nonfinite_*. "
+            f"Start a new run with a lower --lr, or from a checkpoint: --model {checkpoint(run, checkpoint_steps(run)[-1])}"
+        )
+
+
 def load_rollouts(path: Path, task) -> list[Rollout]:
     """Rollouts as saved; truth is computed again from y, and logprobs are empty."""
     rollouts = []
-    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for i, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             data = json.loads(line)
             for span in ("answer", "confession"):
@@ -147,7 +248,7 @@ def load_rollouts(path: Path, task) -> list[Rollout]:
             data["verdict"] = Verdict(**data["verdict"]) if data["verdict"] else None
             data["truth"] = task.truth(data["x"], data["y"])
             rollouts.append(Rollout(**data))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path} line {i} is not a rollout ({error}): remove the file and evaluate again") from None
     return rollouts
 
@@ -170,17 +271,56 @@ def save_checkpoint(run: Path, step: int, model, tokenizer, optimizer: torch.opt
     final = checkpoint(run, step)
     temporary = final.with_name(f"tmp_{final.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
     state = optimizer.state_dict()["state"]
     tensors = {f"{i}.{name}": value.contiguous() for i, values in state.items() for name, value in values.items()}
-    save_file(tensors, temporary / "optimizer.safetensors")
-    for path in temporary.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    shutil.rmtree(final, ignore_errors=True)
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        save_file(tensors, temporary / "optimizer.safetensors")
+    except Exception as error:  # safetensors and tokenizers raise their own kinds, with the system's number in the text
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(temporary)) from None
+    for path in (*temporary.iterdir(), temporary):
+        sync(path)
     temporary.replace(final)
+    sync(final.parent)
+
+
+def newest_checkpoint(run: Path) -> int | None:
+    """The step to go on from, None before the first checkpoint. Damaged folders after it are set aside, and it says so."""
+    damaged = {}
+    for step in reversed(checkpoint_steps(run)):
+        reason = _damage(checkpoint(run, step))
+        if reason is None:
+            for later, said in damaged.items():
+                aside = checkpoint(run, later).with_name(f"damaged_step_{later:04d}")
+                shutil.rmtree(aside, ignore_errors=True)
+                checkpoint(run, later).replace(aside)
+                print(f"{said}: moved to {aside}, going on from step {step}")
+            return step
+        damaged[step] = reason
+    if damaged:
+        raise UserError(
+            f"no checkpoint of {run} is whole: {'; '.join(damaged.values())}. Restore one of them, or start a new run"
+        )
+    return None
+
+
+def _damage(folder: Path) -> str | None:
+    """What keeps a checkpoint from being loaded; a safetensors file knows its length, and has no checksum."""
+    for path in sorted(folder.iterdir()):
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+            elif path.suffix == ".json":
+                json.loads(path.read_bytes())
+        except (SafetensorError, ValueError) as error:
+            return f"{path} is damaged ({error})"
+    weights = {path.name for path in folder.glob("*.safetensors")}
+    return None if "optimizer.safetensors" in weights and len(weights) > 1 else f"{folder} lacks some of its weights"
 
 
 def load_optimizer(run: Path, step: int, optimizer: torch.optim.Optimizer) -> None:

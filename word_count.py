@@ -146,8 +146,11 @@ def split_sentences(answer: str) -> list[Sentence]:
     return sentences
 
 
+FILLERS = "\u115f\u1160\u3164\uffa0"  # letters to Unicode that nobody can see: padding with them is no word
+
+
 def _is_word(token: str) -> bool:
-    return any(c.isalnum() for c in token)
+    return any(c.isalnum() and c not in FILLERS for c in token)
 
 
 def _terminates(token: str, following: str) -> bool:

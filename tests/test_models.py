@@ -59,14 +59,6 @@ def test_tokenizer_without_chat_template(folder):
     assert "no chat template" in message and "instruction-tuned" in message
 
 
-def test_pickled_weights_are_refused(folder):
-    """A .bin file is a pickle: loading it may run code."""
-    model, _ = models.load(str(folder), CPU)
-    torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    assert "safetensors weights" in refusal(folder)
-
-
 @pytest.mark.parametrize(
     "content", [b"version https://git-lfs.github.com/spec/v1\n", b"", None], ids=["lfs_pointer", "empty", "cut_off"]
 )

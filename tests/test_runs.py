@@ -65,7 +65,7 @@ def test_run_folder_holds_what_its_docstring_says(finished):
     """A file that a later program reads is missing, or temporary files stay behind."""
     model = {"config.json", "generation_config.json", "model.safetensors", "optimizer.safetensors"}
     tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
-    expected = {"config.json", "metrics.jsonl", "timing.jsonl", "table.txt"}
+    expected = {"config.json", "metrics.jsonl", "timing.jsonl", "table.txt", "lock"}
     expected |= {f"rollouts/step_000{i}.jsonl" for i in (1, 2)}
     expected |= {f"checkpoints/step_000{i}/{name}" for i in (0, 1, 2) for name in model | tokenizer}
     expected |= {f"evals/step_000{i}.{kind}" for i in (0, 1, 2) for kind in ("json", "jsonl")}
@@ -132,7 +132,7 @@ def test_checkpoints_load_with_transformers_alone(finished):
 
 def redrawn(name: str) -> bool:
     """Whether a file may differ between two runs of the same steps: it holds times, or a figure's compressed bytes."""
-    return name == "timing.jsonl" or name.endswith(".png")
+    return name in ("timing.jsonl", "lock") or name.endswith(".png")
 
 
 @pytest.mark.parametrize("crash_at", [1, 2])
@@ -201,7 +201,7 @@ def test_resuming_a_finished_run_changes_nothing(finished, tmp_path):
         (["--name", "taken"], "--resume"),
         (["--resume", "runs/none"], "is runs/none a run folder?"),
         (["--resume", "runs/taken"], "no run folder"),
-        (["--resume", "runs/started"], "no checkpoint"),
+        (["--resume", "runs/started"], "another version"),
         (["--resume", "runs/started", "--steps", "5"], "drop the other options"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -1,0 +1,26 @@
+"""Out of memory is no reason to lose a run: the same work is done in smaller pieces, and the log says so."""
+
+from typing import Callable
+
+import torch
+from tqdm import tqdm
+
+from cli import UserError
+
+
+def halving(what: str, work: Callable, size: int, smallest: int = 1) -> tuple:
+    """(work(size), size): whenever memory runs out, `size` is halved and the work begun again; UserError at `smallest`."""
+    while True:
+        try:
+            return work(size), size
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; on the CPU it is a plain one
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+        # Only here, after the handler, are the tensors of the failed attempt free: the traceback held them.
+        if size <= smallest:
+            raise UserError(
+                f"out of memory in {what}, even in the smallest pieces: shorten the token budgets or take a smaller model"
+            )
+        torch.cuda.empty_cache()
+        tqdm.write(f"out of memory in {what} with {size} at once: going on with {max(size // 2, smallest)}")
+        size = max(size // 2, smallest)
