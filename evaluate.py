@@ -410,8 +410,7 @@ def show_seeds(runs: list[Path], task: ModuleType, name: str) -> None:
             "-" if v is None else f"{v:.3f}" for v in (s["mean"], s["seed_sd"], s["sampling_se"], *s["values"])
         )
         lines.append(f"{metric:26}{mean:>8}{sd:>9}{se:>13}   {' '.join(each)}")
-    kind = name.replace("step_????", "").strip("_")
-    kind = f"seeds_{kind}" if kind else "seeds"
+    kind = f"seeds_{name}".replace("_step_????", "")
     run_folder.write_text(runs[0] / f"table_{kind}.txt", "\n".join(lines) + "\n")
     print("\n".join(lines))
     print(f"figure: {figures.seeds(runs[0] / f'fig_{kind}.png', seeds, len(runs))}")
