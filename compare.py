@@ -32,7 +32,7 @@ def cell_path(out: Path, model: str, variant: str, n: int) -> Path:
 
 
 def settings(model: str) -> dict:
-    """Token budgets and dtype for a model: a checkpoint's are those of its run."""
+    """Sampling options and dtype for a model: a checkpoint's are those of its run."""
     folder = Path(model).parent
     if folder.name == "checkpoints":
         return run_folder.read_config(folder.parent)
@@ -63,8 +63,8 @@ def compute(out: Path, names: dict[str, str], n: int, device: str, plot_only: bo
             torch.cuda.empty_cache()
             model, tokenizer = models.load(names[label], models.device_of(device), preset["dtype"])
             loaded = label
-        sampling = Sampling(max_answer_tokens=preset["max_answer_tokens"], max_confession_tokens=preset["max_confession_tokens"])
-        rollouts = cells[label, variant] = evaluate(model, tokenizer, None, word_count, sampling, n, variant=variant)
+        rollouts = evaluate(model, tokenizer, None, word_count, Sampling.of(preset), n, variant=variant)
+        cells[label, variant] = rollouts
         found = save(paths[label, variant], rollouts, word_count)
         parts = dict(claims="claim_match", over_claims="over_claim", counts="count_rate", right="objectives_met", parsed="parsed")
         print(f"{label:16} {variant:13} | {brief(found, **parts)}, {time.perf_counter() - start:.1f}s", flush=True)

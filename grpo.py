@@ -17,7 +17,8 @@ Differences from GRPO as published (DeepSeekMath, https://arxiv.org/abs/2402.033
   2. The old log-probabilities are the sampler's own. With one update per batch the ratio is 1 up to rounding, and a
      mismatch between sampler and trainer shows in the log (`logprob_gap`) and is corrected instead of being hidden.
   3. The KL coefficient is 0 by default, so no reference model is held.
-  4. Spans of advantage 0 are not computed (they have no gradient), and a batch without any signal takes no step.
+  4. Spans of advantage 0 are not computed (they have no gradient), and a batch without any signal takes no step,
+     nor does one whose loss or gradient is not finite.
   5. A rollout whose judge failed gets advantage 0 and leaves its group's mean and deviation; it still counts in the
      normaliser. The deviation is the population's, as a group may so shrink to one.
 """

@@ -77,9 +77,8 @@ class Sampling:
 
     @classmethod
     def of(cls, options: dict) -> "Sampling":
-        """Those of a run's options that concern sampling; runs from before the engine have no `sampler`."""
-        options = {"sampler": "plain"} | options
-        return cls(**{field.name: options[field.name] for field in dataclasses.fields(cls)})
+        """Those of a run's or a preset's options that concern sampling; what they lack has its default."""
+        return cls(**{field.name: options[field.name] for field in dataclasses.fields(cls) if field.name in options})
 
 
 # ------------------------------------------------------------------------------------------------ the chat template

@@ -15,7 +15,7 @@
 Files appear whole: they are written under a temporary name, brought to the disk and renamed. The logs alone grow by
 lines, and a last line that was cut off does not count. So a run may be killed at any moment: --resume goes on from the
 newest checkpoint and drops what was recorded after it. No random state has to be kept, as (seed, step) determines the
-prompts and the noise of a step. Nothing is ever deleted to save space; a step of 64 rollouts takes about 0.4 MB.
+prompts and the noise of a step. Nothing is ever deleted to save space; a step of 64 rollouts takes 0.3 to 0.4 MB.
 """
 
 import dataclasses
