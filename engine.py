@@ -25,6 +25,7 @@ from torch import nn
 from transformers import AttentionInterface
 
 from cli import UserError
+from stochastic_rounding import rounded
 
 BLOCK = 64  # tokens in a block of the cache
 WINDOW = 16  # decode steps between two looks: a finished rollout idles for half as many on average
@@ -116,17 +117,12 @@ def sampling_copy(model):
 
 
 def merged(module) -> torch.Tensor:
-    """W + BA of a LoRA layer, rounded up or down at random with mean W + BA.
-
-    Most of a young adapter is smaller than half the distance of two bf16 numbers: rounding to the nearest would drop it.
-    """
+    """W + BA of a LoRA layer; most of a young adapter is too small for bf16, so rounding is at random there."""
     weight = module.base_layer.weight.detach()
     exact = weight.float() + module.get_delta_weight(module.active_adapters[0]).detach().float()
     if weight.dtype != torch.bfloat16:
         return exact.to(weight.dtype)
-    generator = torch.Generator(weight.device).manual_seed(0)
-    noise = torch.randint(0, 2**16, exact.shape, dtype=torch.int32, device=exact.device, generator=generator)
-    return ((exact.view(torch.int32) + noise) & -(2**16)).view(torch.float32).bfloat16()
+    return rounded(exact, torch.Generator(weight.device).manual_seed(0))
 
 
 # ------------------------------------------------------------------------------------------------------- attention

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 import cli
+import distributed
 import figures
 import models
 import run_folder
@@ -40,23 +41,23 @@ def evaluate(model, tokenizer, judge: Judge | None, task: ModuleType, sampling: 
 
     Without a judge every verdict is "failed", so the judge's metrics have no trial.
     """
-    seeds = [EVAL_SEED + i for i in range(n)]
+    seeds = distributed.share([EVAL_SEED + i for i in range(n)])
     rollouts, _ = sample_in_memory(model, tokenizer, task, seeds, sampling, EVAL_SEED, held_out=True, **condition)
-    score_rollouts(rollouts, judge(rollouts) if judge else [Verdict("failed", "[no judge]")] * n, task)
-    return rollouts
+    score_rollouts(rollouts, judge(rollouts) if judge else [Verdict("failed", "[no judge]")] * len(seeds), task)
+    return distributed.gather(rollouts)
 
 
 def sample_in_memory(
     model, tokenizer, task: ModuleType, seeds: list[int], sampling: Sampling, noise: int, **condition
 ) -> tuple[list[Rollout], Sampling]:
-    """(rollouts, the Sampling that fitted into memory); `noise` seeds them. Smaller batches draw other noise."""
+    """(rollouts, the Sampling that fitted into memory); `noise` seeds them. Smaller batches and other ranks draw other noise."""
 
     def sample(batch_size: int) -> list[Rollout]:
-        generator = torch.Generator(model.device).manual_seed(noise)
+        generator = torch.Generator(model.device).manual_seed(noise + (distributed.rank() << 40))
         smaller = dataclasses.replace(sampling, batch_size=batch_size)
         return sample_rollouts(model, tokenizer, task, seeds, smaller, generator, **condition)
 
-    rollouts, size = halving("sampling", sample, sampling.batch_size)
+    rollouts, size = halving("sampling", sample, sampling.batch_size) if seeds else ([], sampling.batch_size)
     return rollouts, dataclasses.replace(sampling, batch_size=size)
 
 

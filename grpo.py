@@ -2,6 +2,7 @@
 
     python grpo.py --steps 100                                    # embedded models, minutes on a laptop
     python grpo.py --steps 100 --model Qwen/Qwen3-8B --judge Qwen/Qwen3-4B-Instruct-2507
+    torchrun --nproc-per-node 4 grpo.py --steps 100 ...           # the same on four GPUs (distributed.py)
     python grpo.py --resume runs/NAME                             # go on from the last checkpoint
 
 A step: sample 8 prompts x 8 two-turn rollouts, judge the answers, check the confessions against the truth, turn each
@@ -23,6 +24,7 @@ Differences from GRPO as published (DeepSeekMath, https://arxiv.org/abs/2402.033
      normaliser. The deviation is the population's, as a group may so shrink to one.
 """
 
+import bisect
 import dataclasses
 import math
 import time
@@ -37,10 +39,12 @@ from tqdm import tqdm
 from transformers import set_seed
 
 import cli
+import distributed
 import figures
 import models
 import progress
 import run_folder
+import stochastic_rounding
 from cli import UserError, option
 from confession_schema import VARIANTS, confession_prompt
 from evaluate import evaluate, sample_in_memory, save, show_table
@@ -124,6 +128,11 @@ def resolve(config: Config) -> Config:
             raise UserError(
                 f"--{field.replace('_', '-')} {getattr(config, field)} is out of range: at least {minimum}, and finite"
             )
+    if config.prompts_per_step % distributed.world():
+        raise UserError(
+            f"--prompts-per-step {config.prompts_per_step} cannot be shared among {distributed.world()} processes: "
+            "take a multiple, as a group stays on one"
+        )
     for field in ("lr", "temperature", "max_grad_norm"):
         if not 0 < getattr(config, field) < math.inf:
             raise UserError(f"--{field.replace('_', '-')} {getattr(config, field)} must be a positive number")
@@ -269,10 +278,25 @@ def micro_batches(lengths: dict[int, int], max_tokens: int) -> list[list[int]]:
     return out
 
 
+def deal(lengths: dict[int, int], max_tokens: int) -> list[list[int]]:
+    """This rank's micro-batches, as many as every other's (some may be empty): smaller than allowed, to be alike.
+
+    >>> deal({0: 9, 1: 5, 2: 4}, 10)
+    [[0], [1, 2]]
+    """
+    ranks, cut = distributed.world(), micro_batches(lengths, max_tokens)
+    if ranks == 1:
+        return cut
+    rounds = -(-len(cut) // ranks)
+    enough = lambda tokens: len(micro_batches(lengths, tokens)) <= rounds * ranks
+    cut = micro_batches(lengths, bisect.bisect_left(range(max_tokens), True, key=enough))
+    return [cut[i] if i < len(cut) else [] for i in range(distributed.rank(), rounds * ranks, ranks)]
+
+
 def update(model, reference, optimizer, rollouts: list[Rollout], config: Config) -> dict[str, float | None]:
     """One optimizer step on rollouts with advantages; returns what it saw. `reference`: a model, for the KL term.
 
-    Where no span has a gradient, no step is taken: a step on zero gradients would let Adam's momentum drift on. Nor is
+    Every rank gets all rollouts, and computes its share of the micro-batches. Where no span has a gradient, no step is taken: a step on zero gradients would let Adam's momentum drift on. Nor is
     one where loss, gradient or what the sampler saw is not finite: grad_norm is None then.
     """
     weights = {
@@ -282,11 +306,15 @@ def update(model, reference, optimizer, rollouts: list[Rollout], config: Config)
     seen, total_loss, grad_norm = [], 0.0, 0.0  # seen: per micro-batch (N, 4) logprob gap, approx_kl, clipped, is_confession
     optimizer.zero_grad()  # of an attempt that ran out of memory
     model.train()  # the models have no dropout; this only lets gradient checkpointing act
-    cut = micro_batches(trained_lengths(rollouts, weights), config.micro_batch_tokens)
+    cut = deal(trained_lengths(rollouts, weights), config.micro_batch_tokens)
     for rows in cut:
+        if not rows:  # the other ranks wait for this one in each layer
+            ids = torch.tensor([[0, 1]], device=model.device)
+            (0 * distributed.call(model, token_logprobs, ids, ids == 1, 1.0).sum()).backward()
+            continue
         part = {name: [w[i] for i in rows] for name, w in weights.items()}
         batch = make_batch([rollouts[i] for i in rows], part, model.device)
-        logprobs = token_logprobs(model, batch.ids, batch.trained, config.temperature)
+        logprobs = distributed.call(model, token_logprobs, batch.ids, batch.trained, config.temperature)
         losses = token_losses(logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high)  # (N,)
         if config.kl_coef:
             with torch.no_grad(), model.disable_adapter() if reference is model else nullcontext():
@@ -300,8 +328,10 @@ def update(model, reference, optimizer, rollouts: list[Rollout], config: Config)
             clipped = (log_ratio.exp() < 1 - config.clip_low) | (log_ratio.exp() > 1 + config.clip_high)
             columns = (log_ratio.abs(), k3(batch.old_logprobs, logprobs), clipped, batch.is_confession)
             seen.append(torch.stack([c.double() for c in columns], dim=1))
+    total_loss = sum(distributed.gather([total_loss]))
     if cut:
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+        distributed.sum_gradients(model)
+        grad_norm = float(distributed.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)))
     sampled = (logprob for rollout in rollouts for span in rollout.spans.values() for logprob in span.logprobs)
     if not all(map(math.isfinite, (total_loss, grad_norm, *sampled))):
         grad_norm = math.nan
@@ -310,12 +340,20 @@ def update(model, reference, optimizer, rollouts: list[Rollout], config: Config)
     optimizer.zero_grad()
     model.eval()
     stats = {"loss": total_loss, "grad_norm": grad_norm}
+    seen = distributed.gather([part.cpu() for part in seen])
     seen = torch.cat(seen) if seen else torch.zeros(0, 4)
     for k, span in enumerate(("answer", "confession")):
         mine = seen[seen[:, 3] == k]
         for column, name in enumerate(("logprob_gap", "approx_kl", "clipfrac")):
             stats[f"{name}_{span}"] = float(mine[:, column].mean()) if len(mine) else None
     return {name: value if value is not None and math.isfinite(value) else None for name, value in stats.items()}
+
+
+def make_optimizer(model, lr: float) -> torch.optim.Optimizer:
+    """AdamW over what is trained; in bfloat16 with rounding at random, as updates of this size would be lost."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    kind = stochastic_rounding.AdamW if parameters[0].dtype == torch.bfloat16 else torch.optim.AdamW
+    return kind(parameters, lr=lr, betas=ADAM_BETAS, weight_decay=0.0)
 
 
 def take_step(optimizer) -> None:
@@ -330,7 +368,7 @@ def take_step(optimizer) -> None:
 
 def train(config: Config, run: Path, resume: bool = False) -> None:
     """Train to config.steps, evaluating and saving on the way: a new run, or on from its newest checkpoint."""
-    resumed = run_folder.newest_checkpoint(run) if resume else None  # None too if it was killed before the first one
+    resumed = distributed.on_first(run_folder.newest_checkpoint, run) if resume else None  # None if killed before the first
     first_step = resumed or 0
     device = models.device_of(config.device)
     model, tokenizer = models.load(
@@ -346,41 +384,45 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
     torch.manual_seed(config.seed)  # for the adapters' initialisation; sampling has its own generators
     if config.lora_rank and not hasattr(model, "peft_config"):
         model = models.add_lora(model, config.lora_rank)
+    learner = model if config.lora_rank else distributed.sharded(model)  # what is trained; `model` is what samples
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        learner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.compile and device.type == "cuda":
-        models.compile_layers(model)
+        models.compile_layers(learner)
     reference = None
     if config.kl_coef:  # with LoRA the reference is the model with its adapters switched off
         reference = model if config.lora_rank else models.load(config.model, device, config.dtype)[0].requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=config.lr, betas=ADAM_BETAS, weight_decay=0.0
-    )
+    optimizer = make_optimizer(learner, config.lr)
 
     def save_and_evaluate(step: int) -> None:
-        if step not in run_folder.checkpoint_steps(run):
-            run_folder.save_checkpoint(run, step, model, tokenizer, optimizer)
+        if step not in distributed.on_first(run_folder.checkpoint_steps, run):
+            state = run_folder.optimizer_tensors(optimizer)
+            distributed.on_first(run_folder.save_checkpoint, run, step, model, tokenizer, state)
         path = run / "evals" / f"step_{step:04d}.json"
-        if not path.exists():
+        if not distributed.on_first(path.exists):
             rollouts = evaluate(model, tokenizer, judge, task, sampling, config.eval_n, variant=config.confession)
-            save(path, rollouts, task)
+            distributed.on_first(save, path, rollouts, task)
 
     if not resume:
         prompts = {"x": task.make_prompt(0), "xc": xc, "judge": judge_prompt("X", "Y")}
-        run_folder.create(run, config, prompts)
+        distributed.on_first(run_folder.create, run, config, prompts)
     if resumed is not None:
         run_folder.load_optimizer(run, resumed, optimizer)
-    run_folder.forget_after(run, first_step)
+    distributed.on_first(run_folder.forget_after, run, first_step)
     save_and_evaluate(first_step)
-    with cli.finish_step_on_interrupt() as interrupted, tqdm(total=config.steps, initial=first_step, unit="step") as bar:
+    quiet = distributed.rank() > 0
+    with (
+        cli.finish_step_on_interrupt() as interrupted,
+        tqdm(total=config.steps, initial=first_step, unit="step", disable=quiet) as bar,
+    ):
         for step in range(first_step + 1, config.steps + 1):
             clock = [time.perf_counter()]
 
             # -- generate: the step alone determines its prompts and its noise, so a resumed run repeats it
             seeds = [config.seed * 1_000_000 + step * config.prompts_per_step + i for i in range(config.prompts_per_step)]
-            seeds = [seed for seed in seeds for _ in range(config.group_size)]
+            seeds = [seed for seed in distributed.share(seeds) for _ in range(config.group_size)]
             noise = config.seed * 1_000_003 + step
-            set_seed(noise % 2**32)  # for a reward function that draws; sampling has its own generator
+            set_seed((noise + distributed.rank() * 7_919) % 2**32)  # for rewards that draw and rounding; sampling has its own
             rollouts, sampling = sample_in_memory(model, tokenizer, task, seeds, sampling, noise, variant=config.confession)
             clock.append(time.perf_counter())
 
@@ -388,6 +430,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             verdicts = judge(rollouts)
             clock.append(time.perf_counter())
             score_rollouts(rollouts, verdicts, task, answer_reward, confession_reward)
+            rollouts = distributed.gather(rollouts)
             silent = assign_advantages(rollouts, config.group_size)
             clock.append(time.perf_counter())
 
@@ -395,28 +438,28 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             longest = max(len(rollout.token_ids) for rollout in rollouts)
             for _ in range(config.updates_per_batch):
                 smaller = lambda n: dataclasses.replace(config, micro_batch_tokens=n)
-                attempt = lambda n: update(model, reference, optimizer, rollouts, smaller(n))
+                attempt = lambda n: update(learner, reference, optimizer, rollouts, smaller(n))
                 stats, size = halving("training", attempt, config.micro_batch_tokens, smallest=longest)
                 config = smaller(size)
                 if stats["grad_norm"] is None:
-                    run_folder.save_nonfinite(run, step, rollouts)
+                    distributed.on_first(run_folder.save_nonfinite, run, step, rollouts)
                     break
+            distributed.copy_back(learner, model)
             clock.append(time.perf_counter())
 
             # -- log
             row = progress.step_row(step, rollouts, task, silent, stats)
-            run_folder.save_rollouts(run / "rollouts" / f"step_{step:04d}.jsonl", rollouts)
-            run_folder.append_row(run / "metrics.jsonl", row)
-            run_folder.append_row(run / "timing.jsonl", progress.timing_row(step, clock, rollouts))
+            distributed.on_first(run_folder.record_step, run, row, progress.timing_row(step, clock, rollouts), rollouts)
             bar.update()
             bar.write(progress.format_step(row, clock[-1] - clock[0]))
             if row["grad_norm"] is None:
-                run_folder.stop_after_three_skipped(run)
+                distributed.on_first(run_folder.stop_after_three_skipped, run)
             if step % 10 == 0:
                 bar.write("\n".join(progress.format_example(rollout) for rollout in (rollouts[0], rollouts[-1])))
-            if step % config.checkpoint_every == 0 or step == config.steps or interrupted:
+            last = any(distributed.gather([bool(interrupted)]))
+            if step % config.checkpoint_every == 0 or step == config.steps or last:
                 save_and_evaluate(step)
-            if interrupted:
+            if last:
                 raise KeyboardInterrupt
 
 
@@ -429,7 +472,7 @@ def report(run: Path) -> None:
 
 def main() -> None:
     config = cli.parse(Config, __doc__)
-    with cli.user_errors():
+    with cli.user_errors(), distributed.launched():
         if config.resume:
             run = Path(config.resume)
             saved = run_folder.read_config(run)
@@ -440,11 +483,11 @@ def main() -> None:
             resume, config = True, Config(**saved)
         else:
             resume, config = False, resolve(config)
-            run = run_folder.RUNS / (config.name or datetime.now().strftime("%Y%m%d-%H%M%S"))
+            run = run_folder.RUNS / (config.name or distributed.on_first(datetime.now().strftime, "%Y%m%d-%H%M%S"))
             run_folder.refuse_existing(run)
-        with run_folder.locked(run):
+        with run_folder.locked(run) if distributed.rank() == 0 else nullcontext():
             train(config, run, resume)
-            report(run)
+            distributed.on_first(report, run)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+import distributed
 from cli import UserError
 from confession_schema import ConfessionReport, ParseFailure
 from rewards import Verdict
@@ -177,6 +178,13 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
+def record_step(run: Path, row: dict, timing: dict, rollouts: list[Rollout]) -> None:
+    """Write down a step; its line of metrics.jsonl says that its rollouts are there."""
+    save_rollouts(run / "rollouts" / f"step_{row['step']:04d}.jsonl", rollouts)
+    append_row(run / "metrics.jsonl", row)
+    append_row(run / "timing.jsonl", timing)
+
+
 def forget_after(run: Path, step: int) -> None:
     """Drop what was recorded after a step and what a killed process left half-written, so that a resumed run records it once."""
     for path in (run / "metrics.jsonl", run / "timing.jsonl"):
@@ -266,17 +274,26 @@ def checkpoint_steps(run: Path) -> list[int]:
     return sorted(int(f.name.split("_")[1]) for f in folders if f.name.split("_")[1].isdigit())
 
 
-def save_checkpoint(run: Path, step: int, model, tokenizer, optimizer: torch.optim.Optimizer) -> None:
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The state of an optimizer as a checkpoint holds it; every rank must ask, and rank 0 alone gets what is sharded."""
+    tensors = {}
+    for i, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            value = distributed.whole(value).contiguous()
+            if distributed.rank() == 0:
+                tensors[f"{i}.{name}"] = value.cpu() if distributed.world() > 1 else value
+    return tensors
+
+
+def save_checkpoint(run: Path, step: int, model, tokenizer, optimizer_state: dict[str, torch.Tensor]) -> None:
     """Model, tokenizer and optimizer state; the folder appears under its name only when all of it is on disk."""
     final = checkpoint(run, step)
     temporary = final.with_name(f"tmp_{final.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    state = optimizer.state_dict()["state"]
-    tensors = {f"{i}.{name}": value.contiguous() for i, values in state.items() for name, value in values.items()}
     try:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        save_file(tensors, temporary / "optimizer.safetensors")
+        save_file(optimizer_state, temporary / "optimizer.safetensors")
     except Exception as error:  # safetensors and tokenizers raise their own kinds, with the system's number in the text
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
@@ -324,9 +341,10 @@ def _damage(folder: Path) -> str | None:
 
 
 def load_optimizer(run: Path, step: int, optimizer: torch.optim.Optimizer) -> None:
-    """Put the saved state of a checkpoint into a fresh optimizer over the same parameters."""
+    """Put the saved state of a checkpoint into a fresh optimizer over the same parameters, whole or sharded."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in load_file(checkpoint(run, step) / "optimizer.safetensors").items():
         i, key = name.split(".")
-        state.setdefault(int(i), {})[key] = tensor
+        state.setdefault(int(i), {})[key] = distributed.shard_like(tensor, parameters[int(i)]) if tensor.ndim else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -102,7 +102,7 @@ class GradientCatcher:
         self.model, self.gradients = model, {}
 
     def step(self):
-        self.gradients = {name: p.grad.clone() for name, p in self.model.named_parameters()}
+        self.gradients = {name: p.grad.clone() for name, p in self.model.named_parameters() if p.requires_grad}
 
     def zero_grad(self):
         self.model.zero_grad()

@@ -1,0 +1,134 @@
+"""Several processes, one training: torchrun --nproc-per-node 4 grpo.py ... With one process all of this is trivial.
+
+Each rank samples, judges and scores prompts of its own, so a group is never split. Then every rank gets all rollouts:
+advantages, weights and logs come from the same numbers everywhere, whatever the number of ranks, and only the forward and
+backward passes are dealt out (grpo.deal). Gradients are summed, because the weights of the loss are the whole batch's.
+
+LoRA: every rank holds the frozen model and the adapters. Full-parameter training: parameters, gradients and optimizer state are
+sharded (FSDP2, https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html); a whole copy stays to sample from.
+Rank 0 alone writes. Between machines, the run folder must be on a disk that all of them see.
+"""
+
+import copy
+import os
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from datetime import timedelta
+from types import MethodType
+from typing import Callable
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from cli import UserError
+
+PATIENCE = timedelta(hours=2)  # for the slowest rank: rank 0 may be writing a checkpoint
+
+
+@contextmanager
+def launched():
+    """Join the ranks that torchrun has started, each with a GPU of its own where there are any; rank 0 alone prints."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    backend, local = "gloo", int(os.environ["LOCAL_RANK"])
+    if torch.cuda.is_available():
+        if local >= torch.cuda.device_count():
+            raise UserError(f"--nproc-per-node is more than the {torch.cuda.device_count()} GPUs here: one process a GPU")
+        torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if rank() else nullcontext():
+        yield
+    dist.destroy_process_group()  # not after an error: the others may be waiting, and torchrun ends them
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """The number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+# ------------------------------------------------------------------------------------------------------ plain data
+
+
+def share(items: list) -> list:
+    """This rank's part: consecutive items, as even as possible."""
+    return items[len(items) * rank() // world() : len(items) * (rank() + 1) // world()]
+
+
+def gather(items: list) -> list:
+    """The items of all ranks, in order of rank, on every rank."""
+    if world() == 1:
+        return items
+    parts = [None] * world()
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+def on_first(function: Callable, *args):
+    """What function(*args) returns on rank 0, on every rank; the others wait."""
+    if world() == 1:
+        return function(*args)
+    result = [function(*args) if rank() == 0 else None]
+    dist.broadcast_object_list(result, 0)
+    return result[0]
+
+
+# ---------------------------------------------------------------------------------------- parameters and gradients
+
+
+def sharded(model):
+    """A copy of the model for full-parameter training, sharded over the ranks; with one process the model itself."""
+    if world() == 1:
+        return model
+    learner = copy.deepcopy(model)
+    mesh = init_device_mesh(model.device.type, (world(),))
+    for module in (*learner.get_decoder().layers, learner):
+        fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
+        module.set_gradient_divide_factor(1.0)  # sum, not mean
+        module.set_force_sum_reduction_for_comms(True)
+    return learner
+
+
+@torch.no_grad()
+def copy_back(learner, model) -> None:
+    """Give the model that samples the weights of its sharded copy."""
+    if learner is not model:
+        for mine, theirs in zip(model.parameters(), learner.parameters(), strict=True):
+            mine.copy_(whole(theirs))
+
+
+def call(model, function: Callable, *args):
+    """function(model, *args); what a sharded model holds outside its layers is gathered around it, as around a forward()."""
+    if not isinstance(model, FSDPModule):
+        return function(model, *args)
+    if not hasattr(model, function.__name__):
+        setattr(model, function.__name__, MethodType(function, model))
+        register_fsdp_forward_method(model, function.__name__)
+    return getattr(model, function.__name__)(*args)
+
+
+def sum_gradients(model) -> None:
+    """Sum over ranks what each has added to its .grad; FSDP has done so already."""
+    if world() > 1 and not isinstance(model, FSDPModule):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                dist.all_reduce(parameter.grad)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor put together, on every rank; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a whole tensor that is on every rank, if `like` is sharded; otherwise the tensor itself."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

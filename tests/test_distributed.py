@@ -1,0 +1,230 @@
+"""Two processes train like one: the same gradients and statistics, the same run folder, and resuming from it."""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+from handmade import distance, gradients, one_thread, random_rollouts, tiny_model  # noqa: F401
+
+import distributed
+import grpo
+import models
+import run_folder
+
+RANKS = 2
+
+
+def cases() -> dict[str, dict]:
+    """Options of grpo.update, and rollouts; `lora` and `few` are taken out."""
+    return {
+        "one batch a rank": dict(micro_batch_tokens=10_000),
+        "more batches than ranks": dict(micro_batch_tokens=60),
+        "token mean and a reference": dict(micro_batch_tokens=100, normaliser="token", kl_coef=0.1),
+        "a rank with nothing to do": dict(few=1),
+        "no signal at all": dict(few=0),
+        "recomputing": dict(micro_batch_tokens=60, checkpointing=True),
+        "lora": dict(micro_batch_tokens=60, lora_rank=4),
+        "lora, a rank with nothing to do": dict(lora_rank=4, few=1),
+    }
+
+
+def measure(lora_rank: int = 0, few: int | None = None, checkpointing: bool = False, **options) -> tuple[dict, dict]:
+    """(gradients, statistics) of one update on 9 rollouts; only the first `few` have a signal."""
+    model, rollouts = tiny_model(), random_rollouts(9)
+    for rollout in rollouts[few:] if few is not None else []:
+        rollout.answer.advantage = rollout.confession.advantage = 0.0
+    reference = tiny_model(1) if "kl_coef" in options else None
+    if lora_rank:
+        torch.manual_seed(0)
+        model = models.add_lora(model, lora_rank)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # zero at first: the gradient of A would be zero too
+                torch.nn.init.normal_(parameter, std=0.1)
+            parameter.requires_grad_("lora_" in name)
+    learner = model if lora_rank else distributed.sharded(model)
+    if checkpointing:
+        learner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    found, statistics = gradients(learner, rollouts, reference, **options)
+    return {name: distributed.whole(gradient) for name, gradient in found.items()}, statistics
+
+
+def rank_main(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
+    out = {name: measure(**options) for name, options in cases().items() if "lora" not in name or has_peft()}
+    out["share"] = distributed.share(list(range(5)))
+    out["gather"] = distributed.gather([rank] * rank)
+    out["first"] = distributed.on_first(os.getpid), os.getpid()
+    out["optimizer"] = optimizer_state(Path(folder) / str(rank))
+    torch.save(out, f"{folder}/{rank}.pt")
+
+
+def has_peft() -> bool:
+    try:
+        return bool(models.peft())
+    except models.UserError:
+        return False
+
+
+def optimizer_state(run: Path) -> tuple[dict, dict, list]:
+    """(saved state after two steps, saved state of a fresh optimizer that loaded it, weights after a third step of each)."""
+    torch.manual_seed(0)
+    kept = [distributed.sharded(tiny_model().bfloat16()) for _ in range(2)]
+    first, second = (grpo.make_optimizer(learner, 1e-3) for learner in kept)
+
+    def step(learner, optimizer, seed):
+        torch.manual_seed(seed)
+        for parameter in learner.parameters():
+            parameter.grad = torch.ones_like(parameter) * seed
+        optimizer.step()
+
+    for seed in (1, 2):
+        step(kept[0], first, seed)
+    saved = run_folder.optimizer_tensors(first)
+    with torch.no_grad():
+        for mine, theirs in zip(kept[1].parameters(), kept[0].parameters()):
+            mine.copy_(theirs)
+    run_folder.checkpoint(run, 1).mkdir(parents=True)
+    run_folder.save_file(distributed.gather([saved])[0], run_folder.checkpoint(run, 1) / "optimizer.safetensors")
+    run_folder.load_optimizer(run, 1, second)
+    again = run_folder.optimizer_tensors(second)
+    for learner, optimizer in zip(kept, (first, second)):
+        step(learner, optimizer, 3)
+    return saved, again, [[distributed.whole(p.detach()) for p in learner.parameters()] for learner in kept]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(rank_main, (str(folder),), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize("name", cases())
+def test_same_gradients_and_statistics_as_one_process(ranks, name):
+    """A rank's gradients are left out, counted twice or averaged; or what is logged is one rank's."""
+    if "lora" in name and not has_peft():
+        pytest.skip("peft is not installed")
+    expected, statistics = measure(**cases()[name])
+    for rank in ranks:
+        found, seen = rank[name]
+        assert seen == {key: value and pytest.approx(value, rel=1e-5) for key, value in statistics.items()}
+        if expected:
+            assert distance(found, expected) < 1e-5
+        else:
+            assert name == "no signal at all" and not found
+
+
+def test_plain_data(ranks):
+    """Ranks share prompts with gaps or overlaps, or see different rollouts."""
+    assert [rank["share"] for rank in ranks] == [[0, 1], [2, 3, 4]]
+    assert all(rank["gather"] == [1] for rank in ranks)
+    assert {rank["first"][0] for rank in ranks} == {ranks[0]["first"][1]}
+
+
+def test_optimizer_state_is_saved_whole_and_sharded_again(ranks):
+    """A checkpoint holds one rank's part of the moments, or a resumed rank gets another's."""
+    saved, again, (one, other) = ranks[0]["optimizer"]
+    model = tiny_model()
+    assert {tuple(saved[f"{i}.exp_avg"].shape) for i in range(3)} <= {tuple(p.shape) for p in model.parameters()}
+    assert saved.keys() == again.keys() and all(torch.equal(saved[k], again[k]) for k in saved)
+    assert all(torch.equal(a, b) for a, b in zip(one, other))
+    assert not ranks[1]["optimizer"][0]
+
+
+@pytest.mark.parametrize("batches, ranks", [(1, 2), (2, 2), (3, 2), (7, 4), (64, 3)])
+def test_deal_leaves_nothing_out(monkeypatch, batches, ranks):
+    """A rollout is dealt twice or not at all, a micro-batch is too large, or ranks do not have equally many."""
+    lengths = {i: 40 + (i * 37) % 60 for i in range(batches)}
+    monkeypatch.setattr(distributed, "world", lambda: ranks)
+    dealt = []
+    for rank in range(ranks):
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        dealt.append(grpo.deal(lengths, 300))
+    assert len({len(part) for part in dealt}) == 1
+    rows = [i for part in dealt for batch in part for i in batch]
+    assert sorted(rows) == sorted(lengths)
+    assert all(len(batch) * max(lengths[i] for i in batch) <= 300 for part in dealt for batch in part if batch)
+    assert len(dealt[0]) == -(-len(grpo.micro_batches(lengths, 300)) // ranks)
+
+
+# ------------------------------------------------------------------------------------------------ as a user runs it
+
+
+def torchrun(folder: Path, *options: str) -> subprocess.CompletedProcess:
+    root = Path(grpo.__file__).parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), root / "grpo.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *options], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """Two steps in two processes, full-parameter training."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    options = "--model organism/small --steps 2 --prompts-per-step 2 --group-size 4 --checkpoint-every 1 --eval-n 3 --name two"
+    done = torchrun(folder, *options.split())
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert done.stdout.count("figure: ") >= 1  # rank 0 alone prints
+    return folder / "runs" / "two"
+
+
+def test_run_folder_is_one_of_any_run(run):
+    """Ranks write over each other, lose rollouts, or save a shard of the model."""
+    rows = run_folder.read_rows(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
+    lines = [json.loads(line) for line in (run / "rollouts" / "step_0002.jsonl").read_text().splitlines()]
+    assert [line["seed"] for line in lines] == [4] * 4 + [5] * 4  # both ranks' groups, in order
+    assert len({line["z"] + line["y"] for line in lines}) > 2  # with noise of their own
+    assert len((run / "evals" / "step_0002.jsonl").read_text().splitlines()) == 3
+    states = []
+    for step in (0, 2):
+        model, _ = models.load(str(run_folder.checkpoint(run, step)), torch.device("cpu"))
+        states.append(model.state_dict())
+    assert all(a.shape == b.shape for a, b in zip(*(state.values() for state in states)))
+    assert any(not torch.equal(a, b) for a, b in zip(*(state.values() for state in states)))
+
+
+def test_resumed_run_repeats_an_uninterrupted_one(run, tmp_path):
+    """A resumed rank gets another's noise, prompts or moments."""
+    again = tmp_path / "runs" / "two"
+    shutil.copytree(run, again)
+    shutil.rmtree(run_folder.checkpoint(again, 2))
+    done = torchrun(tmp_path, "--resume", "runs/two")
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert (again / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        paths = [run_folder.checkpoint(folder, 2) / name for folder in (run, again)]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_groups_that_cannot_be_shared_are_refused(monkeypatch):
+    """A group would be split over ranks, and its baseline with it."""
+    monkeypatch.setattr(distributed, "world", lambda: 3)
+    with pytest.raises(grpo.UserError, match="--prompts-per-step 8 .* 3 processes"):
+        grpo.resolve(grpo.Config())
+
+
+def test_rounding_at_random_keeps_small_steps():
+    """Steps below the distance of two bfloat16 numbers are lost, or rounding is biased."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.full((40_000,), 0.02, dtype=torch.bfloat16))
+    exact = torch.nn.Parameter(weight.detach().float())
+    nearest = copy.deepcopy(weight)
+    optimizers = [grpo.make_optimizer(torch.nn.ParameterList([p]), 1e-6) for p in (weight, exact)]
+    optimizers.append(torch.optim.AdamW([nearest], lr=1e-6, weight_decay=0.0))
+    for _ in range(50):
+        for p, optimizer in zip((weight, exact, nearest), optimizers):
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+    moved = exact.detach()[0] - 0.02001953125
+    assert float(moved) == pytest.approx(-5e-5, rel=0.01)
+    assert float(weight.detach().float().mean() - 0.02001953125) == pytest.approx(float(moved), rel=0.05)
+    assert torch.equal(nearest, torch.full_like(nearest, 0.02))
