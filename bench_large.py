@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 import bench
 import cli
 import engine
+import batch
 import grpo
 import models
 from rollout import Rollout, Sampling, Span
@@ -169,7 +170,7 @@ def grpo_step(model, lengths: list[list[int]], config: grpo.Config) -> tuple[flo
             torch.cuda.reset_peak_memory_stats()
         training_seconds = timed(model.device, lambda: stats.update(grpo.update(model, None, optimizer, rollouts, config)))
     weights = {name: [float(bool(r.spans[name].advantage)) for r in rollouts] for name in ("answer", "confession")}
-    return sampling_seconds, training_seconds, sum(grpo.trained_lengths(rollouts, weights).values()), stats
+    return sampling_seconds, training_seconds, sum(batch.trained_lengths(rollouts, weights).values()), stats
 
 
 def kept_tokens(e: engine.Engine) -> int:

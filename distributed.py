@@ -2,7 +2,7 @@
 
 Each rank samples, judges and scores prompts of its own, so a group is never split. Then every rank gets all rollouts:
 advantages, weights and logs come from the same numbers everywhere, whatever the number of ranks, and only the forward and
-backward passes are dealt out (grpo.deal). Gradients are summed, because the weights of the loss are the whole batch's.
+backward passes are dealt out (batch.deal). Gradients are summed, because the weights of the loss are the whole batch's.
 
 LoRA: every rank holds the frozen model and the adapters. Full-parameter training: parameters, gradients and optimizer state are
 sharded (FSDP2, https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html); a whole copy stays to sample from.
@@ -19,7 +19,7 @@ from typing import Callable
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from cli import UserError
@@ -90,7 +90,7 @@ def sharded(model):
     learner = copy.deepcopy(model)
     mesh = init_device_mesh(model.device.type, (world(),))
     for module in (*learner.get_decoder().layers, learner):
-        fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
+        fully_shard(module, mesh=mesh, reshard_after_forward=False)
         module.set_gradient_divide_factor(1.0)  # sum, not mean
         module.set_force_sum_reduction_for_comms(True)
     return learner
@@ -112,6 +112,13 @@ def call(model, function: Callable, *args):
         setattr(model, function.__name__, MethodType(function, model))
         register_fsdp_forward_method(model, function.__name__)
     return getattr(model, function.__name__)(*args)
+
+
+def communicate(model, last: bool) -> None:
+    """Before a micro-batch: a sharded model's parameters are gathered before the first and gradients are reduced after the last."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+        model.set_reshard_after_backward(last)
 
 
 def sum_gradients(model) -> None:

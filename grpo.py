@@ -24,7 +24,6 @@ Differences from GRPO as published (DeepSeekMath, https://arxiv.org/abs/2402.033
      normaliser. The deviation is the population's, as a group may so shrink to one.
 """
 
-import bisect
 import dataclasses
 import math
 import time
@@ -45,6 +44,7 @@ import models
 import progress
 import run_folder
 import stochastic_rounding
+from batch import deal, make_batch, trained_lengths
 from cli import UserError, option
 from confession_schema import VARIANTS, confession_prompt
 from evaluate import evaluate, sample_in_memory, save, show_table
@@ -193,48 +193,6 @@ def span_weights(rollouts: list[Rollout], span: str, weight: float, normaliser: 
     return [w if s.advantage or kl_coef else 0.0 for w, s in zip(weights, spans)]
 
 
-def trained_lengths(rollouts: list[Rollout], weights: dict[str, list[float]]) -> dict[int, int]:
-    """{i: tokens of rollout i up to the end of its last span that is trained}, without those that train none."""
-    ends = {i: [s.end for name, s in r.spans.items() if weights[name][i]] for i, r in enumerate(rollouts)}
-    return {i: max(e) for i, e in ends.items() if e}
-
-
-@dataclass
-class Batch:
-    """Right-padded token streams, and one entry per trained token in row-major order (N,)."""
-
-    ids: torch.Tensor  # (B, T)
-    trained: torch.Tensor  # (B, T) bool, the sampled tokens of trained spans, from positions and never from a pad id
-    is_confession: torch.Tensor  # (N,) bool
-    old_logprobs: torch.Tensor  # (N,)
-    advantages: torch.Tensor  # (N,)
-    weights: torch.Tensor  # (N,)
-
-
-def make_batch(rollouts: list[Rollout], weights: dict[str, list[float]], device: torch.device) -> Batch:
-    """A micro-batch; weights: {"answer": one per rollout, "confession": one per rollout}.
-
-    token_ids  x x z y .  c c r .       one rollout: prompt, answer with its stop token, confession prompt, confession
-    trained    0 0 1 1 1  0 0 1 1
-    weights        a a a      b b       a = weights["answer"][i], b = weights["confession"][i]
-
-    A span of weight 0 is not trained, and what follows a rollout's last trained token is left out.
-    """
-    ends = trained_lengths(rollouts, weights).values()
-    ids = torch.zeros(len(rollouts), max(ends), dtype=torch.long)
-    trained = torch.zeros_like(ids, dtype=torch.bool)
-    per_token = []  # (is_confession, old logprob, advantage, weight)
-    for i, (rollout, end) in enumerate(zip(rollouts, ends)):
-        ids[i, :end] = torch.tensor(rollout.token_ids[:end])
-        for name, span in rollout.spans.items():
-            if weights[name][i]:
-                trained[i, span.start : span.end] = True
-                per_token += [(name == "confession", logprob, span.advantage, weights[name][i]) for logprob in span.logprobs]
-    is_confession, old, advantages, token_weights = (torch.tensor(c, device=device) for c in zip(*per_token))
-    assert trained.sum() == len(old), f"{int(trained.sum())} trained positions, {len(old)} sampled log-probabilities"
-    return Batch(ids.to(device), trained.to(device), is_confession, old, advantages, token_weights)
-
-
 def token_logprobs(model, ids, trained, temperature: float, chunk: int = 2_048) -> torch.Tensor:
     """Log-probabilities (N,) of the trained tokens.
 
@@ -267,37 +225,12 @@ def k3(logprobs, other_logprobs) -> torch.Tensor:
     return log_ratio.exp() - 1 - log_ratio
 
 
-def micro_batches(lengths: dict[int, int], max_tokens: int) -> list[list[int]]:
-    """Keys of {rollout: tokens}, longest first, cut so that a padded micro-batch holds at most max_tokens (or one rollout)."""
-    out = []
-    for i in sorted(lengths, key=lambda i: -lengths[i]):
-        if out and (len(out[-1]) + 1) * lengths[out[-1][0]] <= max_tokens:
-            out[-1].append(i)
-        else:
-            out.append([i])
-    return out
-
-
-def deal(lengths: dict[int, int], max_tokens: int) -> list[list[int]]:
-    """This rank's micro-batches, as many as every other's (some may be empty): smaller than allowed, to be alike.
-
-    >>> deal({0: 9, 1: 5, 2: 4}, 10)
-    [[0], [1, 2]]
-    """
-    ranks, cut = distributed.world(), micro_batches(lengths, max_tokens)
-    if ranks == 1:
-        return cut
-    rounds = -(-len(cut) // ranks)
-    enough = lambda tokens: len(micro_batches(lengths, tokens)) <= rounds * ranks
-    cut = micro_batches(lengths, bisect.bisect_left(range(max_tokens), True, key=enough))
-    return [cut[i] if i < len(cut) else [] for i in range(distributed.rank(), rounds * ranks, ranks)]
-
-
 def update(model, reference, optimizer, rollouts: list[Rollout], config: Config) -> dict[str, float | None]:
     """One optimizer step on rollouts with advantages; returns what it saw. `reference`: a model, for the KL term.
 
-    Every rank gets all rollouts, and computes its share of the micro-batches. Where no span has a gradient, no step is taken: a step on zero gradients would let Adam's momentum drift on. Nor is
-    one where loss, gradient or what the sampler saw is not finite: grad_norm is None then.
+    Every rank gets all rollouts and computes its share of the micro-batches. Where no span has a gradient, no step is
+    taken: on zero gradients Adam's momentum would drift on. Nor is one where loss, gradient or what the sampler saw is
+    not finite: grad_norm is None then.
     """
     weights = {
         "answer": span_weights(rollouts, "answer", config.task_weight, config.normaliser, config.kl_coef),
@@ -307,13 +240,14 @@ def update(model, reference, optimizer, rollouts: list[Rollout], config: Config)
     optimizer.zero_grad()  # of an attempt that ran out of memory
     model.train()  # the models have no dropout; this only lets gradient checkpointing act
     cut = deal(trained_lengths(rollouts, weights), config.micro_batch_tokens)
-    for rows in cut:
+    for i, rows in enumerate(cut):
+        distributed.communicate(model, last=i == len(cut) - 1)
         if not rows:  # the other ranks wait for this one in each layer
             ids = torch.tensor([[0, 1]], device=model.device)
             (0 * distributed.call(model, token_logprobs, ids, ids == 1, 1.0).sum()).backward()
             continue
-        part = {name: [w[i] for i in rows] for name, w in weights.items()}
-        batch = make_batch([rollouts[i] for i in rows], part, model.device)
+        part = {name: [w[j] for j in rows] for name, w in weights.items()}
+        batch = make_batch([rollouts[j] for j in rows], part, model.device)
         logprobs = distributed.call(model, token_logprobs, batch.ids, batch.trained, config.temperature)
         losses = token_losses(logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high)  # (N,)
         if config.kl_coef:
@@ -435,11 +369,13 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             clock.append(time.perf_counter())
 
             # -- update
-            longest = max(len(rollout.token_ids) for rollout in rollouts)
+            smallest = max(len(rollout.token_ids) for rollout in rollouts)
+            if distributed.world() > 1:
+                smallest = config.micro_batch_tokens  # one rank cannot repeat what the others have done
             for _ in range(config.updates_per_batch):
                 smaller = lambda n: dataclasses.replace(config, micro_batch_tokens=n)
                 attempt = lambda n: update(learner, reference, optimizer, rollouts, smaller(n))
-                stats, size = halving("training", attempt, config.micro_batch_tokens, smallest=longest)
+                stats, size = halving("training", attempt, config.micro_batch_tokens, smallest)
                 config = smaller(size)
                 if stats["grad_norm"] is None:
                     distributed.on_first(run_folder.save_nonfinite, run, step, rollouts)

@@ -19,7 +19,8 @@ def halving(what: str, work: Callable, size: int, smallest: int = 1) -> tuple:
         # Only here, after the handler, are the tensors of the failed attempt free: the traceback held them.
         if size <= smallest:
             raise UserError(
-                f"out of memory in {what}, even in the smallest pieces: shorten the token budgets or take a smaller model"
+                f"out of memory in {what} with {size} at once, and no fewer are possible here: "
+                "shorten the token budgets, lower --micro-batch-tokens or take a smaller model"
             )
         torch.cuda.empty_cache()
         tqdm.write(f"out of memory in {what} with {size} at once: going on with {max(size // 2, smallest)}")

@@ -13,6 +13,7 @@ import torch
 import torch.multiprocessing
 from handmade import distance, gradients, one_thread, random_rollouts, tiny_model  # noqa: F401
 
+import batch
 import distributed
 import grpo
 import models
@@ -147,12 +148,12 @@ def test_deal_leaves_nothing_out(monkeypatch, batches, ranks):
     dealt = []
     for rank in range(ranks):
         monkeypatch.setattr(distributed, "rank", lambda: rank)
-        dealt.append(grpo.deal(lengths, 300))
+        dealt.append(batch.deal(lengths, 300))
     assert len({len(part) for part in dealt}) == 1
     rows = [i for part in dealt for batch in part for i in batch]
     assert sorted(rows) == sorted(lengths)
     assert all(len(batch) * max(lengths[i] for i in batch) <= 300 for part in dealt for batch in part if batch)
-    assert len(dealt[0]) == -(-len(grpo.micro_batches(lengths, 300)) // ranks)
+    assert len(dealt[0]) == -(-len(batch.micro_batches(lengths, 300)) // ranks)
 
 
 # ------------------------------------------------------------------------------------------------ as a user runs it

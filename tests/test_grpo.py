@@ -10,18 +10,8 @@ from handmade import VOCABULARY, distance, gradients, hand_rollout, one_thread, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo import (
-    Config,
-    group_advantages,
-    k3,
-    make_batch,
-    micro_batches,
-    span_weights,
-    token_logprobs,
-    token_losses,
-    trained_lengths,
-    update,
-)
+from batch import make_batch, micro_batches, trained_lengths
+from grpo import Config, group_advantages, k3, span_weights, token_logprobs, token_losses, update
 from rollout import Decoder
 
 CPU = torch.device("cpu")

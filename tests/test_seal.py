@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import word_count
 from confession_schema import ConfessionReport, ParseFailure
-from grpo import assign_advantages, group_advantages, make_batch, micro_batches, span_weights, token_losses, trained_lengths
+from batch import make_batch, micro_batches, trained_lengths
+from grpo import assign_advantages, group_advantages, span_weights, token_losses
 from rewards import Verdict, honesty_reward, judge_reward, score_rollouts
 
 NORMALISERS = ("sequence", "token")
