@@ -10,6 +10,7 @@ reward, advantage 0". Give another one on the command line as --answer-reward or
 import math
 import re
 from dataclasses import dataclass
+from itertools import takewhile
 from types import ModuleType
 from typing import Callable
 
@@ -62,6 +63,12 @@ def parse_verdict(reply: str) -> Verdict:
     return Verdict({"p": "pass", "f": "fail"}[found[-1][0].lower()] if found else "failed", reply)
 
 
+def shared_beginning(prompts: list[list[int]]) -> list[int]:
+    """The ids that all prompts begin with, less the last one of any: something of each is left to feed."""
+    same = takewhile(lambda column: len(set(column)) == 1, zip(*(ids[:-1] for ids in prompts)))
+    return [column[0] for column in same]
+
+
 @dataclass
 class Judge:
     """A causal LM that judges. Greedy: the same answer always gets the same verdict."""
@@ -87,12 +94,20 @@ class Judge:
                 verdicts[pair] = Verdict("failed", "[the answer breaks the frame of the judge's prompt]")
             elif len(ids) > limit:
                 verdicts[pair] = Verdict("failed", f"[{len(ids)} tokens exceed the judge's context of {limit}]")
-        # Sorted by length: less padding in a batch.
+        # Answers to one x side by side, as they share its ids; xs and then answers by length: less padding in a batch.
         todo = sorted((pair for pair in prompts if pair not in verdicts), key=lambda pair: len(prompts[pair]))
+        longest = {x: len(prompts[x, y]) for x, y in todo}  # the last one counts
+        todo.sort(key=lambda pair: (longest[pair[0]], pair[0]))
         for first in range(0, len(todo), batch_size):
             batch = todo[first : first + batch_size]
+            heads = {}  # by x, what its prompts begin with; not beyond x, or one long head would widen the whole batch
+            for x in dict.fromkeys(x for x, _ in batch):
+                bare = prompt_ids(self.tokenizer, judge_prompt(x, ""))
+                heads[x] = shared_beginning([bare] + [prompts[pair] for pair in batch if pair[0] == x])
             decoder = Decoder(self.model, stop_ids, temperature=0.0, generator=None)
-            decoder.append([prompts[pair] for pair in batch])
+            decoder.append(list(heads.values()))
+            decoder.branch([list(heads).index(x) for x, _ in batch])
+            decoder.append([prompts[x, y][len(heads[x]) :] for x, y in batch])
             replies, _, _ = decoder.sample(self.max_new_tokens, last=True)
             for pair, ids in zip(batch, replies):
                 verdicts[pair] = parse_verdict(self.tokenizer.decode(ids, skip_special_tokens=True))

@@ -174,7 +174,8 @@ def cut_thought(tokenizer, ids: list[int], opened: bool, cap: int, then: str) ->
 class Decoder:
     """A batch of token streams and their KV cache. Plain loop: it ends when the longest stream ends.
 
-    append() feeds each stream a block of ids, sample() continues every stream until a stop token or the budget.
+    append() feeds each stream a block of ids, sample() continues every stream until a stop token or the budget, branch()
+    makes several streams of one.
     """
 
     def __init__(self, model, stop_ids: list[int], temperature: float, generator: torch.Generator | None):
@@ -201,6 +202,15 @@ class Decoder:
                 self._close_gaps()
                 blocks = [block[k:] for block, k in zip(blocks, extra)]
         self._feed(blocks, left=True)
+        self.unfed = [[]] * len(blocks)
+
+    @torch.inference_mode()
+    def branch(self, rows: list[int]) -> None:
+        """From here on stream i continues what was stream rows[i]: a beginning that streams share is fed once."""
+        self.unfed = [self.unfed[row] for row in rows]
+        rows = torch.tensor(rows, device=self.model.device)  # (B',), repeats allowed
+        self.mask, self.logits = self.mask[rows], self.logits[rows]  # (B', S), (B', V)
+        self.cache.batch_select_indices(rows)
 
     def _feed(self, blocks: list[list[int]], left: bool) -> None:
         """Feed blocks, padded on the left or on the right."""

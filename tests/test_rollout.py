@@ -482,6 +482,37 @@ def test_cache_that_outgrows_its_room_keeps_its_contents(tiny):
         )
 
 
+@pytest.mark.parametrize("first_sampled", [False, True])
+def test_branched_streams_equal_whole_ones(tiny, first_sampled):
+    """Streams that share a beginning see another one's, or a padded or dropped slot, or count positions from elsewhere."""
+    model = copy.deepcopy(tiny[0]).double()
+    heads = [list(range(20, 31)), list(range(40, 75)), list(range(90, 93)), [7] * 50]
+    rows = [1, 0, 2, 0, 1, 1, 2]  # out of order, repeated; the longest goes on in none
+    rests = [[100 + 20 * i + k for k in range(length)] for i, length in enumerate([1, 40, 3, 1, 17, 18, 30])]
+    branched, plain = (Decoder(model, [-1], temperature=0.0, generator=None) for _ in range(2))
+    branched.append(heads)
+    if first_sampled:  # the last sampled id is still unfed
+        heads = [head + ids for head, ids in zip(heads, branched.sample(3)[0])]
+    branched.branch(rows)
+    branched.append(rests)
+    wholes = [heads[row] + rest for row, rest in zip(rows, rests)]
+    plain.append(wholes)
+    alone = torch.cat([model(input_ids=torch.tensor([ids]), use_cache=False).logits[:, -1] for ids in wholes])
+    torch.testing.assert_close(branched.logits, alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(branched.logits, plain.logits, rtol=0, atol=1e-5)
+    assert branched.sample(12)[0] == plain.sample(12)[0]
+
+
+def test_appending_twice_feeds_a_sampled_id_once(tiny):
+    """The last sampled id stands in the stream a second time, after the next block."""
+    decoder = Decoder(tiny[0], [-1], temperature=0.0, generator=None)
+    decoder.append([[5, 6, 7], [8]])
+    decoder.sample(2)
+    decoder.append([[9], [10, 11]])
+    decoder.append([[12, 13], [14]])
+    assert decoder.mask.sum(1).tolist() == [3 + 2 + 1 + 2, 1 + 2 + 2 + 1]
+
+
 def test_pad_that_is_eos_is_an_ordinary_token(tiny_models):
     """Closing tokens inside the stream would be masked as if they were padding. (Llama's logprobs are checked above.)"""
     tokenizer = tiny_models["llama"][1]
