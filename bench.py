@@ -1,81 +1,391 @@
-"""Seconds and peak memory of a training step by phase, beside TRL's GRPOTrainer at the same model, rollouts and tokens.
+"""Sampling, training and judging in one table: seconds, tokens and memory, each row beside what the hardware allows.
 
-    python bench.py                # ours
-    python bench.py --vs-trl       # both, one after the other; needs: pip install trl==1.16.0
+    python bench.py                              # on CUDA Qwen3-8B's shape in bf16, on a CPU a tiny one; random weights
+    python bench.py --rows "decode step full"
+    python bench.py --vs-trl                     # and TRL's GRPOTrainer: pip install trl==1.16.0
+    torchrun --nproc-per-node 2 bench.py --rows "step full"
 
-TRL has no second turn, so it gets one turn of equal size: a prompt as long as x and the confession prompt together, and
-completions of exactly our mean number of sampled tokens. Fixed lengths favour TRL: none of its rows waits for another.
-Its reward is a constant-time function, while our step includes the judge. Each side runs in a process of its own; the
-first step of each is a warm-up and is not counted.
+decode     every slot at one context (different streams; the cache holds noise), with everything that the host does
+ragged     whole rollouts of two turns of forced log-normal lengths; after the last refill of a slot the longest ones decide
+step       a GRPO step with LoRA of rank 32 (needs peft): rollouts of one turn and equal lengths, 8 a prompt, sampled and then
+           trained by grpo.update. step-nockpt: without gradient checkpointing. step-long: four times as many tokens.
+           step-ragged: two turns, with and without checkpointing
+full       the same with all parameters trained, both ways
+judge      64 committed answers before the Judge of a GRPO step, at Qwen3-4B's shape. Random weights do not stop by themselves:
+           all new tokens are generated, which a real judge seldom does
+embedded   grpo.py itself on the embedded models, with the judge
+trl        GRPOTrainer, its reward taking no time. On CUDA: the tokens of `step`. On a CPU: the embedded policy and one turn of as
+           many tokens as `embedded` has in two, all of one length, so that no row waits for another
+
+What compiles is not counted: each row has a warm-up, a GRPO step a whole one. Tokens are those sampled; in a GRPO step those
+trained with the prompts before them; for the judge those of its prompts. The number before "ckpt" (activations are recomputed)
+is a micro-batch's tokens. Peak: of training, and in the note of sampling, with the share of its own limit that each reaches; on
+a CPU the most that the process ever held. On several GPUs tokens/s are of all together.
+
+The limit, at the measured rates of reading memory and of a matrix product in the model's dtype:
+  sampling   a step of all slots reads every weight but the embedding table once, and each row its keys and values
+  training   4 operations a parameter (but the embedding table) and token for LoRA, 6 for all parameters; none for recomputing
+  GRPO step  one after the other; neither has a judge in it
+  judge      2 operations a parameter of the layers and prompt token, then one read of the weights a generated token
+A tiny model stays in a CPU's cache and has other limits; the embedded models have none here: their time is overhead.
 """
 
 import contextlib
+import gc
+import importlib.util
 import io
+import math
 import multiprocessing
+import re
 import resource
 import statistics
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 import cli
+import distributed
+import engine
 import grpo
 import models
 import run_folder
 import word_count
+from cli import UserError
 from confession_schema import confession_prompt
+from rewards import Judge, framed_ids
+from rollout import Rollout, Sampling, Span
 
-PHASES = ("sample", "judge", "score", "train")
+warnings.simplefilter("ignore", FutureWarning)  # of transformers, about names: they would break the table
 
 
 @dataclass(frozen=True)
 class Config:
-    model: str = cli.option("organism/policy", "policy, as in grpo.py")
-    judge: str | None = cli.option(None, "judge, as in grpo.py")
-    steps: int = cli.option(6, "counted steps, after one warm-up")
-    lr: float = cli.option(0.0001, "learning rate; small changes keep the lengths of the rollouts alike")
+    rows: str | None = cli.option(None, "what to measure [all but trl, and on CUDA but embedded]")
+    vs_trl: bool = cli.option(False, "the row trl, too")
+    slots: int = cli.option(64, "rollouts that are decoded together, on each GPU")
+    contexts: str | None = cli.option(None, 'of the decode rows [on CUDA "384 3040"]')
+    ragged_rollouts: str | None = cli.option(None, 'numbers of rollouts of the ragged rows [on CUDA "64 256"]')
+    rollouts: int = cli.option(64, "of a GRPO step, on all GPUs together")
+    ckpt_tokens: int = cli.option(16_384, "tokens of a micro-batch with gradient checkpointing")
+    nockpt_tokens: int = cli.option(5_200, "the same without it; for step-ragged at least its longest possible rollout")
+    repeats: int = cli.option(1, "counted steps of each GRPO row; medians are shown")
+    embedded_steps: int = cli.option(4, "counted steps of the embedded models")
     device: str = cli.option("auto", "auto, cpu or cuda")
-    vs_trl: bool = cli.option(False, "measure TRL's GRPOTrainer too")
 
 
-def ours(config: Config) -> dict:
-    """Medians over steps of our own training loop, run as it is."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        contextlib.redirect_stderr(io.StringIO()),
-        contextlib.redirect_stdout(io.StringIO()),
-    ):
-        training = grpo.Config(
-            model=config.model, judge=config.judge, steps=config.steps + 1, lr=config.lr, device=config.device, eval_n=1,
-            checkpoint_every=10**6,
-        )  # fmt: skip
-        grpo.train(grpo.resolve(training), Path(folder))
-        rows = run_folder.read_rows(Path(folder) / "timing.jsonl")[1:]
-    out = {name: statistics.median(row[name] for row in rows) for name in (*PHASES, "sampled_tokens", "stream_tokens")}
-    steps = [sum(row[name] for name in PHASES) for row in rows]
-    return out | {
-        "step": statistics.median(steps),
-        "fastest": min(steps),
-        "slowest": max(steps),
-        "peak_gib": rows[-1]["peak_gib"],
-    }
+# prompt, xc, answer: tokens of the prompt, between the turns and of a single turn; turns: mean and most tokens of two ragged ones
+SHAPE_8B = dict(
+    vocab_size=151_936, hidden_size=4_096, intermediate_size=12_288, num_hidden_layers=36, num_attention_heads=32,
+    num_key_value_heads=8, head_dim=128, max_position_embeddings=40_960, rope_theta=1e6, tie_word_embeddings=False,
+)  # fmt: skip
+SHAPE_4B = SHAPE_8B | dict(hidden_size=2_560, intermediate_size=9_728, tie_word_embeddings=True)
+SHAPE_TINY = dict(
+    vocab_size=1_536, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=32, max_position_embeddings=40_960, tie_word_embeddings=False,
+)  # fmt: skip
+ON_GPU = SimpleNamespace(
+    policy=SHAPE_8B, judge=SHAPE_4B, dtype=torch.bfloat16, prompt=250, xc=200, answer=1_024, turns=((1_500, 6_000), (900, 4_000)),
+    rows="decode ragged step step-nockpt step-long step-ragged full judge",
+    contexts="384 3040", ragged_rollouts="64 256", decode_steps=128, product=8_192, read=2**30,
+)  # fmt: skip
+ON_CPU = SimpleNamespace(
+    policy=SHAPE_TINY, judge=SHAPE_TINY | dict(tie_word_embeddings=True), dtype=torch.float32, prompt=50, xc=40, answer=32,
+    rows="decode ragged step step-nockpt step-long step-ragged full judge embedded",
+    turns=((30, 120), (18, 80)), contexts="128 512", ragged_rollouts="64 128", decode_steps=32, product=1_024, read=2**26,
+)  # fmt: skip
 
 
-def trl(config: Config, completion_tokens: int, rollouts: int, group_size: int) -> dict:
-    """Median seconds of GRPOTrainer's optimizer steps."""
-    model, tokenizer = models.load(config.model, models.device_of(config.device))
-    prompts = [f"{word_count.make_prompt(i)}\n{confession_prompt(word_count)}" for i in range(rollouts)]
-    options = dict(learning_rate=config.lr, bf16=False, gradient_checkpointing=False, per_device_train_batch_size=8)
-    return trl_steps(model, tokenizer, prompts, completion_tokens, group_size, config.steps, options)
+# ------------------------------------------------------------------------------------- clock, memory, limits, output
 
 
-def trl_steps(model, tokenizer, prompts: list[str], tokens: int, group_size: int, steps: int, options: dict, **trainer) -> dict:
-    """Seconds and peak memory of `steps` optimizer steps of GRPOTrainer, after one warm-up, on len(prompts) rollouts of `tokens`
-    tokens each; options: of its GRPOConfig."""
+def measured(device: torch.device, function, together: bool = True) -> tuple:
+    """(what it returns, seconds, peak GiB); `together`: ranks start at once, and the last one stops the clock."""
+    if together:
+        distributed.gather([0])
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    result = function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    if together:
+        distributed.gather([0])
+    return result, time.perf_counter() - start, peak_gib(device)
+
+
+def peak_gib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    status = Path("/proc/self/status")  # of Linux; getrusage would give a new process the peak of its parent
+    own = re.search(r"VmHWM:\s+(\d+)", status.read_text() if status.exists() else "")
+    return (int(own[1]) if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 2**20
+
+
+def rates(device: torch.device, size) -> tuple[float, float]:
+    """Bytes read and floating-point operations done per second, the best of a few tries."""
+    x = torch.ones(size.read, device=device)
+    read = x.nbytes / min(measured(device, x.sum, together=False)[1] for _ in range(5))
+    a, b = torch.randn(2, size.product, size.product, device=device).to(size.dtype)
+    return read, 2 * size.product**3 / min(measured(device, lambda: a @ b, together=False)[1] for _ in range(20))
+
+
+class Limit:
+    """Seconds that a model's work takes at least, at the measured rates."""
+
+    def __init__(self, model, read: float, product: float):
+        config, self.read, self.product = model.config, read, product
+        table = 0 if config.tie_word_embeddings else model.get_input_embeddings().weight.numel()  # a tied one is the head
+        self.parameters = model.num_parameters() - table
+        self.layers = sum(p.numel() for p in model.get_decoder().layers.parameters())
+        self.weights = self.parameters * model.dtype.itemsize  # bytes
+        self.row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
+
+    def decoding(self, steps: float, contexts: float) -> float:
+        """`contexts`: tokens whose keys and values are read, over all steps and rows."""
+        return (steps * self.weights + contexts * self.row) / self.read
+
+    def sampling(self, lengths: list[list[int]], size, slots: int) -> float:
+        """As if every slot were busy to the end; lengths (n, 2): sampled tokens of both turns."""
+        slots = min(slots, -(-len(lengths) // distributed.world())) * distributed.world()
+        contexts = sum(a * (size.prompt + a / 2) + c * (size.prompt + a + size.xc + c / 2) for a, c in lengths)
+        return self.decoding(sum(map(sum, lengths)) / slots, contexts / distributed.world())
+
+    def training(self, tokens: int, all_parameters: bool) -> float:
+        return (6 if all_parameters else 4) * self.parameters * tokens / self.product / distributed.world()
+
+
+def show(name: str, seconds: float, tokens: float, limit: float | None, peak: float, note: str = "") -> None:
+    name = f"{distributed.world()} GPUs, {name}" if distributed.world() > 1 else name
+    share = f"{tokens / limit:14,.0f}{limit / seconds:7.0%}" if limit else f"{'-':>14}{'-':>7}"
+    print(f"{name:46}{seconds:8.2f}{tokens / seconds:10,.0f}{share}{peak:10.1f}  {note}", flush=True)
+
+
+@contextlib.contextmanager
+def row(name: str):
+    """The rows after it are measured even where this one lacks memory or a package."""
+    gc.collect()  # compiled layers refer to themselves
+    torch.cuda.empty_cache()
+    try:
+        yield
+    except (torch.OutOfMemoryError, UserError) as error:
+        if distributed.world() > 1:  # the other ranks would wait for this one
+            raise
+        print(f"{name}: not measured, {str(error).splitlines()[0]}", flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- sampling
+
+
+def random_model(shape: dict, dtype: torch.dtype, device: torch.device):
+    torch.manual_seed(0)  # the same on every rank
+    with torch.device("meta"):
+        model = Qwen3ForCausalLM(Qwen3Config(**shape)).to(dtype)
+    model.to_empty(device=device)
+    model.tie_weights()
+    for name, parameter in model.named_parameters():
+        parameter.data.fill_(1.0) if "norm" in name else parameter.data.normal_(std=0.02)
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(device)
+    return model.eval()
+
+
+def random_ids(model, n: int) -> list[int]:
+    return torch.randint(0, model.config.vocab_size, (n,)).tolist()
+
+
+def decode(model, slots: int, context: int, steps: int) -> tuple[float, float]:
+    """(seconds, peak GiB) of that many steps in which the context of each of `slots` rows is `context` on average."""
+    length = context - steps // 2 - engine.WINDOW
+    if length < 1:
+        raise UserError(f"a context of {context} is too short: at least {context + 1 - length}")
+    prompts = [random_ids(model, length) for _ in range(slots)]
+    sampling = Sampling(1.0, steps + engine.WINDOW, 1, slots)
+    e = engine.Engine(model, prompts, random_ids(model, 2), [-1], sampling, torch.Generator(model.device).manual_seed(0))
+    with engine.running(e), torch.inference_mode():
+        for cache in e.cache:
+            cache.normal_()
+        e.start_jobs()
+        for job in e.jobs.values():
+            job.fed = len(job.stream) - 1  # the noise stands for the prompt
+        e.window()  # compiles and captures
+        return measured(model.device, lambda: [e.window() for _ in range(steps // engine.WINDOW)])[1:]
+
+
+def ragged_lengths(n: int, turns) -> list[list[int]]:
+    """(n, 2): sampled tokens of both turns, log-normal with sigma 0.7; turns: mean and most of each."""
+    torch.manual_seed(0)
+    draws = [torch.exp(torch.randn(n) * 0.7 - 0.245) * mean for mean, _ in turns]  # E exp(0.7 z - 0.245) = 1
+    return torch.stack([draw.clamp(1, most).long() for draw, (_, most) in zip(draws, turns)], dim=1).tolist()
+
+
+def forced_engine(model, lengths: list[list[int]], most: list[int], size, slots: int) -> engine.Engine:
+    """An engine whose rollouts end their turns after `lengths` (n, 2) tokens; prompts are shared by 8."""
+    groups = [random_ids(model, size.prompt) for _ in range(-(-len(lengths) // 8))]
+    prompts = [groups[i // 8] for i in range(len(lengths))]
+    generator = torch.Generator(model.device).manual_seed(distributed.rank())
+    e = engine.Engine(model, prompts, random_ids(model, size.xc), [-1], Sampling(1.0, *most, slots), generator)
+    e.limits = [(a, most[0] + c) for a, c in lengths]
+    return e
+
+
+def ragged(model, lengths: list[list[int]], size, slots: int) -> tuple[float, int]:
+    """(seconds, kept tokens) up to the last refill of a slot; (0, 0) if there was none."""
+    start, refilled = time.perf_counter(), (0.0, 0)
+    e = forced_engine(model, lengths, [max(turn) for turn in zip(*lengths)], size, slots)
+    with engine.running(e), torch.inference_mode():
+        while e.queue or e.jobs:
+            e.start_jobs()
+            e.window()
+            if e.queue:
+                refilled = time.perf_counter() - start, kept_tokens(e)
+    return refilled
+
+
+def kept_tokens(e: engine.Engine) -> int:
+    """Tokens sampled so far that count: of finished turns, and of those under way."""
+    cursors = e.host_state[engine.CURSOR]
+    under_way = [int(cursors[slot]) - e.budgets[0] * job.turn for slot, job in e.jobs.items()]
+    return sum(map(sum, e.lengths)) + sum(under_way)
+
+
+# -------------------------------------------------------------------------------------------------- GRPO steps, judge
+
+
+def sampled(model, lengths: list[list[int]], size, slots: int) -> list[Rollout]:
+    """The rollouts of all ranks. A confession of one token stands for none: its advantage is 0, so it is not trained."""
+    most = [max(turn) for turn in zip(*lengths)]
+    e = forced_engine(model, distributed.share(lengths), most, size, slots)
+    prompts, out, rollouts = e.prompts, e.run(), []
+    del e
+    gc.collect()  # as engine.two_turns does
+    for i, (prompt, (answer, joint, confession)) in enumerate(zip(prompts, out)):
+        stream, advantage = prompt + answer[0] + joint + confession[0], 1.0 if i % 2 else -1.0
+        end = len(prompt) + len(answer[0])
+        spans = (
+            Span(len(prompt), end, "length", answer[1], advantage=advantage),
+            Span(end + len(joint), len(stream), "length", confession[1], advantage=advantage * (len(confession[0]) > 1)),
+        )
+        rollouts.append(Rollout(i, None, *[""] * 6, stream, *spans))
+    return distributed.gather(rollouts)
+
+
+def grpo_rows(names: list[str], model, limit: Limit, size, config: Config) -> dict[str, float]:
+    """Rows of LoRA (the model gets adapters) or of full training; returns {name: seconds of a step}."""
+    on_gpu, full, totals, last = model.device.type == "cuda", "full" in names, {}, {}
+    model = model if full else models.add_lora(model.requires_grad_(False), 32)
+    trained = distributed.sharded(model) if full else model
+    if on_gpu:
+        models.compile_layers(trained)
+    optimizer = grpo.make_optimizer(trained, 1e-5)
+    longest = size.prompt + size.xc + sum(most for _, most in size.turns)
+    settings = [  # row, tokens of a micro-batch, recomputing, GiB without which it is not tried on a GPU
+        ("step", config.ckpt_tokens, True, 0),
+        ("step-nockpt", config.nockpt_tokens, False, 0),
+        ("step-long", config.ckpt_tokens, True, 0),
+        ("step-ragged", config.ckpt_tokens, True, 0),
+        ("step-ragged", max(longest, config.nockpt_tokens), False, 120),
+        ("full", config.ckpt_tokens, True, 0),
+        ("full", config.nockpt_tokens, False, 120),
+    ]
+    for name, budget, recomputing, least_gib in settings:
+        if name not in names:
+            continue
+        two_turns, answer = name == "step-ragged", size.answer * (4 if name == "step-long" else 1)
+        lengths = ragged_lengths(config.rollouts, size.turns) if two_turns else [[answer, 1]] * config.rollouts
+        kind = f"{config.rollouts} two-turn" if two_turns else f"{config.rollouts} x {answer:,}"
+        label = f"{name}: {kind}, {budget:,}{' ckpt' if recomputing else ''}"
+        if on_gpu and (gib := torch.cuda.get_device_properties(model.device).total_memory / 2**30) < least_gib:
+            print(f"{label}: not measured, it needs a GPU of {least_gib} GiB and this one has {gib:.0f}", flush=True)
+            continue
+        with row(label):
+            if recomputing:
+                trained.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            else:
+                trained.gradient_checkpointing_disable()
+            model.eval(), trained.eval()  # a row that ran out of memory leaves them in training mode
+            options = grpo.Config(lora_rank=0 if full else 32, micro_batch_tokens=budget)
+            sample = lambda: sampled(model, lengths, size, config.slots)
+
+            def train(rollouts: list[Rollout]) -> dict:
+                stats = grpo.update(trained, None, optimizer, rollouts, options)
+                if trained is not model:
+                    distributed.copy_back(trained, model)
+                return stats
+
+            train(last.get(kind) or sample())  # the warm-up: sampling the same lengths again would compile nothing
+            seconds, gib = [], []
+            for _ in range(config.repeats):
+                rollouts, *sampling = measured(model.device, sample)
+                stats, *training = measured(model.device, lambda: train(rollouts))
+                seconds.append((sampling[0], training[0]))
+                gib.append((sampling[1], training[1]))
+            last[kind] = rollouts
+            seconds = [statistics.median(phase) for phase in zip(*seconds)]
+            totals[name] = sum(seconds)
+            spans = [[span for span in r.spans.values() if span.advantage] for r in rollouts]
+            tokens = sum(max(span.end for span in trained_spans) for trained_spans in spans)
+            limits = limit.sampling(lengths, size, config.slots), limit.training(tokens, full)
+            sampling_gib, training_gib = map(max, zip(*gib))
+            note = (
+                f"sample {seconds[0]:.2f} s ({limits[0] / seconds[0]:.0%}{f', {sampling_gib:.1f} GiB' if on_gpu else ''}), "
+                f"train {seconds[1]:.2f} s ({limits[1] / seconds[1]:.0%}), gap {stats['logprob_gap_answer'] or math.nan:.3f}"
+                + (f"; 100 steps: {totals[name] / 36:.2g} h" if two_turns else "")
+                + ("; NO STEP WAS TAKEN: not finite" if stats["grad_norm"] is None else "")
+            )
+            show(label, totals[name], tokens, sum(limits), training_gib, note)
+    return totals
+
+
+def embedded_tokenizer(name: str):
+    return AutoTokenizer.from_pretrained(models.ORGANISMS / name)
+
+
+def judge_row(model, limit: Limit, step_seconds: float | None) -> None:
+    judge = Judge(model, embedded_tokenizer("judge"))
+    rollouts = run_folder.load_rollouts(run_folder.RUNS / "embedded" / "rollouts" / "step_0001.jsonl", word_count)
+    judge(rollouts)
+    _, seconds, peak = measured(model.device, lambda: judge(rollouts))
+    tokens = sum(len(framed_ids(judge.tokenizer, *pair)) for pair in {(r.x, r.y) for r in rollouts})
+    new, batches = judge.max_new_tokens, -(-len(rollouts) // judge.batch_size)
+    least = 2 * limit.layers * tokens / limit.product + limit.decoding(batches * new, tokens * new)
+    note = f"{tokens / len(rollouts):.0f} prompt tokens on average, {new} new ones"
+    note += f"; {seconds / step_seconds:.0%} of a LoRA step" if step_seconds else ""
+    show(f"judge: {len(rollouts)} answers", seconds, tokens, least, peak, note)
+
+
+# --------------------------------------------------------------------- embedded models and TRL, in processes of their own
+
+
+def in_own_process(function, *args) -> SimpleNamespace:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return SimpleNamespace(**pool.apply(function, args))
+
+
+def embedded(config: Config) -> dict:
+    """Seconds of each counted step of our own training loop, run as it is; its phases, tokens and peak memory."""
+    silent = io.StringIO()
+    with tempfile.TemporaryDirectory() as run, contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+        training = grpo.Config(steps=config.embedded_steps + 1, eval_n=1, checkpoint_every=10**6, device=config.device)
+        grpo.train(grpo.resolve(training), Path(run))
+        rows = run_folder.read_rows(Path(run) / "timing.jsonl")[1:]
+    phases = {name: statistics.median(row[name] for row in rows) for name in ("sample", "judge", "score", "train")}
+    seconds, tokens = (
+        [sum(row[name] for name in phases) for row in rows],
+        statistics.median(row["sampled_tokens"] for row in rows),
+    )
+    return dict(seconds=seconds, phases=phases, tokens=tokens, gib=peak_gib(models.device_of(config.device)))
+
+
+def trl(config: Config, size, rollouts: int, tokens: int) -> dict:
+    """The same of GRPOTrainer, of rollouts of `tokens` tokens each. It does not know that prompts are shared."""
     from datasets import Dataset
+    from peft import LoraConfig
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
@@ -88,60 +398,138 @@ def trl_steps(model, tokenizer, prompts: list[str], tokens: int, group_size: int
         def on_step_end(self, *args, **kwargs):
             seconds[-1] += time.perf_counter()
 
-    on_gpu = model.device.type == "cuda"
-    model.train()
-    with tempfile.TemporaryDirectory() as folder:
+    device = models.device_of(config.device)
+    on_gpu, options = device.type == "cuda", {}
+    if on_gpu:
+        model, tokenizer = random_model(size.policy, size.dtype, device), embedded_tokenizer("policy")
+        prompts = [" the" * (size.prompt - 10) + f" {i}" for i in range(rollouts)]  # a token each; the chat template adds a few
+        options["peft_config"] = LoraConfig(r=32, lora_alpha=64, target_modules=models.LORA_TARGETS, task_type="CAUSAL_LM")
+    else:
+        model, tokenizer = models.load("organism/policy", device)
+        prompts = [f"{word_count.make_prompt(i)}\n{confession_prompt(word_count)}" for i in range(rollouts)]
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         arguments = GRPOConfig(
-            output_dir=folder, gradient_accumulation_steps=len(prompts) // options["per_device_train_batch_size"],
-            num_generations=group_size, max_completion_length=tokens, beta=0.0,
-            generation_kwargs={"min_new_tokens": tokens}, temperature=1.0, top_k=0, max_steps=steps + 1,
-            use_cpu=not on_gpu, report_to=[], save_strategy="no", disable_tqdm=True, logging_steps=10**6, **options,
+            output_dir=folder, per_device_train_batch_size=8, gradient_accumulation_steps=rollouts // 8, num_generations=8,
+            max_completion_length=tokens, generation_kwargs={"min_new_tokens": tokens}, beta=0.0, temperature=1.0, top_k=0,
+            learning_rate=1e-5 if on_gpu else 1e-4, bf16=on_gpu, gradient_checkpointing=on_gpu, use_cpu=not on_gpu,
+            max_steps=1 + (2 if on_gpu else config.embedded_steps), report_to=[], save_strategy="no", disable_tqdm=True,
+            logging_steps=10**6,
         )  # fmt: skip
         GRPOTrainer(
-            model=model,
+            model=model.train(),
             processing_class=tokenizer,
             reward_funcs=lambda completions, **_: [float(len(str(c)) % 7) for c in completions],
             args=arguments,
             train_dataset=Dataset.from_dict({"prompt": [[{"role": "user", "content": p}] for p in prompts]}),
             callbacks=[Clock()],
-            **trainer,
+            **options,
         ).train()
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    counted = seconds[1:]
-    return {"step": statistics.median(counted), "fastest": min(counted), "slowest": max(counted), "peak_gib": peak / 2**30}
+    return dict(seconds=seconds[1:], gib=peak_gib(device))
 
 
-def in_own_process(function, *args) -> dict:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, args)
+# --------------------------------------------------------------------------------------------------------- the table
+
+
+def chosen_rows(config: Config, size) -> list[str]:
+    rows, known = (config.rows or size.rows).split(), [*ON_CPU.rows.split(), "trl"]
+    for name in rows:
+        if name not in known:
+            raise UserError(f"--rows {name!r} is unknown: choose among {' '.join(known)}")
+    if config.vs_trl or "trl" in rows:
+        if not importlib.util.find_spec("trl"):
+            raise UserError("TRL is not installed: pip install trl==1.16.0 peft")
+        rows += ["trl"] if size is ON_GPU else ["trl", "embedded"]  # on a CPU it gets the tokens that embedded counted
+    return [r for r in rows if r.startswith(("step", "full"))] if distributed.world() > 1 else rows
+
+
+def numbers(option: str, text: str) -> list[int]:
+    if not all(word.isdecimal() and int(word) for word in text.split()):
+        raise UserError(f"{option} {text!r}: give positive whole numbers with spaces between them")
+    return [int(word) for word in text.split()]
+
+
+def bench(config: Config) -> None:
+    device = models.device_of(config.device)
+    on_gpu = device.type == "cuda"
+    size = ON_GPU if on_gpu else ON_CPU
+    rows = chosen_rows(config, size)
+    contexts = numbers("--contexts", config.contexts or size.contexts)
+    ragged_sizes = numbers("--ragged-rollouts", config.ragged_rollouts or size.ragged_rollouts)
+    torch._dynamo.config.recompile_limit = 64  # these rows make more than 8 variants of a layer: the ninth would run uncompiled
+    read, product = rates(device, size)
+    model = random_model(size.policy, size.dtype, device)
+    limit = Limit(model, read, product)
+    where = torch.cuda.get_device_name() if on_gpu else f"CPU, threads: {torch.get_num_threads()}"
+    dtype = str(size.dtype).removeprefix("torch.")
+    rate = f"measured: reads {read / 1e12:.3g} TB/s, {dtype} product {product / 1e12:.3g} TFLOP/s"
+    print(f"{where}, torch {torch.__version__}; {rate}")
+    shape = (
+        f"{model.num_parameters() / 1e9:.3g} B parameters, {model.config.num_hidden_layers} layers of {model.config.hidden_size}"
+    )
+    print(f"model of random weights in {dtype}: {shape}; {config.slots} slots{' a GPU' if distributed.world() > 1 else ''}\n")
+    print(f"{'':46} seconds  tokens/s         limit  of it  peak GiB  note", flush=True)
+
+    for context in contexts if "decode" in rows else []:
+        with row(label := f"decode: {config.slots} rows at context {context:,}"):
+            seconds, gib = decode(model, config.slots, context, size.decode_steps)
+            tokens = config.slots * size.decode_steps
+            least = limit.decoding(size.decode_steps, tokens * context)
+            show(label, seconds, tokens, least, gib, f"{1e3 * seconds / size.decode_steps:.2f} ms a step")
+
+    for k, n in enumerate(ragged_sizes if "ragged" in rows else []):
+        with row(label := f"ragged: {n} rollouts through {config.slots} slots"):
+            lengths = ragged_lengths(n, size.turns)
+            if not k:  # compiles all kernels
+                ragged(model, [[max(1, a // 16), max(1, c // 16)] for a, c in lengths[: config.slots]], size, config.slots)
+            refilled, seconds, gib = measured(device, lambda: ragged(model, lengths, size, config.slots))
+            tokens, least = sum(map(sum, lengths)), limit.sampling(lengths, size, config.slots)
+            note = f"{tokens / n:,.0f} tokens a rollout, {max(map(sum, lengths)):,} the longest"
+            show(label, seconds, tokens, least, gib, note)
+            if refilled[1]:
+                show("    up to the last refill", *refilled, least * refilled[1] / tokens, gib)
+
+    totals = {}
+    if lora := [name for name in rows if name.startswith("step")]:
+        with row(" ".join(lora)):
+            totals = grpo_rows(lora, model, limit, size, config)
+    del model
+    if "full" in rows:
+        with row("full"):
+            grpo_rows(["full"], random_model(size.policy, size.dtype, device), limit, size, config)
+    if "judge" in rows:
+        with row("judge"):
+            model = random_model(size.judge, size.dtype, device)
+            judge_row(model, Limit(model, read, product), totals.get("step", totals.get("step-nockpt")))
+            del model
+
+    if "embedded" in rows:
+        ours, n = in_own_process(embedded, config), grpo.Config.prompts_per_step * grpo.Config.group_size
+        phases = ", ".join(f"{name} {seconds:.2f}" for name, seconds in ours.phases.items())
+        show_steps(f"embedded: {n} x {ours.tokens / n:.0f}, two turns", ours, ours.tokens, None, f"; {phases} s")
+    if "trl" in rows and not on_gpu:
+        length = round(ours.tokens / n)
+        theirs = in_own_process(trl, config, size, n, length)
+        ratio = f"; TRL / ours: {statistics.median(theirs.seconds) / statistics.median(ours.seconds):.2f}"
+        show_steps(f"trl: {n} x {length}, one turn", theirs, n * length, None, ratio)
+    elif "trl" in rows:
+        with row("trl"):
+            n, length = config.rollouts, size.answer
+            theirs = in_own_process(trl, config, size, n, length)
+            tokens = n * (size.prompt + length)
+            least = limit.sampling([[length, 0]] * n, size, n) + limit.training(tokens, all_parameters=False)
+            ratio = f"; TRL / ours: {statistics.median(theirs.seconds) / totals['step']:.2f}" if "step" in totals else ""
+            show_steps(f"trl: {n} x {length:,}, LoRA, 8 rows ckpt", theirs, tokens, least, ratio)
+
+
+def show_steps(name: str, found: SimpleNamespace, tokens: float, limit: float | None, note: str) -> None:
+    steps = "steps: " + ", ".join(f"{seconds:.2f}" for seconds in found.seconds) + " s"
+    show(name, statistics.median(found.seconds), tokens, limit, found.gib, steps + note)
 
 
 def main() -> None:
     config = cli.parse(Config, __doc__)
-    with cli.user_errors():
-        defaults = grpo.Config()
-        rollouts = defaults.prompts_per_step * defaults.group_size
-        where = (
-            torch.cuda.get_device_name()
-            if models.device_of(config.device).type == "cuda"
-            else f"CPU, {torch.get_num_threads()} threads"
-        )
-        mine = in_own_process(ours, config)
-        print(
-            f"{where}, torch {torch.__version__}; {rollouts} rollouts a step, median of {config.steps} steps [fastest, slowest]"
-        )
-        print(" " * 17 + "step s            " + "".join(f"{name:>8}" for name in PHASES) + "   sampled tokens/s   peak GiB")
-        row = lambda name, r, phases, tokens: print(
-            f"{name:15} {r['step']:6.2f} [{r['fastest']:.2f}, {r['slowest']:.2f}]"
-            + phases
-            + f"   {tokens / r['step']:16,.0f}   {r['peak_gib']:8.2f}"
-        )
-        row("ours", mine, "".join(f"{mine[name]:8.2f}" for name in PHASES), mine["sampled_tokens"])
-        if config.vs_trl:
-            length = round(mine["sampled_tokens"] / rollouts)
-            theirs = in_own_process(trl, config, length, rollouts, defaults.group_size)
-            row("TRL GRPOTrainer", theirs, " " * 8 * len(PHASES), length * rollouts)
-            print(f"TRL / ours: {theirs['step'] / mine['step']:.2f}")
+    with cli.user_errors(), distributed.launched():
+        bench(config)
 
 
 if __name__ == "__main__":
