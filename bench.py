@@ -42,6 +42,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -363,8 +364,8 @@ def judge_row(model, limit: Limit, step_seconds: float | None) -> None:
 
 
 def in_own_process(function, *args) -> SimpleNamespace:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return SimpleNamespace(**pool.apply(function, args))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # a killed child is an error; Pool would wait
+        return SimpleNamespace(**pool.submit(function, *args).result())
 
 
 def embedded(config: Config) -> dict:
