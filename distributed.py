@@ -90,7 +90,7 @@ def sharded(model):
     learner = copy.deepcopy(model)
     mesh = init_device_mesh(model.device.type, (world(),))
     for module in (*learner.get_decoder().layers, learner):
-        fully_shard(module, mesh=mesh, reshard_after_forward=False)
+        fully_shard(module, mesh=mesh)
         module.set_gradient_divide_factor(1.0)  # sum, not mean
         module.set_force_sum_reduction_for_comms(True)
     return learner
@@ -112,13 +112,6 @@ def call(model, function: Callable, *args):
         setattr(model, function.__name__, MethodType(function, model))
         register_fsdp_forward_method(model, function.__name__)
     return getattr(model, function.__name__)(*args)
-
-
-def communicate(model, last: bool) -> None:
-    """Before a micro-batch: a sharded model's parameters are gathered before the first and gradients are reduced after the last."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
-        model.set_reshard_after_backward(last)
 
 
 def sum_gradients(model) -> None:

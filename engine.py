@@ -122,7 +122,7 @@ def merged(module) -> torch.Tensor:
     exact = weight.float() + module.get_delta_weight(module.active_adapters[0]).detach().float()
     if weight.dtype != torch.bfloat16:
         return exact.to(weight.dtype)
-    return rounded(exact, torch.Generator(weight.device).manual_seed(0))
+    return rounded(exact, generator=torch.Generator(weight.device).manual_seed(0))
 
 
 # ------------------------------------------------------------------------------------------------------- attention

@@ -240,14 +240,13 @@ def update(model, reference, optimizer, rollouts: list[Rollout], config: Config)
     optimizer.zero_grad()  # of an attempt that ran out of memory
     model.train()  # the models have no dropout; this only lets gradient checkpointing act
     cut = deal(trained_lengths(rollouts, weights), config.micro_batch_tokens)
-    for i, rows in enumerate(cut):
-        distributed.communicate(model, last=i == len(cut) - 1)
+    for rows in cut:
         if not rows:  # the other ranks wait for this one in each layer
             ids = torch.tensor([[0, 1]], device=model.device)
             (0 * distributed.call(model, token_logprobs, ids, ids == 1, 1.0).sum()).backward()
             continue
-        part = {name: [w[j] for j in rows] for name, w in weights.items()}
-        batch = make_batch([rollouts[j] for j in rows], part, model.device)
+        part = {name: [w[i] for i in rows] for name, w in weights.items()}
+        batch = make_batch([rollouts[i] for i in rows], part, model.device)
         logprobs = distributed.call(model, token_logprobs, batch.ids, batch.trained, config.temperature)
         losses = token_losses(logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high)  # (N,)
         if config.kl_coef:
