@@ -128,11 +128,6 @@ def resolve(config: Config) -> Config:
             raise UserError(
                 f"--{field.replace('_', '-')} {getattr(config, field)} is out of range: at least {minimum}, and finite"
             )
-    if config.prompts_per_step % distributed.world():
-        raise UserError(
-            f"--prompts-per-step {config.prompts_per_step} cannot be shared among {distributed.world()} processes: "
-            "take a multiple, as a group stays on one"
-        )
     for field in ("lr", "temperature", "max_grad_norm"):
         if not 0 < getattr(config, field) < math.inf:
             raise UserError(f"--{field.replace('_', '-')} {getattr(config, field)} must be a positive number")

@@ -170,7 +170,7 @@ def torchrun(folder: Path, *options: str) -> subprocess.CompletedProcess:
 def run(tmp_path_factory) -> Path:
     """Two steps in two processes, full-parameter training."""
     folder = tmp_path_factory.mktemp("torchrun")
-    options = "--model organism/small --steps 2 --prompts-per-step 2 --group-size 4 --checkpoint-every 1 --eval-n 3 --name two"
+    options = "--model organism/small --steps 2 --prompts-per-step 3 --group-size 4 --checkpoint-every 1 --eval-n 3 --name two"
     done = torchrun(folder, *options.split())
     assert done.returncode == 0, done.stderr[-2_000:]
     assert done.stdout.count("figure: ") >= 1  # rank 0 alone prints
@@ -182,7 +182,7 @@ def test_run_folder_is_one_of_any_run(run):
     rows = run_folder.read_rows(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
     lines = [json.loads(line) for line in (run / "rollouts" / "step_0002.jsonl").read_text().splitlines()]
-    assert [line["seed"] for line in lines] == [4] * 4 + [5] * 4  # both ranks' groups, in order
+    assert [line["seed"] for line in lines] == [6] * 4 + [7] * 4 + [8] * 4  # one rank's group and the other's two, in order
     assert len({line["z"] + line["y"] for line in lines}) > 2  # with noise of their own
     assert len((run / "evals" / "step_0002.jsonl").read_text().splitlines()) == 3
     states = []
@@ -193,11 +193,16 @@ def test_run_folder_is_one_of_any_run(run):
     assert any(not torch.equal(a, b) for a, b in zip(*(state.values() for state in states)))
 
 
-def test_resumed_run_repeats_an_uninterrupted_one(run, tmp_path):
-    """A resumed rank gets another's noise, prompts or moments."""
-    again = tmp_path / "runs" / "two"
+def without_step_2(run: Path, folder: Path) -> Path:
+    again = folder / "runs" / "two"
     shutil.copytree(run, again)
     shutil.rmtree(run_folder.checkpoint(again, 2))
+    return again
+
+
+def test_resumed_run_repeats_an_uninterrupted_one(run, tmp_path):
+    """A resumed rank gets another's noise, prompts or moments."""
+    again = without_step_2(run, tmp_path)
     done = torchrun(tmp_path, "--resume", "runs/two")
     assert done.returncode == 0, done.stderr[-2_000:]
     assert (again / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
@@ -206,11 +211,14 @@ def test_resumed_run_repeats_an_uninterrupted_one(run, tmp_path):
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-def test_groups_that_cannot_be_shared_are_refused(monkeypatch):
-    """A group would be split over ranks, and its baseline with it."""
-    monkeypatch.setattr(distributed, "world", lambda: 3)
-    with pytest.raises(grpo.UserError, match="--prompts-per-step 8 .* 3 processes"):
-        grpo.resolve(grpo.Config())
+def test_another_number_of_processes_goes_on(run, tmp_path):
+    """A checkpoint depends on how many ranks made it."""
+    again = without_step_2(run, tmp_path)
+    config = grpo.Config(**run_folder.read_config(again))
+    grpo.train(config, again, resume=True)
+    assert run_folder.checkpoint_steps(again) == [0, 1, 2]
+    rows, before = (run_folder.read_rows(folder / "metrics.jsonl") for folder in (again, run))
+    assert rows[0] == before[0] and [row["step"] for row in rows] == [1, 2]
 
 
 def test_rounding_at_random_keeps_small_steps():
