@@ -58,7 +58,7 @@ class Config:
     model: str = option("organism/policy", "policy: a Hugging Face name or a folder with a chat template")
     judge: str | None = option(None, "weak judge, likewise [embedded policy: the embedded judge; else required]")
     steps: int = option(100, "optimizer steps")
-    prompts_per_step: int = option(8, "groups a step")
+    prompts_per_step: int = option(8, "groups a step, over all processes")
     group_size: int = option(8, "rollouts a prompt, at least 2")
     lr: float | None = option(None, "AdamW's constant learning rate [embedded 1e-4, else 1e-5 with LoRA, 1e-6 without]")
     temperature: float = option(1.0, "of sampling; the loss scores the same distribution")

@@ -22,7 +22,8 @@ def step_row(step: int, rollouts: list[Rollout], task, silent: dict[str, float],
 
 
 def timing_row(step: int, clock: list[float], rollouts: list[Rollout]) -> dict:
-    """A line of timing.jsonl: seconds by phase, sampled and processed tokens, peak memory of the process or the GPU."""
+    """A line of timing.jsonl: seconds by phase, sampled and processed tokens, peak memory of the process or the GPU; with
+    several processes those of rank 0, which waits for the others in the phase "score"."""
     seconds = {name: b - a for name, a, b in zip(("sample", "judge", "score", "train"), clock, clock[1:])}
     sampled = sum(len(span.logprobs) for rollout in rollouts for span in rollout.spans.values())
     on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0  # 0 also for a run on the CPU beside a GPU
