@@ -30,7 +30,7 @@ PATIENCE = timedelta(hours=2)  # for the slowest rank: rank 0 may be writing a c
 @contextmanager
 def launched():
     """Join the ranks that torchrun has started, each with a GPU of its own where there are any; rank 0 alone prints."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         yield
         return
     backend, local = "gloo", int(os.environ["LOCAL_RANK"])
