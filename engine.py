@@ -1,6 +1,6 @@
 """The fast sampler: both turns of many rollouts, in slots that are refilled as rollouts finish.
 
-two_turns() does what rollout.two_turns, the plain reference, does. The model's own forward runs over a flat list of
+two_turns() does what decoder.two_turns, the plain reference, does. The model's own forward runs over a flat list of
 tokens, each a row of length one that knows its slot and position; an attention function registered with transformers
 writes their keys and values into a cache of blocks and attends there. So one code path both decodes (one token a slot)
 and feeds prompts (many tokens a slot). A rollout takes blocks as it grows; where none is left, the one that started last
@@ -218,7 +218,8 @@ class Job:
 class Engine:
     @torch.no_grad()
     def __init__(self, model, prompts, suffix, stop_ids, sampling, generator, blocks: int | None = None):
-        """`blocks`: size of the cache [all that is needed, or what fits into the GPU's free memory]."""
+        """`suffix`: ids between the turns, none for one turn only; `blocks`: size of the cache [all that is needed, or what
+        fits into the GPU's free memory]."""
         if model.training:
             raise ValueError("sampling needs model.eval()")
         self.prompts, self.suffix, self.temperature = prompts, suffix, sampling.temperature
@@ -279,7 +280,7 @@ class Engine:
         for i, lengths in enumerate(self.lengths):
             places = [slice(start, start + n) for start, n in zip((0, self.budgets[0]), lengths)]
             answer, confession = ((ids[i][at], logprobs[i][at], entropies[i, at].mean().item()) for at in places)
-            out.append((answer, self._joint(answer[0]), confession))
+            out.append((answer, self._joint(answer[0]) if self.suffix else [], confession))
         return out
 
     def window(self) -> None:
@@ -361,7 +362,7 @@ class Engine:
                 continue
             self._take_sampled(slot, job)
             self.lengths[job.rollout][job.turn] = job.cursor - self.budgets[0] * job.turn
-            if job.turn == 1:
+            if job.turn == 1 or not self.suffix:
                 self._leave(slot)
             else:
                 job.fed = int(self.host_state[POSITION, slot])
@@ -451,7 +452,7 @@ class Engine:
 
 
 def two_turns(model, prompts, suffix, stop_ids, sampling, generator) -> list[tuple]:
-    """As rollout.two_turns."""
+    """As decoder.two_turns."""
     out = Engine(model, prompts, suffix, stop_ids, sampling, generator).run()
     gc.collect()  # compiled layers refer to themselves: their weights would stay, and training needs the memory
     return out

@@ -16,8 +16,9 @@ from typing import Callable
 
 from cli import UserError
 from confession_schema import PASSING_GRADE, ConfessionReport, parse_report
+from decoder import Decoder
 from memory import halving
-from rollout import Decoder, Rollout, prompt_ids, suffix_ids
+from rollout import Rollout, prompt_ids, suffix_ids
 
 UNPARSED_REWARD = -0.2  # below every parsed confession: the report's form is learned first
 

@@ -19,8 +19,8 @@ from types import ModuleType
 
 import torch
 from jinja2 import TemplateError
-from transformers.cache_utils import Cache, DynamicLayer
 
+import decoder
 import engine
 from cli import UserError
 from confession_schema import ConfessionReport, ParseFailure, confession_prompt
@@ -171,154 +171,6 @@ def cut_thought(tokenizer, ids: list[int], opened: bool, cap: int, then: str) ->
 # ------------------------------------------------------------------------------------------------------- sampling
 
 
-class Decoder:
-    """A batch of token streams and their KV cache. Plain loop: it ends when the longest stream ends.
-
-    append() feeds each stream a block of ids, sample() continues every stream until a stop token or the budget, branch()
-    makes several streams of one.
-    """
-
-    def __init__(self, model, stop_ids: list[int], temperature: float, generator: torch.Generator | None):
-        if model.training:
-            raise ValueError("sampling needs model.eval(): in train mode gradient checkpointing disables the KV cache")
-        self.model, self.temperature, self.generator = model, temperature, generator
-        self.stop_ids = torch.tensor(stop_ids, device=model.device)
-        self.cache = Cache(layer_class_to_replicate=GrowingLayer)
-        self.mask = None  # (B, S) which cache slots hold a token of the stream
-        self.logits = None  # (B, V) of the next token
-        self.unfed = None  # per stream, sampled ids that the model has not seen yet
-
-    @torch.inference_mode()
-    def append(self, blocks: list[list[int]]) -> None:
-        """Feed block i to stream i. Blocks are left-padded, so the last column is each stream's next-token logits."""
-        if self.mask is None:
-            self.mask = torch.zeros(len(blocks), 0, dtype=torch.bool, device=self.model.device)
-        else:
-            blocks = [unfed + block for unfed, block in zip(self.unfed, blocks)]
-            self._close_gaps()
-            extra = [len(block) - min(map(len, blocks)) for block in blocks]
-            if any(extra):  # padding would be a gap between cache and block: what longer blocks begin with goes first
-                self._feed([block[:k] for block, k in zip(blocks, extra)], left=False)
-                self._close_gaps()
-                blocks = [block[k:] for block, k in zip(blocks, extra)]
-        self._feed(blocks, left=True)
-        self.unfed = [[]] * len(blocks)
-
-    @torch.inference_mode()
-    def branch(self, rows: list[int]) -> None:
-        """From here on stream i continues what was stream rows[i]: a beginning that streams share is fed once."""
-        self.unfed = [self.unfed[row] for row in rows]
-        rows = torch.tensor(rows, device=self.model.device)  # (B',), repeats allowed
-        self.mask, self.logits = self.mask[rows], self.logits[rows]  # (B', S), (B', V)
-        self.cache.batch_select_indices(rows)
-
-    def _feed(self, blocks: list[list[int]], left: bool) -> None:
-        """Feed blocks, padded on the left or on the right."""
-        width = max(map(len, blocks))
-        pad = lambda row, value: [value] * (width - len(row)) * left + row + [value] * (width - len(row)) * (not left)
-        ids = torch.tensor([pad(block, 0) for block in blocks], device=self.model.device)  # (B, T)
-        valid = torch.tensor([pad([True] * len(block), False) for block in blocks], device=self.model.device)
-        self._forward(ids, valid)
-
-    @torch.inference_mode()
-    def sample(self, max_new_tokens: int, last: bool = False) -> tuple[list[list[int]], list[list[float]], list[float]]:
-        """Per stream: sampled ids (stop token included), their log-probabilities, and the mean entropy in nats.
-
-        With `last`, streams that have finished are dropped from the batch now and then; no append() may follow.
-        """
-        n = len(self.mask)
-        ids = torch.zeros(n, max_new_tokens, dtype=torch.long, device=self.model.device)
-        logprobs = torch.zeros(n, max_new_tokens, device=self.model.device)
-        entropies = torch.zeros(n, device=self.model.device)  # summed over the stream's tokens
-        lengths = torch.full((n,), max_new_tokens, device=self.model.device)
-        rows = torch.arange(n, device=self.model.device)  # (B,) the stream that each row of the batch holds
-        running = torch.ones_like(rows, dtype=torch.bool)  # (B,)
-        for t in range(max_new_tokens):
-            logp = torch.log_softmax(self.logits.float() / (self.temperature or 1.0), dim=-1)  # (B, V)
-            token = self._draw(logp)  # (B,)
-            ids[rows, t] = token
-            logprobs[rows, t] = logp.gather(-1, token[:, None])[:, 0]
-            entropies[rows] -= (logp.exp() * logp).nan_to_num().sum(-1) * running  # 0 * -inf is 0
-            stopped = running & torch.isin(token, self.stop_ids)
-            lengths[rows[stopped]] = t + 1
-            running &= ~stopped
-            left = int(running.sum())
-            if left == 0 or t + 1 == max_new_tokens:
-                break
-            if last and left <= 0.8 * len(rows):
-                rows, token, self.mask = rows[running], token[running], self.mask[running]
-                self.cache.batch_select_indices(running.nonzero()[:, 0])
-                running = running[running]
-            self._forward(token[:, None], running[:, None])
-        lengths = lengths.tolist()
-        out_ids = [row[:k] for row, k in zip(ids.tolist(), lengths)]
-        self.unfed = [row[-1:] for row in out_ids]
-        means = [total / k for total, k in zip(entropies.tolist(), lengths)]
-        return out_ids, [row[:k] for row, k in zip(logprobs.tolist(), lengths)], means
-
-    def _draw(self, logp: torch.Tensor) -> torch.Tensor:
-        """(B, V) -> (B,): greedy at temperature 0, else by the inverse of the cumulative distribution.
-
-        One uniform number a stream; torch.multinomial draws one for every entry of the vocabulary.
-        """
-        if self.temperature == 0:
-            return logp.argmax(-1)
-        cumulative = logp.double().exp().cumsum(-1)  # float64: 150k float32 terms would lose the rare tokens
-        uniform = torch.rand(len(logp), 1, dtype=torch.float64, generator=self.generator, device=logp.device)
-        found = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
-        return found.clamp(max=logp.shape[1] - 1)  # NaN is found after the last: the loss will be NaN, and its step skipped
-
-    def _forward(self, ids: torch.Tensor, valid: torch.Tensor) -> None:
-        self.mask = torch.cat([self.mask, valid], dim=1)
-        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]  # (B, T), padding does not count
-        with torch.compiler.set_stance("force_eager"):  # layers compiled for training would compile again for each length
-            self.logits = self.model(
-                input_ids=ids, attention_mask=self.mask, position_ids=positions, past_key_values=self.cache, logits_to_keep=1
-            ).logits[:, -1]
-
-    def _close_gaps(self) -> None:
-        """Move every stream's tokens to the right end of the cache: a sliding window is measured in slots."""
-        order = self.mask.int().argsort(dim=1, stable=True)[:, -int(self.mask.sum(1).max()) :]  # (B, S') empty slots first
-        self.mask = self.mask.gather(1, order)
-        for layer in self.cache.layers:
-            layer.reorder_slots(order)
-
-
-class GrowingLayer(DynamicLayer):
-    """A DynamicLayer with room to grow, so that a new token does not copy the whole cache.
-
-    Full length for sliding-window layers too: the attention mask applies the window.
-    """
-
-    room = 128  # slots
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start, end = self.get_seq_length(), self.get_seq_length() + key_states.shape[2]
-        if start == 0 or end > self.buffers.shape[3]:
-            b, h, _, d = key_states.shape
-            buffers = key_states.new_empty(2, b, h, end + self.room, d)
-            if start:
-                buffers[0, :, :, :start], buffers[1, :, :, :start] = self.keys, self.values
-            self.buffers = buffers
-        self.buffers[0, :, :, start:end], self.buffers[1, :, :, start:end] = key_states, value_states
-        self._view(end)
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self.buffers = self.buffers[:, indices]
-        self._view(self.keys.shape[2])
-
-    def reorder_slots(self, order: torch.Tensor) -> None:
-        index = order[None, :, None, :, None].expand(2, -1, self.buffers.shape[2], -1, self.buffers.shape[4])
-        self.buffers = self.buffers.gather(3, index)
-        self._view(order.shape[1])
-
-    def _view(self, end: int) -> None:
-        self.keys, self.values = self.buffers[0, :, :, :end], self.buffers[1, :, :, :end]
-
-
 def sample_rollouts(
     model,
     tokenizer,
@@ -352,31 +204,14 @@ def sample_rollouts(
     return rollouts
 
 
-def two_turns(model, prompts, suffix, stop_ids, sampling: Sampling, generator) -> list[tuple]:
-    """Sample both turns after each prompt, a batch at a time; engine.two_turns is the fast version.
-
-    Per rollout: (ids, logprobs, mean entropy) of the answer, ids between the turns, the same three of the confession.
-    """
-    out = []
-    for first in range(0, len(prompts), sampling.batch_size):
-        decoder = Decoder(model, stop_ids, sampling.temperature, generator)
-        decoder.append(prompts[first : first + sampling.batch_size])
-        answers = list(zip(*decoder.sample(sampling.max_answer_tokens)))
-        # A sampled closing token is not fed twice; a truncated answer is closed by it, untrained.
-        joints = [suffix[1:] if ids[-1] == suffix[0] else suffix for ids, _, _ in answers]
-        decoder.append(joints)
-        out += zip(answers, joints, zip(*decoder.sample(sampling.max_confession_tokens, last=True)))
-    return out
-
-
 def sampler_of(model, name: str):
-    """two_turns of engine.py or the plain one here; auto: the engine on CUDA. Says so where the engine cannot."""
+    """two_turns of engine.py or of decoder.py; auto: the engine on CUDA. Says so where the engine cannot."""
     if name == "plain" or (name == "auto" and model.device.type != "cuda"):
-        return two_turns
+        return decoder.two_turns
     reason = engine.unsupported(model)
     if reason:
         _say_once(f"sampling with the plain loop, which is slow: {reason}")
-    return two_turns if reason else engine.two_turns
+    return decoder.two_turns if reason else engine.two_turns
 
 
 @functools.cache
@@ -394,23 +229,20 @@ def sample_confessions(
     and they count in the budget.
     """
     forced = forced or [[]] * len(rollouts)
+    prefixes = [context + begun for context, begun in zip(contexts, forced)]
+    budget = max(1, sampling.max_confession_tokens - max(map(len, forced)))
+    alone = dataclasses.replace(sampling, max_answer_tokens=0, max_confession_tokens=budget)
+    check_context(model, max(map(len, prefixes)), 0, alone)
+    first = dataclasses.replace(sampling, max_answer_tokens=budget, max_confession_tokens=0)  # to a sampler it is turn 1
+    stop_ids, opened = turn_format(tokenizer, rollouts[0].xc)
+    sampled = sampler_of(model, sampling.sampler)(model, prefixes, [], stop_ids, first, generator)
     out = []
-    for first in range(0, len(rollouts), sampling.batch_size):
-        batch = slice(first, first + sampling.batch_size)
-        prefixes = [context + begun for context, begun in zip(contexts[batch], forced[batch])]
-        budget = max(1, sampling.max_confession_tokens - max(map(len, forced[batch])))
-        budgets = dataclasses.replace(sampling, max_answer_tokens=0, max_confession_tokens=budget)
-        check_context(model, max(map(len, prefixes)), 0, budgets)
-        stop_ids, opened = turn_format(tokenizer, rollouts[first].xc)
-        decoder = Decoder(model, stop_ids, sampling.temperature, generator)
-        decoder.append(prefixes)
-        samples = zip(*decoder.sample(budget, last=True))
-        for rollout, prefix, begun, (ids, logprobs, entropy) in zip(rollouts[batch], prefixes, forced[batch], samples):
-            span = _span(len(prefix), ids, logprobs, entropy, stop_ids)
-            zc, yc = split_thinking(tokenizer, begun + _without_stop(ids, span), opened)
-            answer = dataclasses.replace(rollout.answer)  # of its own: rewards are filled in in place
-            changed = dict(zc=zc, yc=yc, token_ids=prefix + ids, answer=answer, confession=span, report=None)
-            out.append(dataclasses.replace(rollout, **changed))
+    for rollout, prefix, begun, ((ids, logprobs, entropy), *_) in zip(rollouts, prefixes, forced, sampled):
+        span = _span(len(prefix), ids, logprobs, entropy, stop_ids)
+        zc, yc = split_thinking(tokenizer, begun + _without_stop(ids, span), opened)
+        answer = dataclasses.replace(rollout.answer)  # of its own: rewards are filled in in place
+        changed = dict(zc=zc, yc=yc, token_ids=prefix + ids, answer=answer, confession=span, report=None)
+        out.append(dataclasses.replace(rollout, **changed))
     return out
 
 

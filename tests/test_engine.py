@@ -13,7 +13,8 @@ import word_count
 from cli import UserError
 from confession_schema import confession_prompt
 from handmade import one_thread, tiny_model  # noqa: F401
-from rollout import Rollout, Sampling, prompt_ids, sample_rollouts, suffix_ids, two_turns
+from decoder import two_turns
+from rollout import Rollout, Sampling, prompt_ids, sample_confessions, sample_rollouts, suffix_ids
 
 SYSTEMS = [None, "Be brief.", None, "Take your time and think of the reader, who knows nothing at all.", None, None, None]
 SEEDS = [0, 0, 0, 1, 2, 2, 3]  # groups, the prompts of some being equal
@@ -64,6 +65,19 @@ def test_greedy_equals_the_plain_sampler(known):
     plain = sample(known, "plain", temperature=0.0)
     assert {r.answer.finish for r in plain} == {"stop", "length"} and len({r.answer.start for r in plain}) > 1
     assert_same(sample(known, "engine", temperature=0.0), plain)
+
+
+def test_confessions_alone(known):
+    """One turn from a given context: a second one is sampled all the same, or budgets and places are those of two."""
+    rollouts = sample(known, "plain")
+    contexts = [r.token_ids[: r.confession.start - i] for i, r in enumerate(rollouts)]  # ragged
+    forced = [[7] * (i % 3) for i in range(len(rollouts))]
+    out = []
+    for sampler in ("engine", "plain"):
+        sampling = Sampling(0.0, 12, 9, 3, sampler)
+        out.append(sample_confessions(*known, rollouts, contexts, sampling, None, forced))
+    assert_same(*out)
+    assert {r.confession.finish for r in out[0]} == {"stop", "length"}
 
 
 def test_projections_with_biases():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from batch import make_batch, micro_batches, trained_lengths
 from grpo import Config, group_advantages, k3, span_weights, token_logprobs, token_losses, update
-from rollout import Decoder
+from decoder import Decoder
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,8 @@ import rewards
 import word_count
 from handmade import one_thread  # noqa: F401
 from rewards import Judge, framed_ids, judge_prompt, parse_verdict, shared_beginning
-from rollout import Decoder, prompt_ids, turn_format
+from decoder import Decoder
+from rollout import prompt_ids, turn_format
 
 XS = [word_count.make_prompt(seed) for seed in range(3)] + ["Tea?"]  # of unlike lengths
 

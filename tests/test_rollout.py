@@ -10,8 +10,9 @@ import torch
 import word_count
 from cli import UserError
 from confession_schema import REPORT_START, confession_prompt
+from decoder import Decoder
 from rollout import (
-    Decoder, Rollout, Sampling, cut_thought, prompt_ids, sample_confessions, sample_rollouts, split_thinking, suffix_ids,
+    Rollout, Sampling, cut_thought, prompt_ids, sample_confessions, sample_rollouts, split_thinking, suffix_ids,
     transcript_ids, turn_format,
 )  # fmt: skip
 
