@@ -346,7 +346,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
         for step in range(first_step + 1, config.steps + 1):
             clock = [time.perf_counter()]
 
-            # -- generate: the step alone determines its prompts and its noise, so a resumed run repeats it
+            # -- generate: step and rank alone determine prompts and noise, so a resumed run repeats them
             seeds = [config.seed * 1_000_000 + step * config.prompts_per_step + i for i in range(config.prompts_per_step)]
             seeds = [seed for seed in distributed.share(seeds) for _ in range(config.group_size)]
             noise = config.seed * 1_000_003 + step
@@ -414,7 +414,7 @@ def main() -> None:
         else:
             resume, config = False, resolve(config)
             run = run_folder.RUNS / (config.name or distributed.on_first(datetime.now().strftime, "%Y%m%d-%H%M%S"))
-            run_folder.refuse_existing(run)
+            distributed.on_first(run_folder.refuse_existing, run)
         with run_folder.locked(run) if distributed.rank() == 0 else nullcontext():
             train(config, run, resume)
             distributed.on_first(report, run)
