@@ -28,7 +28,8 @@ The limit, at the measured rates of reading memory and of a matrix product in th
   sampling   a step of all slots reads every weight but the embedding table once, and each row its keys and values
   training   4 operations a parameter (but the embedding table) and token for LoRA, 6 for all parameters; none for recomputing
   GRPO step  one after the other; neither has a judge in it
-  judge      2 operations a parameter of the layers and prompt token, then one read of the weights a generated token
+  judge      2 operations a parameter of the layers and prompt token, as if answers shared nothing, then one read of the
+             weights a generated token
 A tiny model stays in a CPU's cache and has other limits; the embedded models have none here: their time is overhead.
 """
 
@@ -317,8 +318,7 @@ def grpo_rows(names: list[str], model, limit: Limit, size, config: Config) -> di
 
             def train(rollouts: list[Rollout]) -> dict:
                 stats = grpo.update(trained, None, optimizer, rollouts, options)
-                if trained is not model:
-                    distributed.copy_back(trained, model)
+                distributed.copy_back(trained, model)
                 return stats
 
             train(last.get(kind) or sample())  # the warm-up: sampling the same lengths again would compile nothing
@@ -351,7 +351,7 @@ def embedded_tokenizer(name: str):
 
 def judge_row(model, limit: Limit, step_seconds: float | None) -> None:
     judge = Judge(model, embedded_tokenizer("judge"))
-    rollouts = run_folder.load_rollouts(run_folder.RUNS / "embedded" / "rollouts" / "step_0001.jsonl", word_count)
+    rollouts = run_folder.load_rollouts(Path(__file__).parent / "runs/embedded/rollouts/step_0001.jsonl", word_count)
     judge(rollouts)
     _, seconds, peak = measured(model.device, lambda: judge(rollouts))
     tokens = sum(len(framed_ids(judge.tokenizer, *pair)) for pair in {(r.x, r.y) for r in rollouts})
@@ -378,10 +378,8 @@ def embedded(config: Config) -> dict:
         grpo.train(grpo.resolve(training), Path(run))
         rows = run_folder.read_rows(Path(run) / "timing.jsonl")[1:]
     phases = {name: statistics.median(row[name] for row in rows) for name in ("sample", "judge", "score", "train")}
-    seconds, tokens = (
-        [sum(row[name] for name in phases) for row in rows],
-        statistics.median(row["sampled_tokens"] for row in rows),
-    )
+    seconds = [sum(row[name] for name in phases) for row in rows]
+    tokens = statistics.median(row["sampled_tokens"] for row in rows)
     return dict(seconds=seconds, phases=phases, tokens=tokens, gib=peak_gib(models.device_of(config.device)))
 
 

@@ -3,11 +3,15 @@ synthetic transcripts, with reports that parse: what the tests of saved evaluati
 
 import gc
 import random
+import shutil
+import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+import models
 import organism
 import word_count
 from confession_schema import confession_prompt
@@ -93,6 +97,31 @@ def random_rollouts(n: int, seed: int = 0, lengths: range = range(1, 9)) -> list
 
 def spans_of(rollout: Rollout) -> tuple[Span, Span]:
     return rollout.answer, rollout.confession
+
+
+def one_model_at_a_time(monkeypatch) -> list:
+    """Watches models.load: fails where a model is loaded while the former one lives. Returns a list that grows by each."""
+    load, seen = models.load, []
+
+    def watched(*args):
+        gc.collect()
+        assert all(model() is None for model in seen), "the former model is still there"
+        model, tokenizer = load(*args)
+        seen.append(weakref.ref(model))
+        return model, tokenizer
+
+    monkeypatch.setattr(models, "load", watched)
+    return seen
+
+
+def published(run: Path, tmp_path: Path, *drawn: str) -> Path:
+    """A copy of a run without checkpoints and without what was drawn (glob patterns)."""
+    again = shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(again / "checkpoints")
+    for pattern in drawn:
+        for path in again.glob(pattern):
+            path.unlink()
+    return again
 
 
 class GradientCatcher:

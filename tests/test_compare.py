@@ -1,16 +1,14 @@
 """Models side by side (scale_sweep.py and stage_ladder.py): which models, under which prompts and budgets; what is kept and
 drawn. The models' words do not matter here."""
 
-import gc
 import json
 import shutil
 import sys
-import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from handmade import one_thread, quick_collection, told_rollouts  # noqa: F401
+from handmade import one_model_at_a_time, one_thread, quick_collection, told_rollouts  # noqa: F401
 
 import compare
 import grpo
@@ -155,16 +153,7 @@ def make_run(folder: Path, name="NAME", steps=(100,), model=POLICY, budgets=BUDG
 
 def test_one_model_is_in_memory_at_a_time(tmp_path, monkeypatch):
     """Two large models do not fit the GPU where one does, or each is loaded once a prompt."""
-    load, alive = models.load, []
-
-    def watched(*args):
-        gc.collect()
-        assert all(model() is None for model in alive), "the former model is still there"
-        model, tokenizer = load(*args)
-        alive.append(weakref.ref(model))
-        return model, tokenizer
-
-    monkeypatch.setattr(models, "load", watched)
+    alive = one_model_at_a_time(monkeypatch)
     sweep(tmp_path)
     assert len(alive) == 2
 

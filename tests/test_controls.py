@@ -2,16 +2,14 @@
 A mistake here shows a change of the confessions that is one of the answers, or hides it."""
 
 import dataclasses
-import gc
 import json
 import shutil
 import sys
-import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from handmade import one_thread, quick_collection, told_rollouts  # noqa: F401
+from handmade import one_model_at_a_time, one_thread, published, quick_collection, told_rollouts  # noqa: F401
 
 import controls
 import evaluate
@@ -266,10 +264,7 @@ def test_interrupted_run_goes_on_where_it_stopped(finished, trained, tmp_path, m
 
 def test_plot_only_needs_neither_model_nor_checkpoint(finished, tmp_path, monkeypatch):
     """Figures could not be drawn again from a published run, whose checkpoints are left out."""
-    run = shutil.copytree(finished, tmp_path / "run")
-    shutil.rmtree(run / "checkpoints")
-    for path in (*run.glob("fig_*"), *run.glob("table_*")):
-        path.unlink()
+    run = published(finished, tmp_path, "fig_*", "table_*")
     monkeypatch.setattr(models, "load", no_model)
     control(run, "--plot-only")
     assert results(run) == results(finished)
@@ -305,16 +300,7 @@ def test_some_controls_and_steps(trained, tmp_path):
 def test_one_checkpoint_is_in_memory_at_a_time(trained, tmp_path, monkeypatch):
     """Two large models do not fit the GPU where one does."""
     run = shutil.copytree(trained, tmp_path / "run")
-    load, alive = models.load, []
-
-    def watched(*args):
-        gc.collect()
-        assert all(model() is None for model in alive), "the former checkpoint is still there"
-        model, tokenizer = load(*args)
-        alive.append(weakref.ref(model))
-        return model, tokenizer
-
-    monkeypatch.setattr(models, "load", watched)
+    alive = one_model_at_a_time(monkeypatch)
     control(run, "--controls", "frozen")
     assert len(alive) == 2
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from handmade import published
 
 import figures
 import grpo
@@ -146,10 +147,7 @@ def test_interrupted_grid_goes_on_where_it_stopped(finished, trained, tmp_path, 
 
 def test_plot_only_needs_neither_model_nor_checkpoint(finished, tmp_path, monkeypatch):
     """Figures could not be drawn again from a published run, whose checkpoints are left out."""
-    run = shutil.copytree(finished, tmp_path / "run")
-    shutil.rmtree(run / "checkpoints")
-    for path in (*run.glob("fig2*"), *run.glob("table*")):
-        path.unlink()
+    run = published(finished, tmp_path, "fig2*", "table*")
     monkeypatch.setattr(models, "load", no_model)
     stress(run, "--n", "2", "--plot-only")
     assert results(run) == results(finished)
