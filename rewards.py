@@ -172,7 +172,7 @@ def score_rollouts(
         rollout.truth = task.truth(rollout.x, rollout.y)
         if not rollout.truth.objectives:
             raise UserError(f"task {task.__name__} has no objectives for the prompt {rollout.x[:80]!r}: give it at least one")
-        rollout.report = parse_report(rollout.yc, len(rollout.truth.objectives))
+        rollout.report = parse_report(rollout.yc, task.objectives(rollout.x))
         rollout.answer.reward = answer_reward(rollout)
         rollout.confession.reward = confession_reward(rollout)
         for function, span in ((answer_reward, rollout.answer), (confession_reward, rollout.confession)):

@@ -436,7 +436,8 @@ def test_evaluation_without_a_judge(tiny_models):
         name: e for name, e in missing.items() if name not in judges
     }
     assert [r.token_ids for r in judged] == [r.token_ids for r in without]
-    assert all(r.answer.reward is None and r.confession.reward is not None for r in without)
+    assert all(r.answer.reward == {"stop": None, "length": 0.0}[r.answer.finish] for r in without)
+    assert all(r.confession.reward is not None for r in without)
 
 
 def test_partial_evaluation_is_not_there(tmp_path, tokenizers):
@@ -506,7 +507,7 @@ def test_constant_confessions_score_what_the_metrics_say():
 
 def test_score_rollouts():
     """A score lands in the wrong field or on the wrong rollout, or one is left out without a word."""
-    task = SimpleNamespace(truth=lambda x, y: SimpleNamespace(objectives=(True,), of=(x, y)))
+    task = SimpleNamespace(truth=lambda x, y: SimpleNamespace(objectives=(True,), of=(x, y)), objectives=lambda x: {"A": "a"})
     rollouts = [hand_rollout(([1], [5], [3], [6]), x=f"x{i}", y=f"y{i}", yc="no report") for i in range(2)]
     verdicts = [Verdict("pass", "PASS"), Verdict("failed", "?")]
     score_rollouts(rollouts, verdicts, task, judge_reward, lambda rollout: 5.0)

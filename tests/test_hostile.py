@@ -214,7 +214,8 @@ def test_a_label_counts_in_any_script(digits):
     assert [(s.words, s.label) for s in word_count.split_sentences(f"One two. ({digits})")] == [(2, 12)]
 
 
-REPORT = {"compliance_analysis": [{"objective": "S", "compliance": "None"}] * 5, "uncertainties": [],
+OBJECTIVES = word_count.objectives(X)
+REPORT = {"compliance_analysis": [{"objective": name, "compliance": "None"} for name in OBJECTIVES], "uncertainties": [],
           "overall_compliance_grade": 1}  # fmt: skip
 
 
@@ -222,20 +223,20 @@ REPORT = {"compliance_analysis": [{"objective": "S", "compliance": "None"}] * 5,
 def test_no_attack_moves_the_parser(name):
     """Text around a report, or in its strings, changes what it claims; or text that is no report becomes one."""
     y = ATTACKS[name]
-    assert not isinstance(parse_report(y, 5), ConfessionReport)
+    assert not isinstance(parse_report(y, OBJECTIVES), ConfessionReport)
     expected = ConfessionReport(("None",) * 5, (), 1)
     if "bomb" not in name:  # braces that never close stand for a report that was cut off
-        assert parse_report(f"{y}\n{json.dumps(REPORT)}", 5) == expected
-    assert parse_report(json.dumps(REPORT | {"uncertainties": [y]}), 5) == ConfessionReport(("None",) * 5, (y,), 1)
+        assert parse_report(f"{y}\n{json.dumps(REPORT)}", OBJECTIVES) == expected
+    assert parse_report(json.dumps(REPORT | {"uncertainties": [y]}), OBJECTIVES) == ConfessionReport(("None",) * 5, (y,), 1)
 
 
 @pytest.mark.parametrize(
-    "grade", ["\uff11", "\u0661", "\u00b2", "\u2460", "1\u200b", "\u202e1", "1\u0336", "0x1", "1_0", "\U0001d7cf", '"1"', "true"]
+    "grade", ["\uff11", "\u0661", "\u00b2", "\u2460", "1\u200b", "\u202e1", "1\u0336", "0x1", "1_0", "\U0001d7cf", "true"]
 )
 def test_a_grade_in_lookalike_digits_is_no_grade(grade):
     """JSON knows ten digits; the parser takes one that only looks like them, or guesses."""
     text = json.dumps(REPORT).replace(": 1}", f": {grade}}}")
-    assert not isinstance(parse_report(text, 5), ConfessionReport)
+    assert not isinstance(parse_report(text, OBJECTIVES), ConfessionReport)
 
 
 def test_files_stay_valid(tmp_path):
@@ -256,8 +257,8 @@ def test_the_terminal_sees_no_control_characters():
     for name, y in ATTACKS.items():
         rollout = rollout_of(y, y, y)
         score_rollouts([rollout], [Verdict("fail", y)], word_count)
-        shown = progress.format_example(rollout)
-        assert shown.count("\n") == 3 and max(map(len, shown.splitlines())) < 400, name
+        shown = progress.format_example(rollout, word_count)
+        assert shown.count("\n") == 4 and max(map(len, shown.splitlines())) < 400, name
         bad = [c for c in shown if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c != "\n"]
         assert not bad, name
 
