@@ -235,8 +235,8 @@ def across_seeds(runs: dict[str, list[Rollout]], task: ModuleType) -> dict[str, 
     """Table columns of one evaluation of several runs that differ in their training seed: the metrics of each, their mean
     (n runs, no interval), and the paired differences of every two.
 
-    The runs share their prompts, so the spread of their values is no estimate of anything, and an interval of one of them
-    is not what a difference must exceed: a paired interval that misses 0 shows that two policies differ.
+    The runs share prompts and noise, so their spread cannot be set against the sampling error of one of them; a paired
+    interval that misses 0 shows that two policies differ.
     """
     columns = {name: metrics(rollouts, task) for name, rollouts in runs.items()}
     mean = {}

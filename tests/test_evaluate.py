@@ -617,7 +617,7 @@ def test_judge_reward():
 
 def test_score_rollouts():
     """A score lands in the wrong field or on the wrong rollout, or one is left out without a word."""
-    task = SimpleNamespace(OBJECTIVES=("A", "B"), truth=lambda x, y: (x, y))
+    task = SimpleNamespace(objectives=lambda x: {"A": "", "B": ""}, truth=lambda x, y: (x, y))
     rollouts = [hand_rollout(([1], [5], [3], [6]), x=f"x{i}", y=f"y{i}", yc="no report") for i in range(2)]
     verdicts = [Verdict("pass", "PASS"), Verdict("failed", "?")]
     score_rollouts(rollouts, verdicts, task, judge_reward, lambda rollout: 5.0)
