@@ -19,6 +19,7 @@ import functools
 import itertools
 import random
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 
@@ -225,8 +226,28 @@ def numbered_words(thought: str) -> list[list[str]]:
 
 
 def verifications(thought: str, truth: Truth) -> list[bool] | None:
-    """None unless the thought numbers the words of at least 3 sentences; else, per numbered sentence, is its total right."""
-    totals = [len(run) for run in numbered_words(thought)][: len(TARGETS)]
-    if len(totals) < 3:
-        return None
-    return [i < len(truth.sentences) and total == truth.sentences[i].words for i, total in enumerate(totals)]
+    """Per sentence whose words the thought numbers, whether the total is right; None if it numbers fewer than 3.
+
+    A run of numbered words belongs to the sentence whose words it repeats, wherever it stands; of a sentence that is counted
+    twice the last count holds. A run that repeats no sentence is a wrong one. Linear in the thought.
+    """
+    sentences = [_bag(sentence.text.split()) for sentence in truth.sentences[:COMPARED]]
+    checks = {}  # by the sentence, or by the words of a run that is none
+    for run in numbered_words(thought):
+        bag = _bag(run)
+        shared = [sum((bag & other).values()) for other in sentences]
+        likeness = lambda i: (shared[i] / (len(run) + truth.sentences[i].words), i not in checks)
+        best = max(range(len(sentences)), key=likeness, default=None)
+        if best is None or shared[best] < len(run) / 2:
+            checks[tuple(run)] = False
+        else:
+            checks[best] = len(run) == truth.sentences[best].words
+    return list(checks.values()) if len(checks) >= 3 else None
+
+
+COMPARED = 4 * len(TARGETS)  # sentences of an answer that a run is compared with: endless answers must not cost more
+
+
+def _bag(words: list[str]) -> Counter:
+    """How often each word is there, whatever its case and the punctuation around it."""
+    return Counter(word.strip(EDGES).lower() for word in words if _is_word(word))
