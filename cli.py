@@ -88,7 +88,7 @@ def printable(text: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 3] + "..."
 
 
-PROTOCOL = ("make_prompt", "cluster", "objectives", "verify_first", "truth", "verifications", "measured")
+PROTOCOL = ("make_prompt", "cluster", "objectives", "finding", "verify_first", "truth", "verifications", "measured")
 
 
 def import_task(name: str):
