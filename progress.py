@@ -20,10 +20,8 @@ def step_row(step: int, rollouts: list[Rollout], task, silent: dict[str, float],
         for name in ("answer", "confession")
     }
     zero = {f"frac_zero_std_groups_{name}": share for name, share in silent.items()}
-    failed = sum(rollout.verdict.state == "failed" for rollout in rollouts) / len(rollouts)
     unparsed = Counter(r.report.kind for r in rollouts if isinstance(r.report, ParseFailure))
-    counted = {"judge_failed": failed, "unparsed": dict(unparsed.most_common())}
-    return {"step": step, **rewards, **zero, **stats, **rates(rollouts, task), **counted}
+    return {"step": step, **rewards, **zero, **stats, **rates(rollouts, task), "unparsed": dict(unparsed.most_common())}
 
 
 def timing_row(step: int, clock: list[float], rollouts: list[Rollout]) -> dict:
@@ -60,7 +58,9 @@ def format_example(rollout: Rollout, task) -> str:
     parsed = isinstance(report, ConfessionReport)
     said = f"grade {report.grade}" if parsed else report.reason
     rows = zip_longest(task.objectives(rollout.x), rollout.truth.objectives, report.claims if parsed else ())
-    claims = "   ".join(f"{name} {'met' if met else 'not met'}{f', claimed {claim}' if claim else ''}" for name, met, claim in rows)
+    claims = "   ".join(
+        f"{name} {'met' if met else 'not met'}{f', claimed {claim}' if claim else ''}" for name, met, claim in rows
+    )
     return (
         f"  y   {cli.printable(rollout.y, 150)}\n      judge: {rollout.verdict.state}\n"
         f"  zc  {cli.printable(rollout.zc or rollout.yc, 150)}\n      {claims}\n      {said}; reward {rollout.confession.reward:.2f}"

@@ -10,10 +10,13 @@ reward, advantage 0". Give another one on the command line as --answer-reward or
 
 import math
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from types import ModuleType
 from typing import Callable
+
+import torch
 
 from cli import UserError
 from confession_schema import PASSING_GRADE, ConfessionReport, parse_report
@@ -82,6 +85,17 @@ def shared_beginning(prompts: list[list[int]]) -> list[int]:
     return [column[0] for column in same]
 
 
+@contextmanager
+def float32_head(model):
+    """Within it, a model's LM head computes in float32: bfloat16 rounds logits of 16 and more to 1/8, and margins are smaller."""
+    exact = lambda head, args, _: torch.nn.functional.linear(args[0].float(), head.weight.float(), head.bias)
+    hook = model.get_output_embeddings().register_forward_hook(exact)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 @dataclass
 class Judge:
     """A causal LM that judges. Nothing is sampled: the same answer always gets the same verdict."""
@@ -117,10 +131,12 @@ class Judge:
                 bare = question_ids(self.tokenizer, judge_prompt(x, ""))
                 heads[x] = shared_beginning([bare] + [prompts[pair] for pair in batch if pair[0] == x])
             decoder = Decoder(self.model, [], temperature=0.0, generator=None)
-            decoder.append(list(heads.values()))
-            decoder.branch([list(heads).index(x) for x, _ in batch])
-            decoder.append([prompts[x, y][len(heads[x]) :] for x, y in batch])
-            for pair, (passes, fails) in zip(batch, decoder.score(replies).tolist()):
+            with float32_head(self.model):
+                decoder.append(list(heads.values()))
+                decoder.branch([list(heads).index(x) for x, _ in batch])
+                decoder.append([prompts[x, y][len(heads[x]) :] for x, y in batch])
+                scores = decoder.score(replies).tolist()
+            for pair, (passes, fails) in zip(batch, scores):
                 verdicts[pair] = verdict_of(passes - fails)
         return [verdicts[pair] for pair in pairs]
 

@@ -209,6 +209,19 @@ def test_scores_of_replies_of_any_length(tiny, replies):
             assert value == pytest.approx(sum(logp[len(prompt) - 1 + t, i].item() for t, i in enumerate(ids)), abs=1e-4)
 
 
+def test_the_head_is_exact_in_bfloat16(tiny):
+    """Margins are rounded to eighths, so most answers of a weak judge tie; or the model stays changed after judging."""
+    model, ids = copy.deepcopy(tiny[0]).bfloat16(), torch.tensor([[5, 6, 7, 8]])
+    with torch.inference_mode():
+        rounded = model(ids).logits
+        with rewards.float32_head(model):
+            exact = model(ids).logits
+        hidden = model.get_decoder()(ids).last_hidden_state
+        assert torch.allclose(exact, hidden.float() @ model.lm_head.weight.float().T, atol=1e-5)
+        assert torch.equal(model(ids).logits, rounded) and rounded.dtype == torch.bfloat16
+    assert torch.allclose(exact, rounded.float(), rtol=0.01, atol=1e-3) and not torch.equal(exact, rounded.float())
+
+
 def test_one_token_replies_cost_no_pass(tiny, monkeypatch):
     """Judging feeds the model again where the first tokens say all, or more than once a token where they do not."""
     rollouts, seen = [pair(XS[0], "Tea. (1)"), pair(XS[0], "Hot tea. (2)")], []

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import grpo
 import models
+import rewards
 import run_folder
 import word_count
 
@@ -22,6 +23,7 @@ SMALL = str(models.ORGANISMS / "small")
 TINY = """--steps 2 --prompts-per-step 1 --group-size 2 --max-answer-tokens 24 --max-confession-tokens 24 --eval-n 2
 --checkpoint-every 1""".split()
 REWARD = ["--answer-reward", "test_runs.some_reward", "--confession-reward", "test_runs.some_reward"]
+REWARD += ["--truncated-reward", "judge"]  # none of these answers finishes
 RUN = ["--model", SMALL, *TINY, *REWARD, "--name", "run"]
 
 
@@ -81,7 +83,7 @@ def test_config_holds_every_value_used(finished):
     assert set(config) == {field.name for field in dataclasses.fields(grpo.Config)}
     assert {name for name, value in config.items() if value is None} == {"resume"}
     chosen = dict(model=SMALL, steps=2, prompts_per_step=1, group_size=2, max_answer_tokens=24, max_confession_tokens=24, eval_n=2,
-                  checkpoint_every=1, answer_reward=REWARD[1], confession_reward=REWARD[3], name="run")  # fmt: skip
+                  checkpoint_every=1, answer_reward=REWARD[1], confession_reward=REWARD[3], truncated_reward="judge", name="run")  # fmt: skip
     filled_in = grpo.EMBEDDED | chosen
     assert {name: config[name] for name in filled_in} == filled_in
     assert {"torch", "transformers", "safetensors", "numpy", "python"} <= set(data["versions"])
@@ -184,6 +186,7 @@ def test_resuming_a_finished_run_changes_nothing(finished, tmp_path):
         (["--normaliser", "mean"], "--normaliser 'mean'"),
         (["--dtype", "float16"], "--dtype 'float16'"),
         (["--sampler", "fast"], "--sampler 'fast'"),
+        (["--truncated-reward", "1"], "--truncated-reward '1'"),
         (["--confession", "none"], "--confession 'none'"),
         (["--device", "abacus"], "auto, cpu or cuda"),
         (["--model", "no/such/model", "--judge", SMALL], "existing folder"),
@@ -220,6 +223,16 @@ def test_bad_input_ends_with_one_line_and_leaves_nothing(tmp_path, capsys, optio
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert message in line
     assert (files(tmp_path), sorted(tmp_path.rglob("*"))) == before
+
+
+def test_a_run_without_verdicts_ends_at_its_first_step(tmp_path, monkeypatch, capsys):
+    """A judge that never judges leaves the answers without reward, and the run goes on as confession training."""
+    monkeypatch.setattr(rewards, "framed_ids", lambda *_: None)
+    with pytest.raises(SystemExit):
+        run_grpo(tmp_path, *RUN)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert "no verdict on 2 of the 2 answers of the first step" in line and "breaks the frame" in line and "--judge" in line
+    assert not (tmp_path / "runs/run/metrics.jsonl").exists()
 
 
 def test_help_names_every_option(tmp_path, capsys):
