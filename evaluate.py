@@ -41,10 +41,17 @@ def evaluate(model, tokenizer, judge: Judge | None, task: ModuleType, sampling: 
 
     Without a judge every verdict is "failed", so the judge's metrics have no trial.
     """
+    return evaluate_in_memory(model, tokenizer, judge, task, sampling, n, **condition)[0]
+
+
+def evaluate_in_memory(
+    model, tokenizer, judge: Judge | None, task: ModuleType, sampling: Sampling, n: int, **condition
+) -> tuple[list[Rollout], Sampling]:
+    """evaluate()'s rollouts, and the Sampling that fitted into memory, for the next evaluation."""
     seeds = distributed.share([EVAL_SEED + i for i in range(n)])
-    rollouts, _ = sample_in_memory(model, tokenizer, task, seeds, sampling, EVAL_SEED, held_out=True, **condition)
+    rollouts, fitted = sample_in_memory(model, tokenizer, task, seeds, sampling, EVAL_SEED, held_out=True, **condition)
     score_rollouts(rollouts, judge(rollouts) if judge else [Verdict("failed", "[no judge]")] * len(seeds), task)
-    return distributed.gather(rollouts)
+    return distributed.gather(rollouts), fitted
 
 
 def sample_in_memory(
