@@ -110,9 +110,7 @@ def report(out: Path, figure: str, title: str, names: dict[str, str], cells: Cel
     for v in VARIANTS:
         lines += [f"\n{v}", format_table({label: by[v] for label, by in found.items()})]
     first, *others = cells
-    compared = {
-        f"{label} - {first}": differences(cells[first]["default"], cells[label]["default"], task) for label in others
-    }
+    compared = {f"{label} - {first}": differences(cells[first]["default"], cells[label]["default"], task) for label in others}
     if others:
         lines += ["\ndefault, paired differences on the same prompts", format_table(compared)]
     compared = {label: differences(by["default"], by["forced_count"], task) for label, by in cells.items()}

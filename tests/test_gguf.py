@@ -105,7 +105,7 @@ def test_a_file_is_the_model_and_tokenizer_that_it_was_made_of(file, original, t
     model, tokenizer = models.load(str(file), CPU)
     assert same_weights(model, original) and not model.training and model.dtype == torch.float32
     assert model.config.max_position_embeddings == 640
-    text = "<|im_start|>user\nWrite 5 sentences (12).<|im_end|>\n"
+    text = "<|im_start|>user\nWrite sentences about tea.<|im_end|>\n"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert ids == tokenizers["qwen3"](text)["input_ids"] and tokenizer.decode(ids) == text
     assert ids[0] in tokenizer.added_tokens_decoder and tokenizer.eos_token == "<|im_end|>"
