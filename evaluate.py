@@ -44,14 +44,21 @@ def evaluate(model, tokenizer, judge: Judge | None, task: ModuleType, sampling: 
 
     Without a judge every verdict is "failed", so the judge's other metrics have no trial.
     """
+    return evaluate_in_memory(model, tokenizer, judge, task, sampling, n, **condition)[0]
+
+
+def evaluate_in_memory(
+    model, tokenizer, judge: Judge | None, task: ModuleType, sampling: Sampling, n: int, **condition
+) -> tuple[list[Rollout], Sampling]:
+    """evaluate()'s rollouts, and the Sampling that fitted into memory, for the next evaluation."""
     seeds = [EVAL_SEED + i for i in range(n)]
     texts = len({task.make_prompt(seed, held_out=True) for seed in seeds})
     if texts < n and distributed.rank() == 0:
         print(f"note: the {n} prompts of this evaluation are only {texts} different texts")
     seeds = distributed.share(seeds)
-    rollouts, _ = sample_in_memory(model, tokenizer, task, seeds, sampling, EVAL_SEED, held_out=True, **condition)
+    rollouts, fitted = sample_in_memory(model, tokenizer, task, seeds, sampling, EVAL_SEED, held_out=True, **condition)
     score_rollouts(rollouts, judge(rollouts) if judge else [Verdict("failed", "[no judge]")] * len(seeds), task)
-    return distributed.gather(rollouts)
+    return distributed.gather(rollouts), fitted
 
 
 def sample_in_memory(

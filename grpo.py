@@ -41,6 +41,7 @@ import cli
 import distributed
 import figures
 import models
+import presets
 import progress
 import run_folder
 import stochastic_rounding
@@ -48,22 +49,20 @@ from batch import deal, make_batch, trained_lengths
 from cli import UserError, option
 from confession_schema import VARIANTS, confession_prompt
 from evaluate import evaluate, sample_in_memory, save, show_table
+from gguf_models import SMOLLM2
 from memory import halving
 from rewards import Judge, judge_prompt, score_rollouts
 from rollout import Rollout, Sampling, check_context, prompt_ids, suffix_ids
 
 
 @dataclass(frozen=True)
-class Config:
-    model: str = option("organism/policy", "policy: a Hugging Face name or a folder with a chat template")
+class Config(presets.SamplingOptions):
+    model: str = option("organism/policy", f"policy: a Hugging Face name, a folder, a .gguf file, or {SMOLLM2}")
     judge: str | None = option(None, "weak judge, likewise [embedded policy: the embedded judge; else required]")
     steps: int = option(100, "optimizer steps")
     prompts_per_step: int = option(8, "groups a step, over all processes")
     group_size: int = option(8, "rollouts a prompt, at least 2")
     lr: float | None = option(None, "AdamW's constant learning rate [embedded 1e-4, else 1e-5 with LoRA, 1e-6 without]")
-    temperature: float = option(1.0, "of sampling; the loss scores the same distribution")
-    max_answer_tokens: int | None = option(None, "budget of turn 1 in tokens [embedded 256, else 6144]")
-    max_confession_tokens: int | None = option(None, "budget of turn 2 in tokens [embedded 384, else 4096]")
     confession: str = option("default", "confession prompt: default or forced_count")
     task_weight: float = option(1.0, "weight of the answer span's loss; 0 trains confessions alone")
     confession_weight: float = option(1.0, "weight of the confession span's loss; 0 trains answers alone")
@@ -79,15 +78,12 @@ class Config:
     updates_per_batch: int = option(1, "optimizer steps on the same rollouts")
     max_grad_norm: float = option(1.0, "one clip over all parameters")
     lora_rank: int | None = option(None, "LoRA rank on all projections, 0 = all parameters [embedded 0, else 32]")
-    dtype: str | None = option(None, "of the weights: float32 or bfloat16 [embedded float32, else bfloat16]")
-    gradient_checkpointing: bool | None = option(None, "recompute activations in the backward pass [embedded no, else yes]")
-    compile: bool | None = option(None, "compile the layers' training pass, on CUDA only [embedded no, else yes]")
-    micro_batch_tokens: int | None = option(
-        None, "tokens of a forward/backward pass, padding included [embedded 2048, else 16384]"
+    gradient_checkpointing: bool | None = option(
+        None, "recompute activations in the backward pass [embedded or on the CPU no, else yes]"
     )
-    batch_size: int = option(64, "rollouts that are decoded together")
-    sampler: str = option(
-        "auto", "plain, engine (engine.py, fast on a GPU), or auto: the engine on CUDA where it knows the model"
+    compile: bool | None = option(None, "compile the layers' training pass, on CUDA only [embedded or on the CPU no, else yes]")
+    micro_batch_tokens: int | None = option(
+        None, "tokens of a forward/backward pass, padding included [embedded or on the CPU 2048, else 16384]"
     )
     eval_n: int = option(64, "evaluation rollouts a checkpoint, each on a held-out prompt of its own")
     checkpoint_every: int = option(25, "steps between checkpoints; step 0 and the last are always kept")
@@ -97,47 +93,29 @@ class Config:
     resume: str | None = option(None, "run folder to continue; all other options come from it")
 
 
-EMBEDDED = dict(
-    judge="organism/judge", lr=1e-4, max_answer_tokens=256, max_confession_tokens=384, lora_rank=0,
-    dtype="float32", gradient_checkpointing=False, compile=False, micro_batch_tokens=2_048,
-)  # fmt: skip
-LARGE = dict(  # one GPU of 80 GB and more; LoRA wants about ten times the learning rate of full training
-    max_answer_tokens=6_144, max_confession_tokens=4_096, lora_rank=32, dtype="bfloat16", gradient_checkpointing=True,
-    compile=True, micro_batch_tokens=16_384,
-)  # fmt: skip
 ADAM_BETAS = (0.9, 0.95)
 
 
 def resolve(config: Config) -> Config:
     """Fill in the defaults that depend on the model, and refuse what cannot work (UserError)."""
-    defaults = EMBEDDED if models.is_embedded(config.model) else LARGE
-    config = dataclasses.replace(config, **{k: v for k, v in defaults.items() if getattr(config, k) is None})
-    if config.lr is None:
-        config = dataclasses.replace(config, lr=1e-5 if config.lora_rank else 1e-6)
-    if config.judge is None:
+    presets.check(config)
+    if config.judge is None and not models.is_embedded(config.model):
         raise UserError(
             f"--judge is required with --model {config.model}: pass a weak judge, such as Qwen/Qwen3-4B-Instruct-2507"
         )
     at_least = dict(
-        steps=1, prompts_per_step=1, group_size=2, max_answer_tokens=1, max_confession_tokens=1, updates_per_batch=1,
-        micro_batch_tokens=1, batch_size=1, eval_n=1, checkpoint_every=1, lora_rank=0, clip_low=0, clip_high=0, kl_coef=0,
-        task_weight=0, confession_weight=0,
+        steps=1, prompts_per_step=1, group_size=2, updates_per_batch=1, micro_batch_tokens=1, eval_n=1, checkpoint_every=1,
+        lora_rank=0, clip_low=0, clip_high=0, kl_coef=0, task_weight=0, confession_weight=0,
     )  # fmt: skip
     for field, minimum in at_least.items():
-        if not minimum <= getattr(config, field) < math.inf:
-            raise UserError(
-                f"--{field.replace('_', '-')} {getattr(config, field)} is out of range: at least {minimum}, and finite"
-            )
-    for field in ("lr", "temperature", "max_grad_norm"):
-        if not 0 < getattr(config, field) < math.inf:
-            raise UserError(f"--{field.replace('_', '-')} {getattr(config, field)} must be a positive number")
-    choices = dict(
-        confession=VARIANTS, normaliser=("sequence", "token"), dtype=("float32", "bfloat16"), sampler=("auto", "plain", "engine"),
-    )  # fmt: skip
-    for field, allowed in choices.items():
-        if getattr(config, field) not in allowed:
-            raise UserError(f"--{field} {getattr(config, field)!r} is unknown: choose {' or '.join(allowed)}")
-    return config
+        presets.at_least(field, getattr(config, field), minimum)
+    presets.positive("lr", config.lr)
+    presets.positive("max_grad_norm", config.max_grad_norm)
+    presets.one_of("confession", config.confession, VARIANTS)
+    presets.one_of("normaliser", config.normaliser, ("sequence", "token"))
+    defaults = presets.defaults(config.model, models.device_of(config.device))
+    config = dataclasses.replace(config, **{k: v for k, v in defaults.items() if getattr(config, k) is None})
+    return config if config.lr is not None else dataclasses.replace(config, lr=1e-5 if config.lora_rank else 1e-6)
 
 
 # ------------------------------------------------------------------------------------------- the mathematics of GRPO
