@@ -89,6 +89,7 @@ class Config:
     sampler: str = option(
         "auto", "plain, engine (engine.py, fast on a GPU), or auto: the engine on CUDA where it knows the model"
     )
+    thinking: str = option("auto", "on or off, for chat templates that have a switch, or auto: what the template does by itself")
     eval_n: int = option(64, "evaluation rollouts a checkpoint, each on a held-out prompt of its own")
     checkpoint_every: int = option(25, "steps between checkpoints; step 0 and the last are always kept")
     seed: int = option(0, "of prompts and sampling")
@@ -106,6 +107,7 @@ LARGE = dict(  # one GPU of 80 GB and more; LoRA wants about ten times the learn
     compile=True, micro_batch_tokens=16_384,
 )  # fmt: skip
 ADAM_BETAS = (0.9, 0.95)
+MAX_GAP = {"float32": 1e-3, "bfloat16": 0.3}  # nats; measured are up to 3e-7, and .11 with random weights at the 8B shape
 
 
 def resolve(config: Config) -> Config:
@@ -133,6 +135,7 @@ def resolve(config: Config) -> Config:
             raise UserError(f"--{field.replace('_', '-')} {getattr(config, field)} must be a positive number")
     choices = dict(
         confession=VARIANTS, normaliser=("sequence", "token"), dtype=("float32", "bfloat16"), sampler=("auto", "plain", "engine"),
+        thinking=("auto", "on", "off"),
     )  # fmt: skip
     for field, allowed in choices.items():
         if getattr(config, field) not in allowed:
@@ -196,10 +199,9 @@ def token_logprobs(model, ids, trained, temperature: float, chunk: int = 2_048) 
     """
     hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, D); causal, so no mask
     hidden, targets = hidden[:, :-1][trained[:, 1:]], ids[trained]  # (N, D), (N,): position t - 1 predicts token t
-    head = model.get_output_embeddings()
 
     def score(hidden, targets):
-        logits = head(hidden).float() / temperature  # (chunk, V)
+        logits = models.logits_of(model, hidden).float() / temperature  # (chunk, V)
         return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
     chunks = list(zip(hidden.split(chunk), targets.split(chunk)))
@@ -277,6 +279,18 @@ def update(model, reference, optimizer, rollouts: list[Rollout], config: Config)
     return {name: value if value is not None and math.isfinite(value) else None for name, value in stats.items()}
 
 
+def check_gap(stats: dict[str, float | None], config: Config) -> bool:
+    """Whether the first update of a batch tells how far sampler and trainer are apart; UserError if it is more than rounding."""
+    gaps = [gap for name, gap in stats.items() if name.startswith("logprob_gap") and gap is not None]
+    bound = MAX_GAP[config.dtype] / min(1.0, config.temperature)  # which divides the logits
+    if gaps and max(gaps) > bound:
+        raise UserError(
+            f"trainer and sampler disagree by {max(gaps):.2g} nats a token at the first step, in {config.dtype} at most "
+            f"{bound:.2g} is rounding: they compute different distributions; try --sampler plain or --compile false"
+        )
+    return bool(gaps)
+
+
 def make_optimizer(model, lr: float) -> torch.optim.Optimizer:
     """AdamW over what is trained; in bfloat16 with rounding at random, as updates of this size would be lost."""
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -307,8 +321,9 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
     answer_reward, confession_reward = cli.import_function(config.answer_reward), cli.import_function(config.confession_reward)
     sampling = Sampling.of(dataclasses.asdict(config))
     xc = confession_prompt(task, config.confession)
-    longest = max(len(prompt_ids(tokenizer, task.make_prompt(seed))) for seed in range(64))
-    check_context(model, longest, len(suffix_ids(tokenizer, xc)), sampling)
+    longest = max(len(prompt_ids(tokenizer, task.make_prompt(seed), thinking=config.thinking)) for seed in range(64))
+    check_context(model, longest, len(suffix_ids(tokenizer, xc, config.thinking)), sampling)
+    models.check_logits(model)
     torch.manual_seed(config.seed)  # for the adapters' initialisation; sampling has its own generators
     if config.lora_rank and not hasattr(model, "peft_config"):
         model = models.add_lora(model, config.lora_rank)
@@ -338,7 +353,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
         run_folder.load_optimizer(run, resumed, optimizer)
     distributed.on_first(run_folder.forget_after, run, first_step)
     save_and_evaluate(first_step)
-    quiet = distributed.rank() > 0
+    quiet, checked = distributed.rank() > 0, False
     with (
         cli.finish_step_on_interrupt() as interrupted,
         tqdm(total=config.steps, initial=first_step, unit="step", disable=quiet) as bar,
@@ -366,11 +381,12 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             smallest = max(len(rollout.token_ids) for rollout in rollouts)
             if distributed.world() > 1:
                 smallest = config.micro_batch_tokens  # one rank cannot repeat what the others have done
-            for _ in range(config.updates_per_batch):
+            for repeat in range(config.updates_per_batch):
                 smaller = lambda n: dataclasses.replace(config, micro_batch_tokens=n)
                 attempt = lambda n: update(learner, reference, optimizer, rollouts, smaller(n))
                 stats, size = halving("training", attempt, config.micro_batch_tokens, smallest)
                 config = smaller(size)
+                checked = checked or (repeat == 0 and check_gap(stats, config))
                 if stats["grad_norm"] is None:
                     distributed.on_first(run_folder.save_nonfinite, run, step, rollouts)
                     break
