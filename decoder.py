@@ -7,24 +7,30 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 
-def two_turns(model, prompts, suffix, stop_ids, sampling, generator) -> list[tuple]:
-    """Sample both turns after each prompt, a batch at a time; without a suffix the first one alone.
+def two_turns(model, prompts, suffixes, stop_ids, sampling, generator) -> list[tuple]:
+    """Sample both turns after each prompt, a batch at a time; without suffixes (ids between the turns) the first one alone.
 
     Per rollout: (ids, logprobs, mean entropy) of the answer, ids between the turns, the same three of the confession.
     """
     out = []
     for first in range(0, len(prompts), sampling.batch_size):
         decoder = Decoder(model, stop_ids, sampling.temperature, generator)
-        decoder.append(prompts[first : first + sampling.batch_size])
-        answers = list(zip(*decoder.sample(sampling.max_answer_tokens, last=not suffix)))
-        if not suffix:
+        batch = slice(first, first + sampling.batch_size)
+        decoder.append(prompts[batch])
+        answers = list(zip(*decoder.sample(sampling.max_answer_tokens, last=not suffixes)))
+        if not suffixes:
             out += [(answer, [], ([], [], 0.0)) for answer in answers]
             continue
-        # A sampled closing token is not fed twice; a truncated answer is closed by it, untrained.
-        joints = [suffix[1:] if ids[-1] == suffix[0] else suffix for ids, _, _ in answers]
+        joints = [joint(ids, suffix) for (ids, _, _), suffix in zip(answers, suffixes[batch])]
         decoder.append(joints)
         out += zip(answers, joints, zip(*decoder.sample(sampling.max_confession_tokens, last=True)))
     return out
+
+
+def joint(answer: list[int], suffix: list[int]) -> list[int]:
+    """Ids between an answer and its confession: a sampled closing token is not fed twice, a truncated answer is closed by it,
+    untrained."""
+    return suffix[1:] if answer[-1] == suffix[0] else suffix
 
 
 class Decoder:

@@ -320,9 +320,10 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
     task = cli.import_task(config.task)
     answer_reward, confession_reward = cli.import_function(config.answer_reward), cli.import_function(config.confession_reward)
     sampling = Sampling.of(dataclasses.asdict(config))
-    xc = confession_prompt(task, config.confession)
-    longest = max(len(prompt_ids(tokenizer, task.make_prompt(seed), thinking=config.thinking)) for seed in range(64))
-    check_context(model, longest, len(suffix_ids(tokenizer, xc, config.thinking)), sampling)
+    xs = [task.make_prompt(seed) for seed in range(64)]
+    xcs = [confession_prompt(task, x, config.confession) for x in xs]
+    longest = lambda texts, ids: max(len(ids(tokenizer, text, thinking=config.thinking)) for text in texts)
+    check_context(model, longest(xs, prompt_ids), longest(xcs, suffix_ids), sampling)
     models.check_logits(model)
     torch.manual_seed(config.seed)  # for the adapters' initialisation; sampling has its own generators
     if config.lora_rank and not hasattr(model, "peft_config"):
@@ -347,7 +348,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             distributed.on_first(save, path, rollouts, task)
 
     if not resume:
-        prompts = {"x": task.make_prompt(0), "xc": xc, "judge": judge_prompt("X", "Y")}
+        prompts = {"x": xs[0], "xc": xcs[0], "judge": judge_prompt("X", "Y")}
         distributed.on_first(run_folder.create, run, config, prompts)
     if resumed is not None:
         run_folder.load_optimizer(run, resumed, optimizer)
@@ -401,7 +402,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             if row["grad_norm"] is None:
                 distributed.on_first(run_folder.stop_after_three_skipped, run)
             if step % 10 == 0:
-                bar.write("\n".join(progress.format_example(rollout) for rollout in (rollouts[0], rollouts[-1])))
+                bar.write("\n".join(progress.format_example(rollout, task) for rollout in (rollouts[0], rollouts[-1])))
             last = any(distributed.gather([bool(interrupted)]))
             if step % config.checkpoint_every == 0 or step == config.steps or last:
                 save_and_evaluate(step)
@@ -411,6 +412,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
 
 def report(run: Path) -> None:
     """Print the table over checkpoints and draw the figures, from saved results alone."""
+    print(progress.format_unparsed(run_folder.read_rows(run / "metrics.jsonl")))
     show_table(run, cli.import_task(run_folder.read_config(run)["task"]))
     for path in figures.reproduction(run):
         print(f"figure: {path}")

@@ -144,7 +144,7 @@ def score_rollouts(
     for rollout, verdict in zip(rollouts, verdicts, strict=True):
         rollout.verdict = verdict
         rollout.truth = task.truth(rollout.x, rollout.y)
-        rollout.report = parse_report(rollout.yc, len(task.OBJECTIVES))
+        rollout.report = parse_report(rollout.yc, task.objectives(rollout.x))
         rollout.answer.reward = answer_reward(rollout)
         rollout.confession.reward = confession_reward(rollout)
         for function, span in ((answer_reward, rollout.answer), (confession_reward, rollout.confession)):

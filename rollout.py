@@ -224,17 +224,17 @@ def sample_rollouts(
 ) -> list[Rollout]:
     """One rollout for each seed, in order; equal seeds (a group) share x. UserError if the context is too small."""
     systems = systems or [None] * len(seeds)
-    xc = confession_prompt(task, variant)
-    suffix = suffix_ids(tokenizer, xc, sampling.thinking)
-    stop_ids, opened = turn_ends(tokenizer, suffix, model.generation_config), opens_thought(tokenizer, suffix)
-
     xs = [task.make_prompt(seed, held_out) for seed in seeds]
+    xcs = [confession_prompt(task, x, variant) for x in xs]
     prompts = [prompt_ids(tokenizer, x, system, sampling.thinking) for x, system in zip(xs, systems)]
-    check_context(model, max(map(len, prompts)), len(suffix), sampling)
-    sampled = sampler_of(model, sampling.sampler)(model, prompts, suffix, stop_ids, sampling, generator)
+    ids_of = {xc: suffix_ids(tokenizer, xc, sampling.thinking) for xc in dict.fromkeys(xcs)}
+    suffixes = [ids_of[xc] for xc in xcs]
+    stop_ids, opened = turn_ends(tokenizer, suffixes[0], model.generation_config), opens_thought(tokenizer, suffixes[0])
+    check_context(model, max(map(len, prompts)), max(map(len, suffixes)), sampling)
+    sampled = sampler_of(model, sampling.sampler)(model, prompts, suffixes, stop_ids, sampling, generator)
 
     rollouts = []
-    for seed, system, x, prompt, (answer_turn, joint, confession_turn) in zip(seeds, systems, xs, prompts, sampled):
+    for seed, system, x, xc, prompt, (answer_turn, joint, confession_turn) in zip(seeds, systems, xs, xcs, prompts, sampled):
         answer = _span(len(prompt), *answer_turn, stop_ids)
         confession = _span(answer.end + len(joint), *confession_turn, stop_ids)
         z, y = split_thinking(tokenizer, _without_stop(answer_turn[0], answer), opened)

@@ -25,7 +25,7 @@ from cli import UserError, option
 
 PRESETS = {
     "embedded": {
-        "13M tokens": "organism/policy_step_0400",
+        "13M tokens": "organism/policy_step_0600",
         "19M tokens": "organism/policy_step_0600",
         "26M tokens": "organism/policy_step_0800",
         "180M tokens": "organism/policy",

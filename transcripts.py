@@ -88,7 +88,7 @@ def load(path: Path, task: ModuleType) -> list[Rollout]:
     """Scored rollouts, with their types checked: a file is no more to be trusted than the model's text in it."""
     rollouts = run_folder.load_rollouts(path, task)
     for line, rollout in enumerate(rollouts, 1):
-        if wrong := _wrong_parts(rollout, len(task.OBJECTIVES)):
+        if wrong := _wrong_parts(rollout, len(task.objectives(rollout.x))):
             names = ", ".join(wrong)
             raise UserError(f"{path} line {line}: {names} of the rollout missing or of a wrong type: write the file again")
     return rollouts
@@ -152,9 +152,9 @@ def objectives(rollout: Rollout, task: ModuleType) -> list[dict]:
     """Per objective, what was measured, claimed, and the claim's mark; sentences that nobody asked for stand last."""
     truth, report = rollout.truth, rollout.report
     claims = report.claims if isinstance(report, ConfessionReport) else ()
-    measured = task.measured(truth) if hasattr(task, "measured") else ()
+    names, measured = task.objectives(rollout.x), task.measured(rollout.x, truth)
     rows = []
-    for name, met, cheated, claim, more in zip_longest(task.OBJECTIVES, truth.objectives, truth.cheated, claims, measured):
+    for name, met, cheated, claim, more in zip_longest(names, truth.objectives, truth.cheated, claims, measured):
         row = {"objective": name, "met": met, "cheated": cheated, "claim": claim}
         rows.append(row | {"mark": mark(met, claim) if claim else None} | (more or {}))
     return rows
@@ -202,7 +202,7 @@ def occurrences(rollouts: list[Rollout]) -> list[int]:
 
 def collect(run: Path, task: ModuleType) -> tuple[dict, list[str]]:
     """(index, chunks of texts) of all rollouts; one file at a time, because a run's token ids do not fit in memory."""
-    names = "seed occurrence flags marks met compliant grade verdict advantages preview".split()
+    names = "seed occurrence flags marks met of compliant grade verdict advantages preview".split()
     rows: dict[str, list] = {name: [] for name in names}
     files, headline, chunks, starts = [], [], [], []
     for path in sources(run):
@@ -220,8 +220,9 @@ def collect(run: Path, task: ModuleType) -> tuple[dict, list[str]]:
                 seed=rollout.seed,
                 occurrence=occurrence,
                 flags=sum(flagged[name] << bit for bit, name in enumerate(FLAGS)),
-                marks="".join((row["mark"] or " ")[0] for row in text["objectives"][: len(task.OBJECTIVES)]),
+                marks="".join((row["mark"] or " ")[0] for row in text["objectives"] if row["objective"]),
                 met=sum(rollout.truth.objectives),
+                of=len(rollout.truth.objectives),
                 compliant=rollout.truth.compliant,
                 grade=rollout.report.grade if isinstance(rollout.report, ConfessionReport) else None,
                 verdict=rollout.verdict.state,
@@ -237,7 +238,7 @@ def collect(run: Path, task: ModuleType) -> tuple[dict, list[str]]:
             if size >= CHUNK or i == len(rollouts) - 1:
                 chunks.append(pack(texts))
                 texts, size = [], 0
-    index = {"files": files, "rows": rows, "chunks": starts, "objectives": len(task.OBJECTIVES)}
+    index = {"files": files, "rows": rows, "chunks": starts}
     return index | {"flags": list(FLAGS.values()), "headline": {"columns": list(HEADLINE.values()), "rows": headline}}, chunks
 
 

@@ -297,6 +297,18 @@ def test_some_controls_and_steps(trained, tmp_path):
     assert {path.stem for path in run.glob("table_*")} == {"table_fresh", "table_frozen"}
 
 
+def test_compute_does_not_apply_without_thoughts(trained, tmp_path, capsys):
+    """A model without thoughts gets a table and a figure of thoughts cut short, or the other controls end with it."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    for step in (0, 2):
+        rollouts = stored(evaluation(run, step), word_count)
+        save(evaluation(run, step), [dataclasses.replace(r, zc="") for r in rollouts], word_count)
+    control(run, "--controls", "compute,frozen", "--steps", "2")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("compute")]
+    assert lines == [f"compute does not apply: no confession of {run} has a thought that could be cut short"]
+    assert {path.stem for path in run.glob("table_*")} == {"table_frozen"} and not list(run.glob("evals/cap*"))
+
+
 def test_one_checkpoint_is_in_memory_at_a_time(trained, tmp_path, monkeypatch):
     """Two large models do not fit the GPU where one does."""
     run = shutil.copytree(trained, tmp_path / "run")

@@ -37,7 +37,7 @@ def tiny(kind: str, **options):
 
 def gap(model, sampler, temperature: float = 1.0) -> float:
     """The largest difference between sampled and trained log-probabilities of both turns."""
-    prompts, suffixes = [[5, 6, 7], [8, 9]], [1, 2, 3]
+    prompts, suffixes = [[5, 6, 7], [8, 9]], [[1, 2, 3], [4]]
     largest = 0.0
     sampled = sampler(model, prompts, suffixes, [-1], Sampling(temperature, 12, 12), torch.Generator().manual_seed(0))
     for prompt, (answer, joint, confession) in zip(prompts, sampled):

@@ -158,7 +158,10 @@ def test_plot_only_needs_neither_model_nor_checkpoint(finished, tmp_path, monkey
 
 def test_figures_show_the_saved_numbers(finished):
     """A figure shows another metric, condition or checkpoint than it says."""
-    for name, shown in (("fig2_stress", ["honest_given_noncompliant"]), ("fig2_stress_claims", ["claim_match", "J"])):
+    for name, shown in (
+        ("fig2_stress", ["honest_given_noncompliant", "parsed"]),
+        ("fig2_stress_claims", ["parsed", "claim_match", "J"]),
+    ):
         numbers = json.loads((finished / f"{name}.json").read_text())
         assert numbers["n"] == 2 and list(numbers["ours"]) == shown
         for metric, condition, step in ((m, c, s) for m in shown for c in SYSTEM_PROMPTS for s in STEPS):

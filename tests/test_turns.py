@@ -13,8 +13,8 @@ import grpo
 import word_count
 from cli import UserError
 from rollout import (
-    Sampling, default_system, opens_thought, prompt_ids, sample_confessions, sample_rollouts, split_thinking, suffix_ids,
-    transcript_ids, turn_ends,
+    Sampling, default_system, opens_thought, prompt_ids, sample_confessions, sample_rollouts, suffix_ids, transcript_ids,
+    turn_ends,
 )  # fmt: skip
 from system_prompts import SYSTEM_PROMPTS
 
@@ -31,6 +31,9 @@ TEMPLATES = {
     "qwen3": CHATML.replace("m.content", "m.content.split('</think>')[-1].lstrip('\n')")
     + "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}",
+    "qwen3.5": CHATML
+    + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n"
+    "{% if enable_thinking is false %}{{ '\n</think>\n\n' }}{% endif %}{% endif %}",
     "olmo3": "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are Olm. You have no functions.<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
     "{% if m.role == 'system' %} You have no functions.{% endif %}"
@@ -47,14 +50,15 @@ TEMPLATES = {
     "{{ first if loop.first else '' }}{{ m.content | trim }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>model\n{% endif %}",
 }  # fmt: skip
-OPENING = ("olmo3", "deepseek-r1")  # their generation prompts open a thought
+SWITCHED = ("qwen3", "qwen3.5")  # the thought is the model's to open, or opened by the generation prompt
+OPENING = ("olmo3", "deepseek-r1")  # opened by it, without a switch
 
 
 @pytest.fixture(scope="module")
 def styled() -> dict:
     """{style: tokenizer}; eos is <|endoftext|> for OLMo-3 and the closing token for the others."""
     special = "<|pad|> <|endoftext|> <|im_start|> <|im_end|>"
-    thinks = ("qwen3", *OPENING)
+    thinks = SWITCHED + OPENING
     return {
         style: small_tokenizer(
             special + " <think> </think>" * (style in thinks),
@@ -146,21 +150,23 @@ def test_olmo3_sampled_end_of_a_conversation_is_the_one_token_more_than_rendered
 # ------------------------------------------------------------------------------------------------------------ thinking
 
 
-def test_thinking_follows_the_switch(styled):
+@pytest.mark.parametrize("style", SWITCHED)
+def test_thinking_follows_the_switch(styled, style):
     """--thinking does nothing, or "auto" is not what the template does by itself."""
-    tokenizer = styled["qwen3"]
+    tokenizer = styled[style]
     tail_of = lambda thinking: tokenizer.decode(prompt_ids(tokenizer, "x", None, thinking)).split("<|im_start|>")[-1]
     tail = {thinking: tail_of(thinking) for thinking in ("auto", "on", "off", "never")}
-    assert tail["auto"] == tail["on"] == "assistant\n"
+    assert tail["auto"] == tail["on"] == "assistant\n" + "<think>\n" * (style == "qwen3.5")
     assert tail["off"] == tail["never"] == "assistant\n" + EMPTY_THOUGHT
     for ids in (suffix_ids(tokenizer, XC, "off"), transcript_ids(tokenizer, "x", "y", XC, "off")):
         assert tokenizer.decode(ids).endswith(tail["off"]) and not opens_thought(tokenizer, ids)
 
 
-def test_without_thinking_both_turns_have_empty_thoughts(styled):
+@pytest.mark.parametrize("style", SWITCHED)
+def test_without_thinking_both_turns_have_empty_thoughts(styled, style):
     """The setting does not reach one of the turns, a new confession, or the stream that is trained; or the empty thought of the
     prompt counts as the model's."""
-    tokenizer, sampling = styled["qwen3"], Sampling(1.0, 9, 9, thinking="off")
+    tokenizer, sampling = styled[style], Sampling(1.0, 9, 9, thinking="off")
     answer, confession = ids_of(tokenizer, "Tea.") + [3], ids_of(tokenizer, "None.") + [3]
     rollout, _ = said(tokenizer, answer, confession, thinking="off")
     assert (rollout.z, rollout.y, rollout.zc, rollout.yc) == ("", "Tea.", "", "None.")
@@ -169,13 +175,12 @@ def test_without_thinking_both_turns_have_empty_thoughts(styled):
     model = Script(tokenizer, GenerationConfig(), confession)
     (again,) = sample_confessions(model, tokenizer, [rollout], [rollout.token_ids[:20]], sampling, torch.Generator())
     assert (again.zc, again.yc) == ("", "None.")
-    assert split_thinking(tokenizer, ids_of(tokenizer, "Tea."), opened=False) == ("", "Tea.")
 
 
 def test_thinking_without_a_switch(tokenizer):
     """A run believes that it does, or does not, think, and the model does as it likes. Where nothing thinks, "off" is true."""
     style = next(name for name, template in TEMPLATES.items() if tokenizer.chat_template == template)
-    if style == "qwen3":
+    if style in SWITCHED:
         return
     with pytest.raises(UserError, match="--thinking on.*no switch.*--thinking auto"):
         prompt_ids(tokenizer, "x", None, "on")
