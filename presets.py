@@ -19,6 +19,7 @@ class SamplingOptions:
     sampler: str = option(
         "auto", "plain, engine (engine.py, fast on a GPU), or auto: the engine on CUDA where it knows the model"
     )
+    thinking: str = option("auto", "on or off, for chat templates that have a switch, or auto: what the template does by itself")
     dtype: str | None = option(None, "of the weights: float32 or bfloat16 [embedded or on the CPU float32, else bfloat16]")
 
 
@@ -49,6 +50,7 @@ def check(options) -> None:
         at_least(field, values[field], 1)
     positive("temperature", values["temperature"])
     one_of("sampler", values["sampler"], ("auto", "plain", "engine"))
+    one_of("thinking", values["thinking"], ("auto", "on", "off"))
     one_of("dtype", values["dtype"], ("float32", "bfloat16"))
 
 

@@ -14,7 +14,7 @@ import word_count
 from handmade import one_thread  # noqa: F401
 from rewards import Judge, framed_ids, judge_prompt, parse_verdict, shared_beginning
 from decoder import Decoder
-from rollout import prompt_ids, turn_format
+from rollout import prompt_ids, suffix_ids, turn_ends
 
 XS = [word_count.make_prompt(seed) for seed in range(3)] + ["Tea?"]  # of unlike lengths
 
@@ -27,7 +27,8 @@ def alone(judge: Judge, rollouts: list) -> list[str]:
     """Raw replies, every answer's whole prompt by itself."""
     replies = {}
     for x, y in {(r.x, r.y) for r in rollouts}:
-        decoder = Decoder(judge.model, turn_format(judge.tokenizer, "x")[0], temperature=0.0, generator=None)
+        stop_ids = turn_ends(judge.tokenizer, suffix_ids(judge.tokenizer, "x"), judge.model.generation_config)
+        decoder = Decoder(judge.model, stop_ids, temperature=0.0, generator=None)
         decoder.append([rewards.framed_ids(judge.tokenizer, x, y)])
         ((ids,), _, _) = decoder.sample(judge.max_new_tokens)
         replies[x, y] = judge.tokenizer.decode(ids, skip_special_tokens=True)
@@ -44,7 +45,7 @@ def assert_as_alone(judge: Judge, rollouts: list) -> list[str]:
 def talker(tiny) -> tuple:
     """A tiny model that never stops, so that every reply has 8 tokens to differ in."""
     model, tokenizer = copy.deepcopy(tiny[0]), tiny[1]
-    model.lm_head.weight.data[turn_format(tokenizer, "x")[0]] = 0.0
+    model.lm_head.weight.data[turn_ends(tokenizer, suffix_ids(tokenizer, "x"), model.generation_config)] = 0.0
     return model, tokenizer
 
 
