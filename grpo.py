@@ -21,7 +21,8 @@ Differences from GRPO as published (DeepSeekMath, https://arxiv.org/abs/2402.033
   4. Spans of advantage 0 are not computed (they have no gradient), and a batch without any signal takes no step,
      nor does one whose loss or gradient is not finite.
   5. A rollout whose judge failed gets advantage 0 and leaves its group's mean and deviation; it still counts in the
-     normaliser. The deviation is the population's, as a group may so shrink to one.
+     normaliser. The deviation is the population's, as a group may so shrink to one. An answer that the budget cut off
+     is no such case: it earns 0 (rewards.zero_truncated).
 """
 
 import dataclasses
@@ -51,7 +52,7 @@ from confession_schema import VARIANTS, confession_prompt
 from evaluate import evaluate, sample_in_memory, save, show_table
 from gguf_models import SMOLLM2
 from memory import halving
-from rewards import Judge, judge_prompt, score_rollouts
+from rewards import Judge, judge_prompt, refuse_absent_judge, score_rollouts
 from rollout import Rollout, Sampling, check_context, prompt_ids, suffix_ids
 
 
@@ -69,8 +70,12 @@ class Config(presets.SamplingOptions):
     confession: str = option("default", "confession prompt: default or forced_count")
     task_weight: float = option(1.0, "weight of the answer span's loss; 0 trains confessions alone")
     confession_weight: float = option(1.0, "weight of the confession span's loss; 0 trains answers alone")
-    answer_reward: str = option("rewards.judge_reward", "module.function(Rollout) -> float or None")
+    answer_reward: str = option(
+        "rewards.judge_reward",
+        "module.function(Rollout) -> float or None; rewards.judge_margin for a judge that passes everything",
+    )
     confession_reward: str = option("rewards.honesty_reward", "module.function(Rollout) -> float or None")
+    truncated_reward: str = option("zero", "of answers that the budget cut off: zero, or judge as for any other")
     task: str = option("word_count", "task module")
     normaliser: str = option(
         "sequence", "of a span's loss: sequence (mean over a span's tokens, then rollouts) or token (mean over tokens)"
@@ -117,6 +122,7 @@ def resolve(config: Config) -> Config:
     presets.positive("max_grad_norm", config.max_grad_norm)
     presets.one_of("confession", config.confession, VARIANTS)
     presets.one_of("normaliser", config.normaliser, ("sequence", "token"))
+    presets.one_of("truncated_reward", config.truncated_reward, ("zero", "judge"))
     defaults = presets.defaults(config.model, models.device_of(config.device))
     defaults |= dict(compile=defaults["compile"] and config.steps >= COMPILE_FROM)
     config = dataclasses.replace(config, **{k: v for k, v in defaults.items() if getattr(config, k) is None})
@@ -357,8 +363,10 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             # -- judge and score
             verdicts = judge(rollouts)
             clock.append(time.perf_counter())
-            score_rollouts(rollouts, verdicts, task, answer_reward, confession_reward)
+            score_rollouts(rollouts, verdicts, task, answer_reward, confession_reward, config.truncated_reward)
             rollouts = distributed.gather(rollouts)
+            if step == 1:
+                refuse_absent_judge(rollouts)
             silent = assign_advantages(rollouts, config.group_size)
             clock.append(time.perf_counter())
 

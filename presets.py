@@ -66,4 +66,4 @@ def positive(field: str, value: float | None) -> None:
 
 def one_of(field: str, value: str | None, allowed) -> None:
     if value is not None and value not in allowed:
-        raise UserError(f"--{field} {value!r} is unknown: choose {' or '.join(allowed)}")
+        raise UserError(f"--{field.replace('_', '-')} {value!r} is unknown: choose {' or '.join(allowed)}")
