@@ -5,6 +5,7 @@ Weights come from safetensors or GGUF (gguf_models.py), and no code of a checkpo
 
 import importlib
 import json
+import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from cli import UserError
 
 logging.disable_progress_bar()  # a bar per loaded or saved model would bury the run's own
 
+if os.access(Path.home(), os.W_OK):  # what is compiled outlives a restart; by default it is kept in the system's /tmp
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "confessions"))
 ORGANISMS = Path(__file__).parent / "organism"
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -186,6 +189,34 @@ def add_lora(model, rank: int):
     """Wrap a model with LoRA adapters on all seven projections; only they are trained."""
     config = peft().LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
     return peft().get_peft_model(model, config).eval()
+
+
+def logits_of(model, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits (..., V) of the last hidden states (..., D), as the model's own forward makes them: some scale or cap what comes
+    out of the head. check_logits() says whether it is the same."""
+    logits, config = model.get_output_embeddings()(hidden), model.config.get_text_config()
+    if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
+        logits = logits * scale
+    if (scale := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        logits = logits / scale
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+@torch.no_grad()
+def check_logits(model) -> None:
+    """UserError if the model's forward, which samples, makes other logits of a few tokens than logits_of(), which trains."""
+    ids = torch.arange(min(8, model.config.get_text_config().vocab_size), device=model.device)[None]  # (1, T)
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state  # (1, T, D)
+    own, ours = model(input_ids=ids, use_cache=False).logits.float(), logits_of(model, hidden).float()  # (1, T, V)
+    off, largest = (ours - own).abs().max().item(), own.abs().max().item()
+    if off > largest * (1e-3 if model.dtype == torch.float32 else 2e-2):
+        kind = model.config.get_text_config().model_type
+        raise UserError(
+            f"models of type {kind!r} change their logits in a way that models.logits_of() does not know (by {off:.2g} of "
+            f"{largest:.2g}): they would be trained on another distribution than is sampled; take another model"
+        )
 
 
 def compile_layers(model) -> None:

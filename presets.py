@@ -19,6 +19,7 @@ class SamplingOptions:
     sampler: str = option(
         "auto", "plain, engine (engine.py, fast on a GPU), or auto: the engine on CUDA where it knows the model"
     )
+    thinking: str = option("auto", "on or off, for chat templates that have a switch, or auto: what the template does by itself")
     dtype: str | None = option(None, "of the weights: float32 or bfloat16 [embedded or on the CPU float32, else bfloat16]")
 
 
@@ -49,6 +50,7 @@ def check(options) -> None:
         at_least(field, values[field], 1)
     positive("temperature", values["temperature"])
     one_of("sampler", values["sampler"], ("auto", "plain", "engine"))
+    one_of("thinking", values["thinking"], ("auto", "on", "off"))
     one_of("dtype", values["dtype"], ("float32", "bfloat16"))
 
 
@@ -64,4 +66,4 @@ def positive(field: str, value: float | None) -> None:
 
 def one_of(field: str, value: str | None, allowed) -> None:
     if value is not None and value not in allowed:
-        raise UserError(f"--{field} {value!r} is unknown: choose {' or '.join(allowed)}")
+        raise UserError(f"--{field.replace('_', '-')} {value!r} is unknown: choose {' or '.join(allowed)}")
