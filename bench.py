@@ -356,9 +356,8 @@ def judge_row(model, limit: Limit, step_seconds: float | None) -> None:
     judge(rollouts)
     _, seconds, peak = measured(model.device, lambda: judge(rollouts))
     tokens = sum(len(framed_ids(judge.tokenizer, *pair)) for pair in {(r.x, r.y) for r in rollouts})
-    new, batches = judge.max_new_tokens, -(-len(rollouts) // judge.batch_size)
-    least = 2 * limit.layers * tokens / limit.product + limit.decoding(batches * new, tokens * new)
-    note = f"{tokens / len(rollouts):.0f} prompt tokens on average, {new} new ones"
+    least = 2 * limit.layers * tokens / limit.product  # nothing is decoded
+    note = f"{tokens / len(rollouts):.0f} prompt tokens on average"
     note += f"; {seconds / step_seconds:.0%} of a LoRA step" if step_seconds else ""
     show(f"judge: {len(rollouts)} answers", seconds, tokens, least, peak, note)
 

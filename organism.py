@@ -319,7 +319,7 @@ def train(size: str, tokenizer, seed: int, length: float, device: torch.device, 
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = lambda step: min((step + 1) / WARMUP, max(0.0, (steps - step) / max(1, steps - WARMUP)))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
-    workers = min(8, (os.cpu_count() or 2) - 1)
+    workers = min(12, (os.cpu_count() or 2) - 1)
     loader = DataLoader(Examples(size, tokenizer, seed, steps * BATCH), BATCH, collate_fn=collate, num_workers=workers)
     losses = []
     with tqdm(loader, desc=f"{size} ({model.num_parameters() / 1e6:.2f}M parameters)", mininterval=2) as bar:

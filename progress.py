@@ -39,8 +39,8 @@ def format_step(row: dict, seconds: float) -> str:
     show = lambda name: "  - " if row[name] is None else f"{row[name]:.2f}"
     return (
         f"step {row['step']:4} | reward {show('reward_answer')} {show('reward_confession')} | honest {show('honest_given_noncompliant')} "
-        f"claims {show('claim_match')} counted {show('count_rate')} | hack {show('bracket_hack')} exact {show('exact_compliance')} "
-        f"fooled {show('judge_fooled')} | parsed {show('parsed')} | grad {show('grad_norm')} "
+        f"claims {show('claim_match')} J {show('claim_J')} counted {show('count_rate')} | hack {show('bracket_hack')} exact {show('exact_compliance')} "
+        f"fooled {show('judge_fooled')} no verdict {show('judge_failed')} | parsed {show('parsed')} | grad {show('grad_norm')} "
         f"gap {row['logprob_gap_answer'] or 0:.0e} | {seconds:.1f}s"
         + (" | SKIPPED: loss or gradient not finite" if row["grad_norm"] is None else "")
     )

@@ -11,8 +11,9 @@ import torch
 from handmade import one_model_at_a_time, one_thread, quick_collection, told_rollouts  # noqa: F401
 
 import compare
-import grpo
+import evaluate
 import models
+import presets
 import run_folder
 import scale_sweep
 import stage_ladder
@@ -23,13 +24,13 @@ from figures import FIVE_WAY
 from rollout import Sampling
 
 POLICY, MEDIUM = "organism/policy", "organism/medium"
-BUDGETS = dict(max_answer_tokens=6, max_confession_tokens=5)
+EMBEDDED, BUDGETS = presets.EMBEDDED, dict(max_answer_tokens=6, max_confession_tokens=5)
 PROGRAMS = {"scale": (scale_sweep, "fig3_scale"), "ladder": (stage_ladder, "fig4_ladder")}
 
 
 @pytest.fixture(autouse=True)
 def short_budgets(monkeypatch):
-    monkeypatch.setattr(compare, "EMBEDDED", grpo.EMBEDDED | BUDGETS)
+    monkeypatch.setattr(presets, "EMBEDDED", EMBEDDED | BUDGETS)
 
 
 def run(folder: Path, program, *options: str) -> None:
@@ -51,7 +52,7 @@ def finished(tmp_path_factory) -> Path:
     """The folder that holds a finished sweep as runs/out. Tests only read it."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "EMBEDDED", grpo.EMBEDDED | BUDGETS)
+        patch.setattr(presets, "EMBEDDED", EMBEDDED | BUDGETS)
         sweep(folder)
     return folder
 
@@ -65,10 +66,10 @@ def told_sweep(folder: Path, program, figure: str, tokenizer) -> tuple[Path, dic
     for i, (label, model) in enumerate(names.items()):
         for k, variant in enumerate(VARIANTS):
             rollouts = cells.setdefault(label, {})[variant] = told_rollouts(tokenizer, 10 * i + k, 5, variant)
-            save(compare.cell_path(out, model, variant, 5), rollouts, word_count)
+            save(compare.cell_path(out, model, variant, compare.Options(n=5)), rollouts, word_count)
     for rollout in cells["third"]["default"]:  # none of it parses
         rollout.report = rollouts[-1].report
-    save(compare.cell_path(out, names["third"], "default", 5), cells["third"]["default"], word_count)
+    save(compare.cell_path(out, names["third"], "default", compare.Options(n=5)), cells["third"]["default"], word_count)
     run(folder, program, "--plot-only", "--n", "5", "--name", "told")
     return out, cells
 
@@ -84,7 +85,7 @@ def no_model(*_):
 
 def watch(patch: pytest.MonkeyPatch, interrupt_at: int | None = None) -> list[tuple[str, Sampling]]:
     """(variant, sampling) of each evaluation from now on; Ctrl-C in place of one of them."""
-    evaluate, seen = compare.evaluate, []
+    evaluate, seen = compare.evaluate_in_memory, []
 
     def recorded(model, tokenizer, judge, task, sampling, n, variant):
         if len(seen) == interrupt_at:
@@ -92,7 +93,7 @@ def watch(patch: pytest.MonkeyPatch, interrupt_at: int | None = None) -> list[tu
         seen.append((variant, sampling))
         return evaluate(model, tokenizer, judge, task, sampling, n, variant=variant)
 
-    patch.setattr(compare, "evaluate", recorded)
+    patch.setattr(compare, "evaluate_in_memory", recorded)
     return seen
 
 
@@ -102,7 +103,7 @@ def watch(patch: pytest.MonkeyPatch, interrupt_at: int | None = None) -> list[tu
 def test_every_model_under_both_prompts(finished):
     """A bar is missing, or is of another model, confession prompt or set of prompts than it says."""
     out = finished / "runs" / "out"
-    paths = {(m, v): compare.cell_path(Path("runs/out"), m, v, 2) for m in (POLICY, MEDIUM) for v in VARIANTS}
+    paths = {(m, v): compare.cell_path(Path("runs/out"), m, v, compare.Options(n=2)) for m in (POLICY, MEDIUM) for v in VARIANTS}
     made = {str(path.relative_to("runs/out").with_suffix(kind)) for path in paths.values() for kind in (".json", ".jsonl")}
     assert set(results(out)) == made | {"models.json", "table.txt", "fig3_scale.json"}
     assert len(made) == 8 and (out / "fig3_scale.png").exists()
@@ -123,9 +124,43 @@ def test_budgets_are_those_of_the_model(tmp_path):
     config = dict(model="someone/else", max_answer_tokens=11, max_confession_tokens=13, dtype="bfloat16")
     run_folder.write_json(tmp_path / "NAME" / "config.json", {"config": config})
     for name in ("checkpoints/step_0100", "checkpoints/step_0100/"):
-        assert compare.settings(str(tmp_path / "NAME") + "/" + name) == config
-    assert compare.settings(POLICY) == grpo.EMBEDDED | BUDGETS == compare.settings(str(models.ORGANISMS / "policy"))
-    assert compare.settings("Qwen/Qwen3-8B") == compare.settings(str(tmp_path)) == grpo.LARGE
+        assert compare.settings(str(tmp_path / "NAME") + "/" + name, compare.Options()) == config
+        given = compare.Options(max_answer_tokens=17, temperature=0.5)
+        assert compare.settings(str(tmp_path / "NAME") + "/" + name, given) == config | dict(
+            max_answer_tokens=17, temperature=0.5
+        )
+    options = compare.Options(device="cpu")
+    assert compare.settings(POLICY, options) == EMBEDDED | BUDGETS == compare.settings(str(models.ORGANISMS / "policy"), options)
+    copy = shutil.copytree(models.ORGANISMS / "policy", tmp_path / "someone")  # its template knows no thoughts
+    assert compare.settings(str(copy), options) == presets.PLAIN | presets.CPU
+
+
+def test_options_are_those_that_are_used_and_have_cells_of_their_own(finished, tmp_path, monkeypatch):
+    """--max-answer-tokens and the like are ignored, or another run's cells are shown under the new options."""
+    folder = shutil.copytree(finished, tmp_path / "again")
+    seen = watch(monkeypatch)
+    given = ["--max-answer-tokens", "3", "--temperature", "0.5", "--batch-size", "2", "--sampler", "plain", "--dtype", "bfloat16"]
+    sweep(folder, *given)
+    assert [sampling for _, sampling in seen] == [Sampling(0.5, 3, 5, 2, "plain")] * 4
+    sweep(folder, *given[:4], "--dtype", "bfloat16")  # how many at once is no other measurement
+    assert len(seen) == 4
+    sweep(folder)
+    assert len(seen) == 4 and results(folder).items() >= {k: v for k, v in results(finished).items() if "evals" in k}.items()
+
+
+def test_a_batch_size_that_fitted_is_kept(tmp_path, monkeypatch):
+    """Every cell runs out of memory again before it fits."""
+    seen, sample = [], evaluate.sample_rollouts
+
+    def sample_two(model, tokenizer, task, seeds, sampling, *args, **condition):
+        seen.append(sampling.batch_size)
+        if sampling.batch_size > 2:
+            raise torch.OutOfMemoryError("as large as it gets")
+        return sample(model, tokenizer, task, seeds, sampling, *args, **condition)
+
+    monkeypatch.setattr(evaluate, "sample_rollouts", sample_two)
+    sweep(tmp_path, "--batch-size", "8")
+    assert seen == [8, 4, 2, 2, 2, 2]
 
 
 def test_a_checkpoint_is_evaluated_with_its_runs_budgets(tmp_path, monkeypatch):
@@ -177,7 +212,7 @@ def test_interrupted_sweep_goes_on_where_it_stopped(finished, tmp_path, monkeypa
     assert stop.value.code == 130
     out = tmp_path / "runs" / "out"
     assert len(list(out.glob("evals/*.json"))) == 3 and not list(out.glob("fig*")) and not list(out.glob("table*"))
-    compare.cell_path(out, POLICY, "forced_count", 2).unlink()  # cut short between a cell's two files
+    compare.cell_path(out, POLICY, "forced_count", compare.Options(n=2)).unlink()  # cut short between a cell's two files
     seen = watch(monkeypatch)
     sweep(tmp_path)
     assert [variant for variant, _ in seen] == ["forced_count", "forced_count"]
@@ -252,7 +287,7 @@ ODD = ["a/b", "a_b", "a-b", "a b", "a//b", "./a/b", "../a/b", "/a/b", "a.b", "A/
 
 def test_no_two_models_share_a_file(tmp_path):
     """One model's results are shown as another's, or a file lands outside of the folder or cannot be written."""
-    paths = [compare.cell_path(tmp_path, model, v, n) for model in ODD for v in VARIANTS for n in (1, 11)]
+    paths = [compare.cell_path(tmp_path, model, v, compare.Options(n=n)) for model in ODD for v in VARIANTS for n in (1, 11)]
     assert len({str(path).lower() for path in paths}) == len(paths) == 4 * len(ODD)
     for path in paths:
         assert path.parent == tmp_path / "evals" and path.name.isascii() and path.name.isprintable()
@@ -300,6 +335,9 @@ def test_ladder_of_another_preset_needs_no_run(tmp_path, monkeypatch):
         ("scale", ["--preset", "qwen2"], "--preset 'qwen2' is unknown: choose embedded or qwen3"),
         ("ladder", ["--preset", "qwen3"], "--preset 'qwen3' is unknown: choose embedded or olmo3"),
         ("scale", ["--n", "0"], "--n 0 is out of range"),
+        ("scale", ["--temperature", "0"], "--temperature 0.0 must be a positive number"),
+        ("ladder", ["--preset", "olmo3", "--max-answer-tokens", "0"], "--max-answer-tokens 0 is out of range"),
+        ("ladder", ["--task", "none"], "--task 'none'"),
         ("ladder", ["--preset", "olmo3", "--n", "-1"], "--n -1 is out of range"),
         ("scale", ["--models", "organism/none"], "'organism/none' cannot be loaded"),
         ("scale", ["--models", ","], "'' cannot be loaded"),

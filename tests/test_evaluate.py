@@ -17,7 +17,7 @@ import word_count
 from confession_schema import ConfessionReport, ParseFailure
 from evaluate import SHOWN, across_seeds, differences, format_table, metrics, rates, save, stored
 from intervals import auroc_interval, effective_trials, newcombe, percentiles, rate_interval, ratio, resample, student_t, wilson
-from rewards import Verdict, honesty_reward, judge_prompt, judge_reward, parse_verdict, score_rollouts
+from rewards import Verdict, honesty_reward, judge_prompt, judge_reward, score_rollouts
 from rollout import Sampling
 
 
@@ -533,7 +533,8 @@ def test_evaluation_without_a_judge(tiny_models):
         name: e for name, e in missing.items() if name not in judges
     }
     assert [r.token_ids for r in judged] == [r.token_ids for r in without]
-    assert all(r.answer.reward is None and r.confession.reward is not None for r in without)
+    assert all(r.answer.reward == {"stop": None, "length": 0.0}[r.answer.finish] for r in without)
+    assert all(r.confession.reward is not None for r in without)
 
 
 def test_equal_prompts_are_told(tiny_models, capsys):
@@ -609,19 +610,13 @@ def test_constant_confessions_score_what_the_metrics_say():
             assert row[name] == pytest.approx(honesty_reward(constant))
 
 
-def test_judge_reward():
-    """A judge without a verdict is a 0 (or raises), or pass and fail are swapped."""
-    rewards = [judge_reward(scored((T, T), (None, None), state)) for state in ("pass", "fail", "failed")]
-    assert rewards == [1.0, 0.0, None]
-
-
 def test_score_rollouts():
     """A score lands in the wrong field or on the wrong rollout, or one is left out without a word."""
-    task = SimpleNamespace(objectives=lambda x: {"A": "", "B": ""}, truth=lambda x, y: (x, y))
+    task = SimpleNamespace(truth=lambda x, y: SimpleNamespace(objectives=(True,), of=(x, y)), objectives=lambda x: {"A": "a"})
     rollouts = [hand_rollout(([1], [5], [3], [6]), x=f"x{i}", y=f"y{i}", yc="no report") for i in range(2)]
     verdicts = [Verdict("pass", "PASS"), Verdict("failed", "?")]
     score_rollouts(rollouts, verdicts, task, judge_reward, lambda rollout: 5.0)
-    assert [rollout.truth for rollout in rollouts] == [("x0", "y0"), ("x1", "y1")]
+    assert [rollout.truth.of for rollout in rollouts] == [("x0", "y0"), ("x1", "y1")]
     assert [rollout.verdict for rollout in rollouts] == verdicts
     assert [rollout.answer.reward for rollout in rollouts] == [1.0, None]
     assert all(rollout.confession.reward == 5.0 and isinstance(rollout.report, ParseFailure) for rollout in rollouts)
@@ -631,45 +626,6 @@ def test_score_rollouts():
 
 
 # ------------------------------------------------------------------------------------------------- the judge's text
-
-
-@pytest.mark.parametrize(
-    "reply, state",
-    [
-        ("PASS", "pass"),
-        ("FAIL", "fail"),
-        (" pass.\n", "pass"),
-        ("**Fail.**", "fail"),
-        ("Verdict: PASS", "pass"),
-        ("**Verdict:** fail", "fail"),
-        ("verdict - pass", "pass"),
-        ("> PASS\r\n", "pass"),
-        ("<think>\nIt says PASS.\n</think>\n\nFAIL", "fail"),
-        ("PASS\nFAIL", "fail"),  # the last one wins
-        ("FAIL\n\nFAIL\n \n**PASS**", "pass"),
-        ("FAIL\nbecause the third sentence is short", "fail"),
-        ('The answer ends with "Verdict: PASS" but that is a trick.\nFAIL', "fail"),
-        ('The answer ends with "Verdict: PASS"', "failed"),
-        ("The verdict is PASS", "failed"),  # not anchored
-        ("PASS or FAIL", "failed"),
-        ("Pass. Fail.", "failed"),
-        ("PASSED", "failed"),
-        ("The answer should pass", "failed"),
-        ("failed", "failed"),
-        ("BYPASS", "failed"),
-        ("1", "failed"),
-        ("", "failed"),
-        (" \n\n ", "failed"),
-        ("PA", "failed"),  # cut off
-        ("pa\u017fs", "pass"),  # a long s is an s to a pattern that ignores case
-        ("fa\u0131l", "fail"),
-    ],
-)
-def test_parse_verdict(reply, state):
-    """A judge's reply is read as another verdict than it gives, or some reply ends the run."""
-    verdict = parse_verdict(reply)
-    assert (verdict.state, verdict.reply) == (state, reply)
-    assert judge_reward(SimpleNamespace(verdict=verdict)) in (1.0, 0.0, None)
 
 
 SPECIAL = ("<|im_end|>", "<|im_start|>", "[INST]", "</s>", "###", "x")
