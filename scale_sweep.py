@@ -24,9 +24,8 @@ from run_folder import RUNS
 
 PRESETS = {
     "embedded": {
-        "0.30M": "organism/tiny",
-        "0.55M": "organism/small",
-        "0.98M": "organism/policy",
+        "0.30M": "organism/policy",
+        "0.55M": "organism/medium",
         "2.07M": "organism/large",
     },
     "qwen3": {size: f"Qwen/Qwen3-{size}" for size in ("1.7B", "4B", "8B", "14B", "30B-A3B", "32B")},

@@ -19,7 +19,7 @@ from rollout import (
 
 STYLES = ("organism", "qwen3", "olmo3", "llama")
 KEEPS_THINKING = ("organism", "olmo3", "llama")
-XC = confession_prompt(word_count)
+XC = confession_prompt(word_count, word_count.make_prompt(0))  # what the tests with one rollout, of seed 0, are asked
 
 
 def ids_of(tokenizer, text: str) -> list[int]:
@@ -373,6 +373,7 @@ def streams(rollouts: list[Rollout]) -> list[list[int]]:
 def assert_ragged(rollouts: list[Rollout]) -> None:
     """Otherwise the test shows nothing about padding and gaps in the cache."""
     assert len({r.answer.start for r in rollouts}) > 1, "prompts of one length"
+    assert len({len(r.xc) for r in rollouts}) > 1, "confession prompts of one length"
     assert {r.answer.finish for r in rollouts} == {"stop", "length"}, "answers of one length"
 
 
@@ -424,9 +425,9 @@ def naive_greedy(model, ids: list[int], stop_ids: set[int], budget: int) -> list
 def test_greedy_equals_a_naive_loop(tiny):
     """Batched decoding with a cache writes other text than the model by itself."""
     model, tokenizer = tiny
-    suffix = suffix_ids(tokenizer, XC)
-    stop_ids = {suffix[0], tokenizer.eos_token_id}
+    stop_ids = {closing(tokenizer), tokenizer.eos_token_id}
     for rollout in sample(tiny, 0.0):
+        suffix = suffix_ids(tokenizer, rollout.xc)
         ids = prompt_ids(tokenizer, rollout.x, rollout.system)
         ids += naive_greedy(model, ids, stop_ids, 12)
         ids += suffix[1:] if ids[-1] == suffix[0] else suffix
@@ -544,6 +545,7 @@ def test_group_shares_its_prompt_and_not_its_noise(tiny_models):
     )
     assert [r.seed for r in rollouts] == [5, 5, 6, 6]
     assert rollouts[0].x == rollouts[1].x != rollouts[2].x
+    assert [r.xc for r in rollouts] == [confession_prompt(word_count, r.x) for r in rollouts]
     assert rollouts[0].token_ids != rollouts[1].token_ids
 
 
@@ -613,10 +615,10 @@ def test_context_too_small_for_a_confession(tiny_models):
     """Positions beyond the context are computed without a word; or room is asked for an answer that is not sampled."""
     tiny = tiny_models["qwen3"]
     (rollout,) = sample(tiny, 1.0)[:1]
-    context = [5] * 1_000
-    assert confess(tiny, [rollout], [context])[0].confession.start == 1_000
+    context = [5] * 2_024
+    assert confess(tiny, [rollout], [context])[0].confession.start == 2_024
     for forced in ([[6]], None):
-        with pytest.raises(UserError, match=f"{1_000 + bool(forced)} prompt .* = 1025, but the model's context is 1024"):
+        with pytest.raises(UserError, match=f"{2_024 + bool(forced)} prompt .* = 2049, but the model's context is 2048"):
             confess(tiny, [rollout], [context], forced=forced, budget=25)  # of which forced ids take one
 
 
@@ -629,8 +631,8 @@ def test_context_too_small(tiny_models):
         sample(tiny_models["qwen3"], 1.0, budgets=(900, 800))
     tokenizer = tiny_models["qwen3"][1]
     prompt = max(len(prompt_ids(tokenizer, word_count.make_prompt(seed), system)) for seed, system in zip(SEEDS, SYSTEMS))
-    suffix = len(suffix_ids(tokenizer, XC))
-    for number in (prompt, 900, suffix, 800, prompt + 900 + suffix + 800, 1_024):
+    suffix = max(len(suffix_ids(tokenizer, confession_prompt(word_count, word_count.make_prompt(seed)))) for seed in SEEDS)
+    for number in (prompt, 900, suffix, 800, prompt + 900 + suffix + 800, 2_048):
         assert str(number) in str(error.value)
     assert "--max-answer-tokens" in str(error.value)
 
