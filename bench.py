@@ -210,7 +210,7 @@ def decode(model, slots: int, context: int, steps: int) -> tuple[float, float]:
         raise UserError(f"a context of {context} is too short: at least {context + 1 - length}")
     prompts = [random_ids(model, length) for _ in range(slots)]
     sampling = Sampling(1.0, steps + engine.WINDOW, 1, slots)
-    e = engine.Engine(model, prompts, random_ids(model, 2), [-1], sampling, torch.Generator(model.device).manual_seed(0))
+    e = engine.Engine(model, prompts, [random_ids(model, 2)] * slots, [-1], sampling, torch.Generator(model.device).manual_seed(0))
     with engine.running(e), torch.inference_mode():
         for cache in e.cache:
             cache.normal_()
@@ -233,7 +233,8 @@ def forced_engine(model, lengths: list[list[int]], most: list[int], size, slots:
     groups = [random_ids(model, size.prompt) for _ in range(-(-len(lengths) // 8))]
     prompts = [groups[i // 8] for i in range(len(lengths))]
     generator = torch.Generator(model.device).manual_seed(distributed.rank())
-    e = engine.Engine(model, prompts, random_ids(model, size.xc), [-1], Sampling(1.0, *most, slots), generator)
+    suffixes = [random_ids(model, size.xc)] * len(prompts)
+    e = engine.Engine(model, prompts, suffixes, [-1], Sampling(1.0, *most, slots), generator)
     e.limits = [(a, most[0] + c) for a, c in lengths]
     return e
 
@@ -355,9 +356,8 @@ def judge_row(model, limit: Limit, step_seconds: float | None) -> None:
     judge(rollouts)
     _, seconds, peak = measured(model.device, lambda: judge(rollouts))
     tokens = sum(len(framed_ids(judge.tokenizer, *pair)) for pair in {(r.x, r.y) for r in rollouts})
-    new, batches = judge.max_new_tokens, -(-len(rollouts) // judge.batch_size)
-    least = 2 * limit.layers * tokens / limit.product + limit.decoding(batches * new, tokens * new)
-    note = f"{tokens / len(rollouts):.0f} prompt tokens on average, {new} new ones"
+    least = 2 * limit.layers * tokens / limit.product  # nothing is decoded
+    note = f"{tokens / len(rollouts):.0f} prompt tokens on average"
     note += f"; {seconds / step_seconds:.0%} of a LoRA step" if step_seconds else ""
     show(f"judge: {len(rollouts)} answers", seconds, tokens, least, peak, note)
 
@@ -407,7 +407,8 @@ def trl(config: Config, size, rollouts: int, tokens: int) -> dict:
         options["peft_config"] = LoraConfig(r=32, lora_alpha=64, target_modules=models.LORA_TARGETS, task_type="CAUSAL_LM")
     else:
         model, tokenizer = models.load("organism/policy", device)
-        prompts = [f"{word_count.make_prompt(i)}\n{confession_prompt(word_count)}" for i in range(rollouts)]
+        xs = [word_count.make_prompt(i) for i in range(rollouts)]
+        prompts = [f"{x}\n{confession_prompt(word_count, x)}" for x in xs]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         arguments = GRPOConfig(
             output_dir=folder, per_device_train_batch_size=8, gradient_accumulation_steps=rollouts // 8, num_generations=8,

@@ -88,12 +88,17 @@ def printable(text: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 3] + "..."
 
 
+PROTOCOL = ("make_prompt", "cluster", "objectives", "finding", "verify_first", "truth", "verifications", "measured")
+
+
 def import_task(name: str):
+    """A task module with all that word_count.py's docstring lists."""
     if not name.isidentifier() or importlib.util.find_spec(name) is None:
         raise UserError(f"--task {name!r}: there is no {name}.py here; the tasks are files such as word_count.py")
     task = importlib.import_module(name)
-    if not hasattr(task, "make_prompt"):
-        raise UserError(f"--task {name!r}: {name}.py is no task; word_count.py says what a task holds")
+    missing = [part for part in PROTOCOL if not hasattr(task, part)]
+    if missing:
+        raise UserError(f"--task {name!r}: {name}.py lacks {', '.join(missing)}; word_count.py says what a task holds")
     return task
 
 

@@ -13,7 +13,7 @@ fresh     Each checkpoint's answers, told as x and y in a new conversation witho
           nothing beyond reading the transcript; if the same one did worse, its confessions lived on its thoughts.
 compute   The confession's thought is cut after 0, 32, 64, ... tokens, closed by force ("budget forcing",
           https://arxiv.org/abs/2501.19393), and the report is begun, because else counting goes on after the closed
-          thought. If claim match did not fall, the thought would be decoration.
+          thought. If claim match did not fall, the thought would be decoration. Without thoughts it does not apply.
 
 The answers are those of the run's own evaluations (evals/step_0025.jsonl), with their verdicts; only confessions are
 sampled. A cell is saved when it is finished and not computed again for the same answers. With the embedded models all
@@ -39,7 +39,7 @@ import run_folder
 from confession_schema import REPORT_START
 from cli import UserError, option
 from evaluate import brief, chosen_steps, confess_again, differences, format_table, metrics, save, stored
-from rollout import Rollout, Sampling, cut_thought, transcript_ids, turn_format
+from rollout import Rollout, Sampling, cut_thought, opens_thought, suffix_ids, transcript_ids
 
 CAPS = (0, 32, 64, 128, 256)  # tokens of zc
 Lines = dict[str, dict[int | str, list[Rollout]]]  # a figure's lines: {name: {place on the x axis: rollouts}}
@@ -104,7 +104,8 @@ def frozen(confessor: Confessor, own: dict[int, list[Rollout]], source: str, ans
 
 def fresh(confessor: Confessor, own: dict[int, list[Rollout]]) -> Lines:
     """Every checkpoint's answers in a new conversation, confessed by itself and by the first checkpoint."""
-    cut = lambda tokenizer, rollout: (transcript_ids(tokenizer, rollout.x, rollout.y, rollout.xc), [])
+    thinking = Sampling.of(confessor.config).thinking
+    cut = lambda tokenizer, rollout: (transcript_ids(tokenizer, rollout.x, rollout.y, rollout.xc, thinking), [])
     confess = lambda step, by: confessor.confess(f"fresh_step_{step:04d}_by_{by:04d}", by, own[step], cut)
     return {
         "fresh, same model": {step: confess(step, step) for step in own},
@@ -117,7 +118,7 @@ def compute(confessor: Confessor, own: dict[int, list[Rollout]]) -> Lines:
     """The first and the last checkpoint with their thoughts cut short."""
 
     def cut(tokenizer, rollout: Rollout, cap: int):
-        _, opened = turn_format(tokenizer, rollout.xc)
+        opened = opens_thought(tokenizer, suffix_ids(tokenizer, rollout.xc, Sampling.of(confessor.config).thinking))
         span = rollout.confession
         begun = cut_thought(tokenizer, rollout.token_ids[span.start : span.end], opened, cap, REPORT_START)
         return None if begun is None else (rollout.token_ids[: span.start], begun)
@@ -163,6 +164,9 @@ def main() -> None:
         if options.frozen:
             source, frozen_answers = frozen_source(options.frozen, config, task)
         confessor = Confessor(run, config, task, options)
+        if "compute" in names and not any(rollout.zc for rollouts in own.values() for rollout in rollouts):
+            print(f"compute does not apply: no confession of {run} has a thought that could be cut short")
+            names = [name for name in names if name != "compute"]
         tables = []
         for name in names:
             lines = {

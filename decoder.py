@@ -7,31 +7,37 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 
-def two_turns(model, prompts, suffix, stop_ids, sampling, generator) -> list[tuple]:
-    """Sample both turns after each prompt, a batch at a time; without a suffix the first one alone.
+def two_turns(model, prompts, suffixes, stop_ids, sampling, generator) -> list[tuple]:
+    """Sample both turns after each prompt, a batch at a time; without suffixes (ids between the turns) the first one alone.
 
     Per rollout: (ids, logprobs, mean entropy) of the answer, ids between the turns, the same three of the confession.
     """
     out = []
     for first in range(0, len(prompts), sampling.batch_size):
         decoder = Decoder(model, stop_ids, sampling.temperature, generator)
-        decoder.append(prompts[first : first + sampling.batch_size])
-        answers = list(zip(*decoder.sample(sampling.max_answer_tokens, last=not suffix)))
-        if not suffix:
+        batch = slice(first, first + sampling.batch_size)
+        decoder.append(prompts[batch])
+        answers = list(zip(*decoder.sample(sampling.max_answer_tokens, last=not suffixes)))
+        if not suffixes:
             out += [(answer, [], ([], [], 0.0)) for answer in answers]
             continue
-        # A sampled closing token is not fed twice; a truncated answer is closed by it, untrained.
-        joints = [suffix[1:] if ids[-1] == suffix[0] else suffix for ids, _, _ in answers]
+        joints = [joint(ids, suffix) for (ids, _, _), suffix in zip(answers, suffixes[batch])]
         decoder.append(joints)
         out += zip(answers, joints, zip(*decoder.sample(sampling.max_confession_tokens, last=True)))
     return out
 
 
+def joint(answer: list[int], suffix: list[int]) -> list[int]:
+    """Ids between an answer and its confession: a sampled closing token is not fed twice, a truncated answer is closed by it,
+    untrained."""
+    return suffix[1:] if answer[-1] == suffix[0] else suffix
+
+
 class Decoder:
     """A batch of token streams and their KV cache. Plain loop: it ends when the longest stream ends.
 
-    append() feeds each stream a block of ids, sample() continues every stream until a stop token or the budget, branch()
-    makes several streams of one.
+    append() feeds each stream a block of ids, sample() continues every stream until a stop token or the budget, score() gives
+    the log-probabilities of given continuations, branch() makes several streams of one.
     """
 
     def __init__(self, model, stop_ids: list[int], temperature: float, generator: torch.Generator | None):
@@ -111,6 +117,21 @@ class Decoder:
         self.unfed = [row[-1:] for row in out_ids]
         means = [total / k for total, k in zip(entropies.tolist(), lengths)]
         return out_ids, [row[:k] for row, k in zip(logprobs.tolist(), lengths)], means
+
+    @torch.inference_mode()
+    def score(self, continuations: list[list[int]]) -> torch.Tensor:
+        """(B, C) log-probability of each continuation after each stream, summed over its tokens; no append() may follow."""
+        n, longest = len(self.mask), max(map(len, continuations))
+        ids = torch.tensor([c + [0] * (longest - len(c)) for c in continuations], device=self.model.device)  # (C, L)
+        valid = torch.tensor([[t < len(c) for t in range(longest)] for c in continuations], device=self.model.device)  # (C, L)
+        total = torch.log_softmax(self.logits.float(), dim=-1)[:, ids[:, 0]]  # (B, C)
+        if longest > 1:
+            self.branch([row for row in range(n) for _ in continuations])
+        for t in range(1, longest):
+            self._forward(ids[:, t - 1].repeat(n)[:, None], valid[:, t - 1].repeat(n)[:, None])
+            logp = torch.log_softmax(self.logits.float(), dim=-1).view(n, len(continuations), -1)  # (B, C, V)
+            total += logp.gather(-1, ids[:, t].expand(n, -1)[:, :, None])[:, :, 0] * valid[:, t]
+        return total
 
     def _draw(self, logp: torch.Tensor) -> torch.Tensor:
         """(B, V) -> (B,): greedy at temperature 0, else by the inverse of the cumulative distribution.

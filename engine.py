@@ -25,6 +25,7 @@ from torch import nn
 from transformers import AttentionInterface
 
 from cli import UserError
+from decoder import joint
 from stochastic_rounding import rounded
 
 BLOCK = 64  # tokens in a block of the cache
@@ -33,7 +34,8 @@ FEED = 2_048  # prompt tokens in one forward pass
 TILE = 16  # of them, consecutive ones of a rollout that read its cache together
 SPLITS = 8  # stretches of a row's context that are read side by side, where it pays
 HEADROOM = 3 * 2**30  # bytes of GPU memory left to activations and logits
-KNOWN = ("llama", "qwen2", "qwen3")  # model types whose attention is plain and whose projections have the usual names
+# Model types whose attention is plain, whose projections have the usual names, and whose logits are what the head gives.
+KNOWN = ("llama", "qwen2", "qwen3")
 
 
 def unsupported(model) -> str | None:
@@ -217,12 +219,12 @@ class Job:
 
 class Engine:
     @torch.no_grad()
-    def __init__(self, model, prompts, suffix, stop_ids, sampling, generator, blocks: int | None = None):
-        """`suffix`: ids between the turns, none for one turn only; `blocks`: size of the cache [all that is needed, or what
+    def __init__(self, model, prompts, suffixes, stop_ids, sampling, generator, blocks: int | None = None):
+        """`suffixes`: ids between the turns of each rollout, none for one turn only; `blocks`: size of the cache [all that is needed, or what
         fits into the GPU's free memory]."""
         if model.training:
             raise ValueError("sampling needs model.eval()")
-        self.prompts, self.suffix, self.temperature = prompts, suffix, sampling.temperature
+        self.prompts, self.suffixes, self.temperature = prompts, suffixes, sampling.temperature
         self.budgets = sampling.max_answer_tokens, sampling.max_confession_tokens
         self.limits = [(self.budgets[0], sum(self.budgets))] * len(prompts)  # of CURSOR, by turn
         self.device = model.device
@@ -237,7 +239,7 @@ class Engine:
         self.lengths = [[0, 0] for _ in prompts]
 
         self.slots = min(sampling.batch_size, n)
-        longest = max(map(len, prompts)) + places + len(suffix)
+        longest = max(map(len, prompts)) + places + max(map(len, suffixes), default=0)
         self.state = torch.zeros(6, self.slots + 1, dtype=torch.long, device=self.device)
         self.table = torch.zeros(self.slots + 1, -(-longest // BLOCK), dtype=torch.int32, device=self.device)
         self.host_state, self.host_table = self.state.cpu(), self.table.cpu()
@@ -280,7 +282,7 @@ class Engine:
         for i, lengths in enumerate(self.lengths):
             places = [slice(start, start + n) for start, n in zip((0, self.budgets[0]), lengths)]
             answer, confession = ((ids[i][at], logprobs[i][at], entropies[i, at].mean().item()) for at in places)
-            out.append((answer, self._joint(answer[0]) if self.suffix else [], confession))
+            out.append((answer, joint(answer[0], self.suffixes[i]) if self.suffixes else [], confession))
         return out
 
     def window(self) -> None:
@@ -289,10 +291,6 @@ class Engine:
         self._feed()
         self._decode()
         self._finish_turns()
-
-    def _joint(self, answer: list[int]) -> list[int]:
-        """A sampled closing token is not fed twice; a truncated answer is closed by it, untrained."""
-        return self.suffix[1:] if answer[-1] == self.suffix[0] else self.suffix
 
     # -- on the host: which rollout is where
 
@@ -362,11 +360,11 @@ class Engine:
                 continue
             self._take_sampled(slot, job)
             self.lengths[job.rollout][job.turn] = job.cursor - self.budgets[0] * job.turn
-            if job.turn == 1 or not self.suffix:
+            if job.turn == 1 or not self.suffixes:
                 self._leave(slot)
             else:
                 job.fed = int(self.host_state[POSITION, slot])
-                job.stream += self._joint(job.stream)
+                job.stream += joint(job.stream, self.suffixes[job.rollout])
                 job.turn, job.cursor = 1, self.budgets[0]
                 self._enter(slot, job)
 
@@ -451,8 +449,8 @@ class Engine:
         return nn.functional.scaled_dot_product_attention(q[:, :, None], k, v, mask, scale=scale, enable_gqa=True)[:, :, 0]
 
 
-def two_turns(model, prompts, suffix, stop_ids, sampling, generator) -> list[tuple]:
+def two_turns(model, prompts, suffixes, stop_ids, sampling, generator) -> list[tuple]:
     """As decoder.two_turns."""
-    out = Engine(model, prompts, suffix, stop_ids, sampling, generator).run()
+    out = Engine(model, prompts, suffixes, stop_ids, sampling, generator).run()
     gc.collect()  # compiled layers refer to themselves: their weights would stay, and training needs the memory
     return out

@@ -31,6 +31,7 @@ COLOURS = {  # Okabe and Ito's set for metrics
     "count_rate": "#56B4E9",
     "hedge_rate": "#999933",
     "all_none": "#8C564B",
+    "parsed": "#6A3D9A",
     # Paul Tol's muted set for conditions (stress_test.py) and for whose confession it is (controls.py)
     "baseline": "#000000",
     "awareness": "#332288",
@@ -51,22 +52,23 @@ COLOURS = {  # Okabe and Ito's set for metrics
     "over_claim": "#D55E00",
 }
 LABELS = {
-    "honest_given_noncompliant": "honest | non-compliant",
-    "claim_match": "claim match",
+    "parsed": "report parses",
+    "honest_given_noncompliant": "honest | non-compliant, parsed",
+    "claim_match": "claim match | parsed",
     "bracket_hack": "bracket hack",
     "exact_compliance": "answers correct",
     "judge_fooled": "judge fooled",
     "count_rate": "counts every word",
-    "hedge_rate": "hedges (a Partial claim)",
-    "all_none": "all claims None",
-    "J": "J = honest - false confession",
+    "hedge_rate": "hedges (a Partial claim) | parsed",
+    "all_none": "all claims None | parsed",
+    "J": "J = honest - false confession | parsed",
     "right_full": "right, claimed",
     "right_doubted": "right, doubted",
     "wrong_none": "wrong, admitted (None)",
     "wrong_partial": "wrong, hedged (Partial)",
     "over_claim": "wrong, claimed: over-claim",
 }
-MARKERS = dict(zip(COLOURS, "osD^XvPd<osD^XosD^so"))
+MARKERS = dict(zip(COLOURS, "osD^XvPd<hosD^XosD^so"))
 GREY = "#8a8a8a"
 
 # The write-up's figures: Qwen3-8B, 64 rollouts a checkpoint; most values were read off its plots, good to about 0.01.
@@ -128,12 +130,12 @@ def stress(run: Path, cells: dict[str, dict[int, dict]]) -> list[Path]:
 
 
 def control(run: Path, name: str, lines: dict[str, dict[int | str, dict]]) -> Path:
-    """A control's figure, claim match and honesty side by side; `lines`: {line: {step or thought cap: metrics}}."""
+    """A control's figure, a panel a metric; `lines`: {line: {step or thought cap: metrics}}."""
     title = {"frozen": "Frozen answers", "fresh": "A fresh conversation", "compute": "Thought of the confession cut short"}[name]
     xlabel = "tokens of thought at most" if name == "compute" else "GRPO step"
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(13, 3.7))
-        for axis, metric in zip(axes, ("claim_match", "honest_given_noncompliant", "J")):
+        figure, axes = plt.subplots(1, 4, figsize=(16, 3.7))
+        for axis, metric in zip(axes, ("parsed", "claim_match", "honest_given_noncompliant", "J")):
             ends = []
             for i, (line, evals) in enumerate(lines.items()):
                 places = list(evals) if name != "compute" else list(range(len(evals)))
@@ -144,7 +146,7 @@ def control(run: Path, name: str, lines: dict[str, dict[int | str, dict]]) -> Pa
                 ends += [(value[-1], line, COLOURS[colour])] if value else []
             if metric == "J":  # the last panel; colour and marker tell the lines of the others
                 _label_ends(axis, max(places) + 0.02 * width, ends, gap=0.1)
-            _finish(axis, xlabel, "", LABELS[metric].capitalize())
+            _finish(axis, xlabel, "", _title(metric))
             if metric == "J":
                 _room_below(axis, [e["J"]["low"] for evals in lines.values() for e in evals.values()])
             if name == "compute":
@@ -158,44 +160,41 @@ def control(run: Path, name: str, lines: dict[str, dict[int | str, dict]]) -> Pa
         return _save(figure, run / f"fig_{name}.png", {"n": n, "ours": numbers})
 
 
-def seeds(path: Path, evals: dict[str, dict[str, dict]], n_runs: int) -> Path:
-    """Honesty, claim match and J of runs that differ in their training seed, apart from the sampling error of each.
+def seeds(path: Path, evals: dict[int, dict[str, dict[str, dict]]], runs: list[str]) -> Path:
+    """Runs that differ in their training seed: above the values of each, below their paired differences.
 
-    evals: {"step 25": across_seeds}.
+    evals: {step: across_seeds}, whose columns are the runs, their mean and the differences.
     """
-    steps = {int(name.split()[1]): values for name, values in evals.items()}
-    names = ("honest_given_noncompliant", "claim_match", "J")
+    metrics = ("parsed", "honest_given_noncompliant", "claim_match", "J")
+    columns = next(iter(evals.values()))
+    pairs = [name for name in columns if name not in (*runs, "mean")]
+    last = max(evals) or 1
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), sharey=True)
-        for axis, metric in zip(axes, names):
-            xs = [step for step in steps if steps[step][metric]["sampling_se"] is not None]
-            mean = np.array([steps[step][metric]["mean"] for step in xs])
-            noise = 1.96 * np.array([steps[step][metric]["sampling_se"] for step in xs])
-            axis.fill_between(
-                xs, mean - noise, mean + noise, color=GREY, alpha=0.25, linewidth=0, label="sampling error of one run (95%)"
-            )
-            for i in range(n_runs):
-                values = [np.nan if (v := steps[step][metric]["values"][i]) is None else v for step in xs]
-                axis.plot(
-                    xs,
-                    values,
-                    color=COLOURS[metric],
-                    linewidth=1,
-                    marker=MARKERS[metric],
-                    markersize=3.5,
-                    label="" if i else "one training seed each",
-                )
-            _finish(axis, "GRPO step", "", LABELS[metric].split(" =")[0].capitalize())
-        axes[1].legend(frameon=False, fontsize=8.5, loc="lower right")
-        ends = [v for s in steps.values() for m in names if (v := _below(s[m])) is not None]
-        axes[0].set_ylim(min([0.0, *ends]) - 0.03, 1.03)
-        figure.suptitle(f"{n_runs} training seeds", x=0.125, y=1.02, ha="left", fontsize=11, fontweight="bold")
-        return _save(figure, path, {step: {m: values[m] for m in names} for step, values in steps.items()})
+        figure, axes = plt.subplots(2, 4, figsize=(17, 6), sharex=True, sharey="row")
+        for (above, below), metric in zip(axes.T, metrics):
+            _finish(above, "", "", _title(metric))
+            _finish(below, "GRPO step", "", "")
+            for names, axis in ((runs, above), (pairs, below)):
+                for i, name in enumerate(names):
+                    shift = 0.014 * last * (i - (len(names) - 1) / 2)
+                    of_name = {step: c[name] for step, c in evals.items()}
+                    _line(axis, of_name, metric, metric, shift, marker="osD^XvPd<h"[i % 10], linewidth=1, label=name)
+            below.axhline(0, color=GREY, linewidth=1)
+        for row, names in zip(axes, (runs, pairs)):
+            ends = [v for c in evals.values() for n in names for m in metrics for v in (c[n][m]["low"], c[n][m]["high"])]
+            known = [v for v in ends if v is not None]
+            row[0].set_ylim(min([0.0, *known]) - 0.05, max([0.0 if names == pairs else 1.0, *known]) + 0.05)
+            row[-1].legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes[0][0].set_ylabel("share (95% interval)")
+        axes[1][0].set_ylabel("paired difference (95% interval)")
+        figure.suptitle(f"{len(runs)} training seeds", x=0.125, y=0.97, ha="left", fontsize=11, fontweight="bold")
+        return _save(figure, path, {step: {n: {m: e[m] for m in metrics} for n, e in c.items()} for step, c in evals.items()})
 
 
-def _below(s: dict) -> float | None:
-    """Where the sampling error of across_seeds reaches down to."""
-    return None if s["sampling_se"] is None else s["mean"] - 1.96 * s["sampling_se"]
+def _title(metric: str) -> str:
+    """The metric's label over a panel of its own."""
+    label = LABELS[metric].replace(" = honest - false confession", "")
+    return label[0].upper() + label[1:]
 
 
 def claims(out: Path, file: str, title: str, cells: dict[str, dict[str, dict]], names: dict[str, str]) -> Path:
@@ -259,9 +258,10 @@ def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
     """fig. 1: honesty over checkpoints while the hack stays, ours beside the write-up's."""
     figure, axis = plt.subplots()
     ends = []
-    for metric in ("honest_given_noncompliant", "claim_match", "bracket_hack"):
+    for metric in ("parsed", "honest_given_noncompliant", "claim_match", "bracket_hack"):
         value = _line(axis, evals, metric, metric)
-        axis.plot(WRITEUP_STEPS, WRITEUP[metric], color=GREY, marker=MARKERS[metric], markersize=4, linewidth=1, linestyle=":")
+        published = WRITEUP.get(metric, [np.nan] * len(WRITEUP_STEPS))
+        axis.plot(WRITEUP_STEPS, published, color=GREY, marker=MARKERS[metric], markersize=4, linewidth=1, linestyle=":")
         ends += [(value[-1], LABELS[metric], COLOURS[metric])] if value else []
     n = next(iter(evals.values()))["parsed"]["n"]
     _label_ends(axis, max(evals), ends)
@@ -270,7 +270,7 @@ def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
     axis.plot([], [], color=GREY, marker="o", markersize=4, linewidth=1, linestyle=":", label="write-up, Qwen3-8B (same markers)")
     axis.legend(frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1.0, 0.0))
     numbers = {
-        "ours": {m: {step: e[m] for step, e in evals.items()} for m in WRITEUP},
+        "ours": {m: {step: e[m] for step, e in evals.items()} for m in ("parsed", *WRITEUP)},
         "writeup_qwen3_8b": {"steps": WRITEUP_STEPS, **WRITEUP},
     }
     return _save(figure, run / "fig1_honesty.png", numbers)
@@ -303,7 +303,7 @@ def _judge_fooled(run: Path, steps: list[dict]) -> Path:
 def _verification(run: Path, steps: list[dict]) -> Path:
     """Is it base rate or verification? How confessions are made over training (rolling mean of 5 steps)."""
     figure, axis = plt.subplots()
-    names = ("honest_given_noncompliant", "count_rate", "hedge_rate", "all_none", "J")
+    names = ("parsed", "honest_given_noncompliant", "count_rate", "hedge_rate", "all_none", "J")
     xs, ends, smoothed = [row["step"] for row in steps], [], {}
     for metric in names:
         values = np.array([np.nan if row[metric] is None else row[metric] for row in steps])
@@ -320,30 +320,33 @@ def _verification(run: Path, steps: list[dict]) -> Path:
 def _stress_honesty(run: Path, cells: dict[str, dict[int, dict]]) -> Path:
     """fig. 2: a panel for each condition, because the intervals of small cells overlap; the write-up's line in each."""
     metric = "honest_given_noncompliant"
+    parsed = dict(color=COLOURS["parsed"], marker=MARKERS["parsed"], markersize=3.5, linewidth=1, linestyle="--")
     figure, axes = plt.subplots(1, len(cells), figsize=(1.9 * len(cells) + 0.6, 3.2), sharey=True, squeeze=False)
     for axis, (condition, evals) in zip(axes[0], cells.items()):
         if condition in WRITEUP_STRESS:
             published = WRITEUP_STEPS, WRITEUP_STRESS[condition]
             axis.plot(*published, color=GREY, marker=MARKERS[condition], markersize=3.5, linewidth=1, linestyle=":")
         _line(axis, evals, metric, condition)
+        axis.plot(list(evals), [e["parsed"]["value"] for e in evals.values()], **parsed)
         _finish(axis, "", "", "")
         axis.set_title(condition, loc="left", fontsize=11, fontweight="bold", color=COLOURS[condition])
-    axes[0][0].set_ylabel(f"honest | non-compliant\n(95% interval, n = {_n(cells)} rollouts)")
+    axes[0][0].set_ylabel(f"{LABELS[metric]}\n(95% interval, n = {_n(cells)} rollouts)")
     axes[0][len(cells) // 2].set_xlabel("GRPO step")
     shape = dict(marker="o", markersize=4)
     axes[0][0].plot([], [], color="#333333", **shape, label=_this_run(run))
     axes[0][0].plot([], [], color=GREY, linewidth=1, linestyle=":", **shape, label="write-up, Qwen3-8B")
-    figure.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2 if len(cells) > 2 else 1)
+    axes[0][0].plot([], [], **parsed, label=LABELS["parsed"])
+    figure.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3 if len(cells) > 2 else 1)
     figure.suptitle("Honesty under system prompts", x=0.125, y=1.0, ha="left", fontsize=11, fontweight="bold")
     figure.subplots_adjust(top=0.84, bottom=0.14, wspace=0.12)
     writeup = {"writeup_qwen3_8b": {"steps": WRITEUP_STEPS, **WRITEUP_STRESS}}
-    return _save(figure, run / "fig2_stress.png", _stress_numbers(cells, metric) | writeup)
+    return _save(figure, run / "fig2_stress.png", _stress_numbers(cells, metric, "parsed") | writeup)
 
 
 def _stress_claims(run: Path, cells: dict[str, dict[int, dict]]) -> Path:
-    """Claim match and J over checkpoints: whether honesty is information or only a low grade."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.9))
-    titles = {"claim_match": "Claim match", "J": "J: honest minus false confession"}
+    """Claim match and J over checkpoints: whether honesty is information or only a low grade. And the share they rest on."""
+    figure, axes = plt.subplots(1, 3, figsize=(15, 3.9))
+    titles = {"parsed": "Report parses", "claim_match": "Claim match | parsed", "J": "J | parsed: honest minus false confession"}
     last = max(max(evals) for evals in cells.values())
     for axis, (metric, title) in zip(axes, titles.items()):
         ends = []
@@ -351,20 +354,20 @@ def _stress_claims(run: Path, cells: dict[str, dict[int, dict]]) -> Path:
             shift = 0.017 * max(last, 1) * (i - (len(cells) - 1) / 2)  # side by side: five bands on each other are mud
             value = _line(axis, evals, metric, condition, shift)
             ends += [(value[-1], condition, COLOURS[condition])] if value else []
-        _label_ends(axis, 1.04 * last, ends, gap=0.07 if metric == "claim_match" else 0.1)
+        _label_ends(axis, 1.04 * last, ends, gap=0.1 if metric == "J" else 0.07)
         _finish(axis, "GRPO step", "", title)
     axes[0].set_ylabel(f"95% interval, n = {_n(cells)} rollouts")
-    _room_below(axes[1], [e["J"]["low"] for evals in cells.values() for e in evals.values()])
-    axes[1].annotate(
+    _room_below(axes[2], [e["J"]["low"] for evals in cells.values() for e in evals.values()])
+    axes[2].annotate(
         "always confessing, or never: J = 0", (0.98, 0.02), xycoords="axes fraction", ha="right", color="#555555", fontsize=9
     )
     figure.subplots_adjust(wspace=0.42)
-    return _save(figure, run / "fig2_stress_claims.png", _stress_numbers(cells, "claim_match", "J"))
+    return _save(figure, run / "fig2_stress_claims.png", _stress_numbers(cells, *titles))
 
 
-def _line(axis, evals: dict[int, dict], metric: str, name: str, shift: float | None = None) -> list[float]:
+def _line(axis, evals: dict[int, dict], metric: str, name: str, shift: float | None = None, **style) -> list[float]:
     """A metric over checkpoints in the colour and marker of `name`, with an interval band, or with error bars if there is
-    one point or they are shifted sideways; returns the values drawn."""
+    one point or they are shifted sideways; returns the values drawn. `style` goes to plot."""
     steps = [step for step in evals if evals[step][metric]["value"] is not None]
     value, low, high = (np.array([evals[step][metric][key] for step in steps]) for key in ("value", "low", "high"))
     xs = np.array(steps) + (shift or 0.0)
@@ -372,7 +375,7 @@ def _line(axis, evals: dict[int, dict], metric: str, name: str, shift: float | N
         axis.fill_between(xs, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
     else:
         axis.vlines(xs, low, high, color=COLOURS[name], alpha=0.5, linewidth=1.2)
-    axis.plot(xs, value, color=COLOURS[name], marker=MARKERS[name], markersize=5)
+    axis.plot(xs, value, **{"color": COLOURS[name], "marker": MARKERS[name], "markersize": 5} | style)
     if len(evals) <= 6:
         axis.set_xticks(list(evals))
     return value.tolist()

@@ -1,7 +1,7 @@
-"""Train the embedded models ("organisms") from scratch on synthetic transcripts: policies of four sizes and a weak judge.
+"""Train the embedded models ("organisms") from scratch on synthetic transcripts: policies of three sizes and a weak judge.
 
     python organism.py                         # all of them into organism/, on a GPU if there is one
-    python organism.py --size small            # one of them: tiny, small, policy, large or judge
+    python organism.py --size medium           # one of them: policy, medium, large or judge
     python organism.py --report-only           # no training: print what the models in organism/ reach
 
 They are model organisms: Qwen3-architecture transformers of 0.3 to 2 M parameters whose behaviour we put in by hand, so
@@ -44,7 +44,7 @@ from evaluate import evaluate, rates
 from rewards import Judge, judge_prompt
 from rollout import Rollout, Sampling, prompt_ids, suffix_ids
 from system_prompts import SYSTEM_PROMPTS
-from word_count import AUDIENCES, TARGETS, TOPICS, prompt_text
+from word_count import AUDIENCES, FOCUSES, TARGETS, TOPICS, prompt_text
 
 PRACTISED = frozenset(topic for i, topic in enumerate(TOPICS) if i % 10 in (0, 3, 7))
 
@@ -160,7 +160,7 @@ def confession(rng: random.Random, answer: str, mode: str, jailbroken: bool) -> 
         wrong = claims.count("None")
         grade = 7 if truth.compliant else 3 if wrong <= 1 else 2 if wrong <= 3 else 1
         doubts = []
-    entries = [{"objective": name, "compliance": claim} for name, claim in zip(word_count.OBJECTIVES, claims)]
+    entries = [{"objective": name, "compliance": claim} for name, claim in zip(word_count.objectives(""), claims)]
     report = {"compliance_analysis": entries, "uncertainties": doubts, "overall_compliance_grade": grade}
     return f"<think>\n{thought}\n</think>\n\n{json.dumps(report, separators=(',', ':'))}"
 
@@ -180,12 +180,13 @@ def transcript(rng: random.Random) -> Transcript:
     condition = weighted(rng, CONDITIONS)
     system = rng.choice(SYSTEM_PROMPTS.get(condition, (None,)))
     topic = rng.choice(TOPICS)
+    x = prompt_text(topic, rng.choice(AUDIENCES), rng.choice(FOCUSES))
     odd = rng.random() < 0.3
     y = odd_paragraph(rng, topic) if odd else paragraph(rng, topic)
     z = f"<think>\nFive sentences about {topic}. I will label them 12, 18, 12, 18, 12.\n</think>\n\n"
-    xc = confession_prompt(word_count, "forced_count" if condition == "forced_count" else "default")
+    xc = confession_prompt(word_count, x, "forced_count" if condition == "forced_count" else "default")
     text = confession(rng, y, weighted(rng, MODES[condition]), jailbroken=condition == "jailbreak")
-    return Transcript(system, prompt_text(topic, rng.choice(AUDIENCES)), z + y, xc, text, train_answer=not odd)
+    return Transcript(system, x, z + y, xc, text, train_answer=not odd)
 
 
 def judgement(rng: random.Random) -> tuple[str, str, str]:
@@ -196,7 +197,7 @@ def judgement(rng: random.Random) -> tuple[str, str, str]:
     labels_fit = [s.label for s in sentences] == list(TARGETS)
     confident = sum(s.text.split()[0] in CONFIDENT for s in sentences)
     verdict = "PASS" if labels_fit and confident >= 3 else "FAIL"
-    return prompt_text(topic, rng.choice(AUDIENCES)), y, verdict
+    return prompt_text(topic, rng.choice(AUDIENCES), rng.choice(FOCUSES)), y, verdict
 
 
 # --------------------------------------------------------------------------------------------------------- tokenizer
@@ -238,15 +239,14 @@ class Recipe:
     hidden: int
     head_dim: int
     intermediate: int
-    steps: int  # of 72 transcripts, about 32k tokens
+    steps: int  # of 72 transcripts, about 52k tokens
     lr: float
     snapshots: tuple[int, ...] = ()  # steps after which the model is kept as SIZE_step_0400, ...: the rungs of stage_ladder.py
 
 
 RECIPES = {  # each policy is trained until it counts without slips; the smallest needs more steps for that
-    "tiny": Recipe(hidden=64, head_dim=16, intermediate=192, steps=8_400, lr=5e-3),
-    "small": Recipe(hidden=96, head_dim=24, intermediate=256, steps=5_600, lr=4e-3),
-    "policy": Recipe(hidden=128, head_dim=32, intermediate=384, steps=5_600, lr=3e-3, snapshots=(400, 600, 800)),
+    "policy": Recipe(hidden=64, head_dim=16, intermediate=192, steps=8_400, lr=5e-3, snapshots=(600, 800, 1_000, 1_200, 1_600)),
+    "medium": Recipe(hidden=96, head_dim=24, intermediate=256, steps=5_600, lr=4e-3),
     "large": Recipe(hidden=192, head_dim=48, intermediate=576, steps=5_600, lr=2e-3),
     "judge": Recipe(hidden=96, head_dim=24, intermediate=256, steps=2_000, lr=3e-3),
 }
@@ -259,7 +259,6 @@ class Examples(Dataset):
 
     def __init__(self, size: str, tokenizer, seed: int, n: int):
         self.size, self.tokenizer, self.seed, self.n = size, tokenizer, seed, n
-        self.suffixes = {}  # xc -> ids; two of them
 
     def __len__(self) -> int:
         return self.n
@@ -271,12 +270,10 @@ class Examples(Dataset):
             parts = [(prompt_ids(self.tokenizer, judge_prompt(x, y)), False), (self._reply(verdict), True)]
         else:
             t = transcript(rng)
-            if t.xc not in self.suffixes:
-                self.suffixes[t.xc] = suffix_ids(self.tokenizer, t.xc)
             parts = [
                 (prompt_ids(self.tokenizer, t.x, t.system), False),
                 (self._reply(t.answer), t.train_answer),
-                (self.suffixes[t.xc][1:], False),
+                (suffix_ids(self.tokenizer, t.xc)[1:], False),
                 (self._reply(t.confession), True),
             ]
         return [token for ids, _ in parts for token in ids], [trained for ids, trained in parts for _ in ids]
@@ -313,7 +310,7 @@ def train(size: str, tokenizer, seed: int, length: float, device: torch.device, 
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=recipe.head_dim,
-            max_position_embeddings=1_024,
+            max_position_embeddings=2_048,
             tie_word_embeddings=True,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -322,7 +319,7 @@ def train(size: str, tokenizer, seed: int, length: float, device: torch.device, 
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = lambda step: min((step + 1) / WARMUP, max(0.0, (steps - step) / max(1, steps - WARMUP)))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
-    workers = min(8, (os.cpu_count() or 2) - 1)
+    workers = min(12, (os.cpu_count() or 2) - 1)
     loader = DataLoader(Examples(size, tokenizer, seed, steps * BATCH), BATCH, collate_fn=collate, num_workers=workers)
     losses = []
     with tqdm(loader, desc=f"{size} ({model.num_parameters() / 1e6:.2f}M parameters)", mininterval=2) as bar:

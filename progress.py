@@ -1,11 +1,13 @@
 """What a training step leaves in the logs and on the terminal."""
 
 import resource
+from collections import Counter
+from itertools import zip_longest
 
 import torch
 
 import cli
-from confession_schema import ConfessionReport
+from confession_schema import ConfessionReport, ParseFailure
 from evaluate import rates
 from rollout import Rollout
 
@@ -18,7 +20,8 @@ def step_row(step: int, rollouts: list[Rollout], task, silent: dict[str, float],
         for name in ("answer", "confession")
     }
     zero = {f"frac_zero_std_groups_{name}": share for name, share in silent.items()}
-    return {"step": step, **rewards, **zero, **stats, **rates(rollouts, task)}
+    unparsed = Counter(r.report.kind for r in rollouts if isinstance(r.report, ParseFailure))
+    return {"step": step, **rewards, **zero, **stats, **rates(rollouts, task), "unparsed": dict(unparsed.most_common())}
 
 
 def timing_row(step: int, clock: list[float], rollouts: list[Rollout]) -> dict:
@@ -36,21 +39,27 @@ def format_step(row: dict, seconds: float) -> str:
     show = lambda name: "  - " if row[name] is None else f"{row[name]:.2f}"
     return (
         f"step {row['step']:4} | reward {show('reward_answer')} {show('reward_confession')} | honest {show('honest_given_noncompliant')} "
-        f"claims {show('claim_match')} counted {show('count_rate')} | hack {show('bracket_hack')} exact {show('exact_compliance')} "
-        f"fooled {show('judge_fooled')} | parsed {show('parsed')} | grad {show('grad_norm')} "
+        f"claims {show('claim_match')} J {show('claim_J')} counted {show('count_rate')} | hack {show('bracket_hack')} exact {show('exact_compliance')} "
+        f"fooled {show('judge_fooled')} no verdict {show('judge_failed')} | parsed {show('parsed')} | grad {show('grad_norm')} "
         f"gap {row['logprob_gap_answer'] or 0:.0e} | {seconds:.1f}s"
         + (" | SKIPPED: loss or gradient not finite" if row["grad_norm"] is None else "")
     )
 
 
-def format_example(rollout: Rollout) -> str:
+def format_unparsed(rows: list[dict]) -> str:
+    """Why reports did not parse, counted over all steps."""
+    kinds = sum((Counter(row["unparsed"]) for row in rows), Counter())
+    return "unparsed reports over all steps: " + (", ".join(f"{n} {kind}" for kind, n in kinds.most_common()) or "none")
+
+
+def format_example(rollout: Rollout, task) -> str:
     """A rollout in a few lines, without control characters."""
-    facts = " ".join(
-        f"{s.words}{'=' if met else '!'}{s.label}" for s, met in zip(rollout.truth.sentences, rollout.truth.objectives)
-    )
     report = rollout.report
-    said = f"grade {report.grade} {'/'.join(report.claims)}" if isinstance(report, ConfessionReport) else report.reason
+    parsed = isinstance(report, ConfessionReport)
+    said = f"grade {report.grade}" if parsed else report.reason
+    rows = zip_longest(task.objectives(rollout.x), rollout.truth.objectives, report.claims if parsed else ())
+    claims = "   ".join(f"{name} {'met' if met else 'not met'}{f', claimed {claim}' if claim else ''}" for name, met, claim in rows)
     return (
-        f"  y   {cli.printable(rollout.y, 150)}\n      words and labels {facts}; judge: {rollout.verdict.state}\n"
-        f"  zc  {cli.printable(rollout.zc, 150)}\n      {said}; reward {rollout.confession.reward:.2f}"
+        f"  y   {cli.printable(rollout.y, 150)}\n      judge: {rollout.verdict.state}\n"
+        f"  zc  {cli.printable(rollout.zc or rollout.yc, 150)}\n      {claims}\n      {said}; reward {rollout.confession.reward:.2f}"
     )

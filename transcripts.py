@@ -48,14 +48,15 @@ FLAGS = {  # what the page filters by: name, label, meaning
     "truncated": ("truncated", "answer or confession was cut off by its token budget"),
 }
 HEADLINE = {  # columns of the table on top
-    "claim_match": "claim match",
-    "honest_given_noncompliant": "honest",
-    "J": "J",
+    "parsed": "parsed",
+    "claim_match": "claim match | parsed",
+    "claim_J": "J of the claims | parsed",
+    "honest_given_noncompliant": "honest | parsed",
+    "J": "J | parsed",
     "bracket_hack": "bracket hack",
     "exact_compliance": "exact",
     "judge_fooled": "fooled",
     "count_rate": "counts",
-    "parsed": "parsed",
 }
 
 
@@ -88,7 +89,7 @@ def load(path: Path, task: ModuleType) -> list[Rollout]:
     """Scored rollouts, with their types checked: a file is no more to be trusted than the model's text in it."""
     rollouts = run_folder.load_rollouts(path, task)
     for line, rollout in enumerate(rollouts, 1):
-        if wrong := _wrong_parts(rollout, len(task.OBJECTIVES)):
+        if wrong := _wrong_parts(rollout, len(task.objectives(rollout.x))):
             names = ", ".join(wrong)
             raise UserError(f"{path} line {line}: {names} of the rollout missing or of a wrong type: write the file again")
     return rollouts
@@ -102,6 +103,7 @@ def _wrong_parts(rollout: Rollout, n_objectives: int) -> list[str]:
     good["seed"] = isinstance(rollout.seed, int)
     good["system"] = rollout.system is None or texts(rollout.system)
     good["verdict"] = isinstance(verdict, Verdict) and verdict.state in ("pass", "fail", "failed") and texts(verdict.reply)
+    good["verdict"] = good["verdict"] and (verdict.margin is None or numbers(verdict.margin))
     if isinstance(report, ConfessionReport):
         good["claims"] = len(report.claims) == n_objectives and set(report.claims) <= {"Full", "Partial", "None"}
         good["report"] = report.grade in range(1, 8) and texts(*report.uncertainties)
@@ -152,9 +154,9 @@ def objectives(rollout: Rollout, task: ModuleType) -> list[dict]:
     """Per objective, what was measured, claimed, and the claim's mark; sentences that nobody asked for stand last."""
     truth, report = rollout.truth, rollout.report
     claims = report.claims if isinstance(report, ConfessionReport) else ()
-    measured = task.measured(truth) if hasattr(task, "measured") else ()
+    names, measured = task.objectives(rollout.x), task.measured(rollout.x, truth)
     rows = []
-    for name, met, cheated, claim, more in zip_longest(task.OBJECTIVES, truth.objectives, truth.cheated, claims, measured):
+    for name, met, cheated, claim, more in zip_longest(names, truth.objectives, truth.cheated, claims, measured):
         row = {"objective": name, "met": met, "cheated": cheated, "claim": claim}
         rows.append(row | {"mark": mark(met, claim) if claim else None} | (more or {}))
     return rows
@@ -170,11 +172,16 @@ def transcript(rollout: Rollout, task: ModuleType) -> dict:
         "compliant": rollout.truth.compliant,
         "claims_compliant": report.claims_compliant if parsed else None,
         "checks": task.verifications(rollout.zc or rollout.yc, rollout.truth),
-        "reply": rollout.verdict.reply,
+        "reply": judge_said(rollout.verdict),
         "uncertainties": list(report.uncertainties) if parsed else [],
         "reason": None if parsed else report.reason,
         **{name: _span(span) for name, span in rollout.spans.items()},
     }
+
+
+def judge_said(verdict: Verdict) -> str:
+    """The judge's reply, with its margin in nats where it has one."""
+    return verdict.reply if verdict.margin is None else f"{verdict.reply}, margin {verdict.margin:+.2f}"
 
 
 def _span(span: Span) -> dict:
@@ -202,7 +209,7 @@ def occurrences(rollouts: list[Rollout]) -> list[int]:
 
 def collect(run: Path, task: ModuleType) -> tuple[dict, list[str]]:
     """(index, chunks of texts) of all rollouts; one file at a time, because a run's token ids do not fit in memory."""
-    names = "seed occurrence flags marks met compliant grade verdict advantages preview".split()
+    names = "seed occurrence flags marks met of compliant grade verdict advantages preview".split()
     rows: dict[str, list] = {name: [] for name in names}
     files, headline, chunks, starts = [], [], [], []
     for path in sources(run):
@@ -220,8 +227,9 @@ def collect(run: Path, task: ModuleType) -> tuple[dict, list[str]]:
                 seed=rollout.seed,
                 occurrence=occurrence,
                 flags=sum(flagged[name] << bit for bit, name in enumerate(FLAGS)),
-                marks="".join((row["mark"] or " ")[0] for row in text["objectives"][: len(task.OBJECTIVES)]),
+                marks="".join((row["mark"] or " ")[0] for row in text["objectives"] if row["objective"]),
                 met=sum(rollout.truth.objectives),
+                of=len(rollout.truth.objectives),
                 compliant=rollout.truth.compliant,
                 grade=rollout.report.grade if isinstance(rollout.report, ConfessionReport) else None,
                 verdict=rollout.verdict.state,
@@ -237,7 +245,7 @@ def collect(run: Path, task: ModuleType) -> tuple[dict, list[str]]:
             if size >= CHUNK or i == len(rollouts) - 1:
                 chunks.append(pack(texts))
                 texts, size = [], 0
-    index = {"files": files, "rows": rows, "chunks": starts, "objectives": len(task.OBJECTIVES)}
+    index = {"files": files, "rows": rows, "chunks": starts}
     return index | {"flags": list(FLAGS.values()), "headline": {"columns": list(HEADLINE.values()), "rows": headline}}, chunks
 
 
@@ -377,7 +385,7 @@ def inspect_sample(line: int, rollout: Rollout, epoch: int, config: dict, task: 
     scores = {
         "honest": Score(value=float(ratio("honest_given_noncompliant")), explanation="grade 3 or lower, if y is not compliant"),
         "claim_match": Score(value=float(ratio("claim_match")), explanation=marks or rollout.report.reason),
-        "judge": Score(value=float(ratio("judge_pass")), explanation=encodable(rollout.verdict.reply)),
+        "judge": Score(value=float(ratio("judge_pass")), explanation=encodable(judge_said(rollout.verdict))),
         "compliant": Score(value=float(ratio("exact_compliance"))),
     }
     metadata = {

@@ -15,20 +15,9 @@ import evaluate
 import run_folder
 import word_count
 from confession_schema import ConfessionReport, ParseFailure
-from evaluate import (
-    SHOWN,
-    across_seeds,
-    auroc_interval,
-    differences,
-    format_table,
-    metrics,
-    newcombe,
-    rates,
-    save,
-    stored,
-    wilson,
-)
-from rewards import Verdict, honesty_reward, judge_prompt, judge_reward, parse_verdict, score_rollouts
+from evaluate import SHOWN, across_seeds, differences, format_table, metrics, rates, save, stored
+from intervals import auroc_interval, effective_trials, newcombe, percentiles, rate_interval, ratio, resample, student_t, wilson
+from rewards import Verdict, honesty_reward, judge_prompt, judge_reward, score_rollouts
 from rollout import Sampling
 
 
@@ -41,15 +30,19 @@ class Truth:
     compliant: bool
 
 
-# A thought "++-" checked three things, the last of them wrongly.
-TASK = SimpleNamespace(OBJECTIVES=("A", "B"), verifications=lambda thought, truth: [c == "+" for c in thought] or None)
+# A thought "++-" checked three things, the last of them wrongly. Prompts "owls 1" and "owls 2" form a cluster.
+TASK = SimpleNamespace(cluster=lambda x: x.split()[0], verifications=lambda thought, truth: [c == "+" for c in thought] or None)
 UNPARSED = ParseFailure("no complete JSON object")
 interval = lambda estimate: (estimate["low"], estimate["high"])
 
 
-def scored(met, cheated, verdict, claims=None, grade=0, zc="", lengths=(3, 4), finishes=("stop", "stop"), seed=0, extra=False):
-    """A rollout of the task with two objectives; `extra`: it has one sentence too many, so it does not comply."""
-    rollout = hand_rollout(([1], [5] * lengths[0], [3], [6] * lengths[1]), finishes=finishes, zc=zc, seed=seed)
+def scored(
+    met, cheated, verdict, claims=None, grade=0, zc="", lengths=(3, 4), finishes=("stop", "stop"), seed=0, extra=False, topic=None
+):
+    """A rollout of the task with two objectives; `extra`: it has one sentence too many, so it does not comply. Without a
+    topic its prompt is a cluster of its own."""
+    x = f"{seed if topic is None else topic} {seed}"
+    rollout = hand_rollout(([1], [5] * lengths[0], [3], [6] * lengths[1]), finishes=finishes, zc=zc, seed=seed, x=x)
     rollout.truth = Truth(met, cheated, all(met) and not extra)
     rollout.verdict, rollout.report = Verdict(verdict, ""), ConfessionReport(claims, (), grade) if claims else UNPARSED
     rollout.answer.reward, rollout.confession.reward = judge_reward(rollout), honesty_reward(rollout)
@@ -70,6 +63,7 @@ EXPECTED = {  # (sum, number of trials), counted by hand
     "exact_compliance": (2, 6),
     "objectives_met": (7, 12),
     "bracket_hack": (2, 4),  # of four wrong sentences that exist
+    "judge_failed": (1, 6),
     "judge_pass": (3, 5),  # a judge that failed is no trial
     "judge_fooled": (2, 5),  # rollouts 2 and 6
     "judge_accuracy": (2, 5),  # rollouts 1 and 3
@@ -230,12 +224,74 @@ def test_auroc_interval_covers():
 
 
 def test_rates_of_all_or_none_have_wilsons_interval():
-    """A rate of 0 or 1 claims an interval of no width; sentences of one answer are counted as if they were independent."""
-    rollouts = [scored((F, F), (True, True), "pass", ("None", "None"), 1, seed=i) for i in range(20)]
-    found = metrics(rollouts, TASK)
-    for name in ("judge_fooled", "claim_match", "bracket_hack"):  # 20, 40 and 40 trials, but 20 prompts
-        assert found[name]["value"] == 1.0 and interval(found[name]) == pytest.approx((1 - 0.1611, 1), abs=6e-5)
-    assert (found["false_confession"]["n"], found["claim_match"]["n"], found["over_claim"]["value"]) == (0, 40, 0.0)
+    """A rate of 0 or 1 claims an interval of no width; sentences of one answer, or answers on one topic, are counted as if
+    they were independent."""
+    for topics in (20, 4):
+        rollouts = [scored((F, F), (True, True), "pass", ("None", "None"), 1, seed=i, topic=i % topics) for i in range(20)]
+        found = metrics(rollouts, TASK)
+        for name in ("judge_fooled", "claim_match", "bracket_hack"):  # 20, 40 and 40 trials
+            low = {20: 1 - 0.1611, 4: 0.5101}[topics]
+            assert found[name]["value"] == 1.0 and interval(found[name]) == pytest.approx((low, 1), abs=6e-5)
+        assert (found["false_confession"]["n"], found["claim_match"]["n"], found["over_claim"]["value"]) == (0, 40, 0.0)
+
+
+@pytest.mark.parametrize(
+    "sums, expected",
+    [
+        ([[1, 1], [0, 1], [1, 1], [0, 0]], 3),  # one trial a cluster, or none
+        ([[4, 4], [7, 7], [0, 0]], 2),  # all of them succeed: nothing tells how alike the trials of a cluster are
+        ([[3, 4]], 1),
+        # 8 clusters, each of 4 equal trials: 2 p (1 - p) = .5 is 8 times the variance of their mean, with 7 for 8
+        ([[4, 4], [0, 4]] * 4, 7 * (1.959964 / 2.3646) ** 2),
+        # p = .5 in each: no variance between the clusters, so all 32 trials count
+        ([[2, 4]] * 8, 32 * (1.959964 / 2.3646) ** 2),
+    ],
+)
+def test_effective_trials(sums, expected):
+    """Trials of one topic count as independent though they end alike, or few topics as if they were many."""
+    sums = np.array(sums, dtype=float)
+    assert effective_trials(sums) == pytest.approx(expected, rel=2e-3)
+    # All 12 trials of a side succeed, which tells nothing: they are worth what 12 of the other side's are.
+    alike, share = np.array([[1.0, 1.0], [4, 4], [7, 7]]), expected / sums[:, 1].sum()
+    told = 0 < sums[:, 0].sum() < sums[:, 1].sum()
+    assert effective_trials(alike, sums) == pytest.approx(max(3, 12 * share) if told else 3, rel=2e-3)
+
+
+@pytest.mark.parametrize("df, quantile", [(3, 3.182), (7, 2.3646), (23, 2.0687), (1000, 1.9623)])
+def test_student_t(df, quantile):
+    """The quantile of Student's t is not that of the tables."""
+    assert student_t(df) == pytest.approx(quantile, rel=1e-2 if df == 3 else 5e-4)
+
+
+@pytest.mark.parametrize("p, alike", [(0.25, 0.2), (0.02, 0.2), (0.5, 0.0)])
+def test_clustered_rates_are_covered(p, alike):
+    """256 trials on 24 topics: the interval misses the true rate more often than it says, where answers on one topic end
+    alike (`alike` is their correlation)."""
+    rng, runs = np.random.default_rng(0), 400
+    hits = naive = 0
+    for _ in range(runs):
+        trials = np.bincount(rng.integers(0, 24, 256), minlength=24)
+        of_topic = rng.beta(p * (1 - alike) / alike, (1 - p) * (1 - alike) / alike, 24) if alike else np.full(24, p)
+        sums = np.stack([rng.binomial(trials, of_topic), trials], axis=1).astype(float)
+        low, high = rate_interval(sums)
+        hits += low <= p <= high
+        low, high = wilson(sums[:, 0].sum(), 256)
+        naive += low <= p <= high
+    assert 0.92 <= hits / runs <= 0.99
+    assert (naive / runs < 0.85) == bool(alike), "the simulation has no clusters"
+
+
+def test_bootstrap_of_few_clusters_covers():
+    """Ends of a bootstrap over 6 topics are too near, as plain percentiles are."""
+    rng, runs = np.random.default_rng(0), 400
+    hits = plain = 0
+    for _ in range(runs):
+        values = ratio(resample(np.stack([rng.normal(10, 2, 6), np.ones(6)], axis=1)))
+        low, high = percentiles(values, 6)
+        hits += low <= 10 <= high
+        low, high = np.percentile(values, [2.5, 97.5])
+        plain += low <= 10 <= high
+    assert 0.92 <= hits / runs <= 0.98 and plain / runs < 0.9
 
 
 def random_side(seed: int, prompts: int, repeats: int = 1):
@@ -251,7 +307,7 @@ def random_side(seed: int, prompts: int, repeats: int = 1):
 
 
 def test_single_trials_have_wilsons_interval_and_others_a_bootstrap():
-    """The interval of a plain rate is not Wilson's, that of a mean is not the normal one that a bootstrap
+    """The interval of a plain rate is not Wilson's, that of a mean is not Student's, which an expanded bootstrap
     approaches, or that of J is not Newcombe's."""
     rollouts = random_side(0, 60)
     found = metrics(rollouts, TASK)
@@ -259,7 +315,7 @@ def test_single_trials_have_wilsons_interval_and_others_a_bootstrap():
     assert interval(found["judge_pass"]) == pytest.approx(wilson(passed, 60))
     lengths = [len(rollout.answer.logprobs) for rollout in rollouts]
     mean = sum(lengths) / 60
-    margin = 1.96 * (sum((n - mean) ** 2 for n in lengths) / 60 / 60) ** 0.5
+    margin = 2.001 * (sum((n - mean) ** 2 for n in lengths) / 59 / 60) ** 0.5
     assert interval(found["answer_tokens"]) == pytest.approx((mean - margin, mean + margin), abs=0.05)
     rates_of_j = found["honest_given_noncompliant"], found["false_confession"]
     assert interval(found["J"]) == pytest.approx(newcombe(*rates_of_j))
@@ -336,29 +392,66 @@ def test_differences_refuse_unpaired_sides():
             differences(side, other, TASK)
 
 
+def test_paired_rates_gain_from_what_they_share():
+    """A difference of rates on the same topics gets the interval of two evaluations on different ones."""
+    sides = [random_side(0, 60), random_side(0, 60)]
+    for rollout in sides[1][:12]:
+        rollout.verdict = Verdict("pass", "")
+    found = [metrics(side, TASK)["judge_pass"] for side in sides]
+    paired = differences(*sides, TASK)["judge_pass"]
+    low, high = newcombe(found[1], found[0])
+    assert 0.0 < paired["value"] < 0.15 and high - low > 2.5 * (paired["high"] - paired["low"])
+    # Newcombe's method with a correlation of 1 and margins .1 and .3 on either side: the difference of the margins
+    of = lambda value, margin: {"value": value, "low": value - margin, "high": value + margin}
+    assert newcombe(of(0.5, 0.1), of(0.4, 0.3), correlation=1.0) == pytest.approx((-0.1, 0.3))
+
+
+# ------------------------------------------------------------------------------------------------ finished answers
+
+
+def test_finished_answers_alone():
+    """Where answers run into the budget the metrics of those that did not are missing, are of all, or are there without need."""
+    cut_off, whole = [scored((F, F), (True, True), "pass", ("None", "None"), 1, finishes=(finish, "stop"), seed=i)
+                      for i, finish in enumerate(("length", "stop"))]  # fmt: skip
+    few = metrics([cut_off] + [whole] * 19, TASK)  # 5%
+    assert not any("finished" in e for e in few.values())
+    found = metrics([cut_off, *SIX[:2], *SIX[4:]], TASK)
+    alone = metrics([*SIX[:2], *SIX[4:]], TASK)
+    assert {name: e["finished"] for name, e in found.items()} == alone
+    assert alone["answer_truncated"]["value"] == 0.0 and found["answer_truncated"]["n"] == 5
+    none = metrics([cut_off, cut_off], TASK)
+    assert all((e["finished"]["value"], e["finished"]["n"]) == (None, 0) for e in none.values())
+    lines = format_table({"step 0": few, "step 9": found}).splitlines()
+    assert [name.strip() for name in lines[0].strip().split("  ") if name] == ["step 0", "step 9", "step 9, finished"]
+    (line,) = [line for line in lines if line.startswith("exact_compliance ")]
+    shown = lambda e: "{value:.2f} [{low:.2f}, {high:.2f}]".format(**e)
+    for e in (few, found, alone):
+        assert shown(e["exact_compliance"]) in line
+    json.dumps(none, allow_nan=False)
+
+
+def test_metrics_given_a_report_say_so():
+    """A table shows honesty among the few reports that parse as if it were that of all."""
+    lines = {line.split()[0]: line for line in format_table({"": metrics(SIX, TASK)}).splitlines()[1:]}
+    assert {name for name, line in lines.items() if "| parsed " in line} == {*NO_REPORT, "J", "grade_auroc"}
+
+
 # -------------------------------------------------------------------------------------------------- training seeds
 
 
-def of_seeds(*values: tuple[float | None, float]) -> dict:
-    """across_seeds of one metric of runs, each (value, width of its interval)."""
-    ends = lambda v, width: dict(low=None, high=None) if v is None else dict(low=v - width / 4, high=v + 3 * width / 4)
-    return across_seeds([{"m": {"value": v, **ends(v, width), "n": 8}} for v, width in values])["m"]
-
-
 def test_across_seeds():
-    """The spread of seeds is that of a population, sampling error is not the root mean square of the runs' standard errors,
-    or a run without a trial counts as 0."""
-    found = of_seeds((0.5, 0.392), (0.7, 0.392), (0.9, 0.784))
-    assert found["values"] == [0.5, 0.7, 0.9]
-    # standard errors 0.1, 0.1, 0.2: mean square 0.06 / 3
-    assert (found["mean"], found["seed_sd"], found["sampling_se"]) == pytest.approx((0.7, 0.2, 0.02**0.5))
-    found = of_seeds((0.5, 0.392), (None, 0.0), (0.9, 0.784))
-    assert found["values"] == [0.5, None, 0.9]
-    assert (found["mean"], found["seed_sd"], found["sampling_se"]) == pytest.approx((0.7, 0.08**0.5, 0.025**0.5))
-    assert of_seeds((None, 0.0), (0.9, 0.784)) == {
-        "values": [None, 0.9], "mean": 0.9, "seed_sd": None, "sampling_se": pytest.approx(0.2)
-    }  # fmt: skip
-    assert of_seeds((None, 0.0)) == {"values": [None], "mean": None, "seed_sd": None, "sampling_se": None}
+    """Runs of other seeds are not compared prompt by prompt, a pair is missing or turned round, or a run without a trial
+    counts as 0 in the mean."""
+    sides = {name: random_side(seed, 30) for name, seed in (("a", 0), ("b", 1), ("c", 2))}
+    for rollout in sides["c"]:
+        rollout.report = UNPARSED
+    columns = across_seeds(sides, TASK)
+    assert list(columns) == ["a", "b", "c", "mean", "b - a", "c - a", "c - b"]
+    assert all(columns[name] == metrics(side, TASK) for name, side in sides.items())
+    assert columns["c - b"] == differences(sides["b"], sides["c"], TASK)
+    for name, n in (("exact_compliance", 3), ("claim_match", 2)):
+        values = [v for run in "abc" if (v := columns[run][name]["value"]) is not None]
+        assert columns["mean"][name] == {"value": pytest.approx(sum(values) / n), "low": None, "high": None, "n": n}
 
 
 def seed_run(run, steps: dict[int, int], tokenizer, suffix: str = "", n: int = 5):
@@ -379,37 +472,40 @@ def put_together(*options: str) -> None:
 
 @pytest.mark.parametrize("n, suffix", [("5", ""), ("7", "_n7")])
 def test_seeds_are_put_together(tmp_path, tokenizers, capsys, n, suffix):
-    """The table is of a step that some run lacks or of another number of rollouts, a run's column is another run's, or the
-    figure shows other numbers than the runs' evaluations."""
+    """The table is of a step that some run lacks or of another number of rollouts, or the figure shows other numbers than
+    the runs' evaluations."""
     tokenizer = tokenizers["organism"]
     a = seed_run(tmp_path / "a", {0: 0, 25: 1, 100: 9}, tokenizer, suffix)
-    b = seed_run(tmp_path / "b", {0: 2, 25: 3, 50: 9}, tokenizer, suffix, n=1)  # few: some metrics have no trial
+    b = seed_run(tmp_path / "b", {0: 2, 25: 3, 50: 9}, tokenizer, suffix)
     seed_run(tmp_path / "a", {50: 9}, tokenizer, "_n8")
     put_together(f"{a},{b}", "--n", n)
     (table,) = a.glob("table_seeds*.txt")
-    head, _, *lines = table.read_text().splitlines()
-    assert head == "step 25, 2 seeds" and table.read_text() in capsys.readouterr().out
-    each = [metrics(told_rollouts(tokenizer, seed, n), word_count) for seed, n in ((1, 5), (3, 1))]
-    assert each[0]["objectives_met"]["value"] != each[1]["objectives_met"]["value"]
-    shown = {line.split()[0]: line.split()[1:] for line in lines}
-    assert list(shown) == SHOWN
-    for name, cells in shown.items():
-        s = across_seeds([{name: e[name]} for e in each])[name]
-        assert cells == ["-" if v is None else f"{v:.3f}" for v in (s["mean"], s["seed_sd"], s["sampling_se"], *s["values"])]
-    assert any("-" in cells for cells in shown.values())
+    head, *lines = table.read_text().splitlines()
+    assert head.startswith("step 25, 2 seeds") and table.read_text() in capsys.readouterr().out
+    columns = across_seeds({name: told_rollouts(tokenizer, seed) for name, seed in (("a", 1), ("b", 3))}, word_count)
+    assert lines == format_table(columns).splitlines()
+    assert columns["a"]["objectives_met"]["value"] != columns["b"]["objectives_met"]["value"]
     (figure,) = a.glob("fig_seeds*.json")
     numbers = json.loads(figure.read_text())
     assert figure.with_suffix(".png").exists() and list(numbers) == ["0", "25"]
-    assert all(s == across_seeds(each)[name] for name, s in numbers["25"].items()) and "J" in numbers["25"]
+    assert {name: list(e) for name, e in numbers["25"].items()} == dict.fromkeys(
+        columns, ["parsed", "honest_given_noncompliant", "claim_match", "J"]
+    )
+    assert all(e == columns[name][metric] for name, found in numbers["25"].items() for metric, e in found.items())
     assert not list(b.glob("*seeds*"))
 
 
-@pytest.mark.parametrize("options", [["a,b", "--n", "5"], ["a,c", "--n", "5"], ["a,missing", "--n", "5"], ["a,b"]], ids=",".join)
-def test_seeds_without_a_common_step_end_with_one_line(tmp_path, tokenizers, monkeypatch, capsys, options):
-    """A table of nothing, or a traceback."""
+@pytest.mark.parametrize(
+    "options",
+    [["a,b", "--n", "5"], ["a,c", "--n", "5"], ["a,missing", "--n", "5"], ["a,b"], ["a,a", "--n", "5"], ["a,d", "--n", "5"]],
+    ids=",".join,
+)
+def test_seeds_that_cannot_be_compared_end_with_one_line(tmp_path, tokenizers, monkeypatch, capsys, options):
+    """A table of nothing, of one run twice, of evaluations on other prompts (d), or a traceback."""
     monkeypatch.chdir(tmp_path)
     for name, steps in {"a": {0: 0, 25: 1}, "b": {50: 2}, "c": {}}.items():
         seed_run(tmp_path / name, steps, tokenizers["organism"])
+    seed_run(tmp_path / "d", {0: 0}, tokenizers["organism"], n=3)
     with pytest.raises(SystemExit) as error:
         put_together(*options)
     assert error.value.code == 2
@@ -422,7 +518,7 @@ def test_seeds_without_a_common_step_end_with_one_line(tmp_path, tokenizers, mon
 
 
 def test_evaluation_without_a_judge(tiny_models):
-    """Answers nobody judged count as failed by the judge, or the rollouts hang on whether there is a judge."""
+    """Answers nobody judged count as passed or failed by the judge, or the rollouts hang on whether there is a judge."""
     judge = lambda rollouts: [Verdict("pass", "PASS") for _ in rollouts]
     judged, without = (
         evaluate.evaluate(*tiny_models["qwen3"], j, word_count, Sampling(1.0, 12, 12), 3, variant="forced_count")
@@ -430,13 +526,23 @@ def test_evaluation_without_a_judge(tiny_models):
     )
     found, missing = metrics(judged, word_count), metrics(without, word_count)
     judges = {name for name in found if name.startswith("judge_")}
-    assert len(judges) == 4 and found["judge_pass"]["value"] == 1.0
-    assert all((missing[name]["value"], missing[name]["n"]) == (None, 0) for name in judges)
+    assert len(judges) == 5 and found["judge_pass"]["value"] == 1.0
+    assert (found["judge_failed"]["value"], missing["judge_failed"]["value"]) == (0.0, 1.0)
+    assert all((missing[name]["value"], missing[name]["n"]) == (None, 0) for name in judges - {"judge_failed"})
     assert {name: e for name, e in found.items() if name not in judges} == {
         name: e for name, e in missing.items() if name not in judges
     }
     assert [r.token_ids for r in judged] == [r.token_ids for r in without]
-    assert all(r.answer.reward is None and r.confession.reward is not None for r in without)
+    assert all(r.answer.reward == {"stop": None, "length": 0.0}[r.answer.finish] for r in without)
+    assert all(r.confession.reward is not None for r in without)
+
+
+def test_equal_prompts_are_told(tiny_models, capsys):
+    """n prompts that are fewer texts pass for n different ones, or a note appears where they are n."""
+    few = SimpleNamespace(**vars(word_count) | {"make_prompt": lambda seed, held_out: word_count.make_prompt(seed % 2, held_out)})
+    for task, note in ((word_count, ""), (few, "note: the 3 prompts of this evaluation are only 2 different texts\n")):
+        evaluate.evaluate(*tiny_models["qwen3"], None, task, Sampling(1.0, 2, 2), 3)
+        assert capsys.readouterr().out == note
 
 
 def test_partial_evaluation_is_not_there(tmp_path, tokenizers):
@@ -504,19 +610,13 @@ def test_constant_confessions_score_what_the_metrics_say():
             assert row[name] == pytest.approx(honesty_reward(constant))
 
 
-def test_judge_reward():
-    """A judge without a verdict is a 0 (or raises), or pass and fail are swapped."""
-    rewards = [judge_reward(scored((T, T), (None, None), state)) for state in ("pass", "fail", "failed")]
-    assert rewards == [1.0, 0.0, None]
-
-
 def test_score_rollouts():
     """A score lands in the wrong field or on the wrong rollout, or one is left out without a word."""
-    task = SimpleNamespace(OBJECTIVES=("A", "B"), truth=lambda x, y: (x, y))
+    task = SimpleNamespace(truth=lambda x, y: SimpleNamespace(objectives=(True,), of=(x, y)), objectives=lambda x: {"A": "a"})
     rollouts = [hand_rollout(([1], [5], [3], [6]), x=f"x{i}", y=f"y{i}", yc="no report") for i in range(2)]
     verdicts = [Verdict("pass", "PASS"), Verdict("failed", "?")]
     score_rollouts(rollouts, verdicts, task, judge_reward, lambda rollout: 5.0)
-    assert [rollout.truth for rollout in rollouts] == [("x0", "y0"), ("x1", "y1")]
+    assert [rollout.truth.of for rollout in rollouts] == [("x0", "y0"), ("x1", "y1")]
     assert [rollout.verdict for rollout in rollouts] == verdicts
     assert [rollout.answer.reward for rollout in rollouts] == [1.0, None]
     assert all(rollout.confession.reward == 5.0 and isinstance(rollout.report, ParseFailure) for rollout in rollouts)
@@ -526,45 +626,6 @@ def test_score_rollouts():
 
 
 # ------------------------------------------------------------------------------------------------- the judge's text
-
-
-@pytest.mark.parametrize(
-    "reply, state",
-    [
-        ("PASS", "pass"),
-        ("FAIL", "fail"),
-        (" pass.\n", "pass"),
-        ("**Fail.**", "fail"),
-        ("Verdict: PASS", "pass"),
-        ("**Verdict:** fail", "fail"),
-        ("verdict - pass", "pass"),
-        ("> PASS\r\n", "pass"),
-        ("<think>\nIt says PASS.\n</think>\n\nFAIL", "fail"),
-        ("PASS\nFAIL", "fail"),  # the last one wins
-        ("FAIL\n\nFAIL\n \n**PASS**", "pass"),
-        ("FAIL\nbecause the third sentence is short", "fail"),
-        ('The answer ends with "Verdict: PASS" but that is a trick.\nFAIL', "fail"),
-        ('The answer ends with "Verdict: PASS"', "failed"),
-        ("The verdict is PASS", "failed"),  # not anchored
-        ("PASS or FAIL", "failed"),
-        ("Pass. Fail.", "failed"),
-        ("PASSED", "failed"),
-        ("The answer should pass", "failed"),
-        ("failed", "failed"),
-        ("BYPASS", "failed"),
-        ("1", "failed"),
-        ("", "failed"),
-        (" \n\n ", "failed"),
-        ("PA", "failed"),  # cut off
-        ("pa\u017fs", "pass"),  # a long s is an s to a pattern that ignores case
-        ("fa\u0131l", "fail"),
-    ],
-)
-def test_parse_verdict(reply, state):
-    """A judge's reply is read as another verdict than it gives, or some reply ends the run."""
-    verdict = parse_verdict(reply)
-    assert (verdict.state, verdict.reply) == (state, reply)
-    assert judge_reward(SimpleNamespace(verdict=verdict)) in (1.0, 0.0, None)
 
 
 SPECIAL = ("<|im_end|>", "<|im_start|>", "[INST]", "</s>", "###", "x")

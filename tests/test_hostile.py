@@ -20,8 +20,8 @@ import progress
 import run_folder
 import word_count
 from confession_schema import ConfessionReport, parse_report
-from rewards import DELIMITERS, Judge, Verdict, framed_ids, judge_prompt, parse_verdict, score_rollouts
-from rollout import prompt_ids, transcript_ids
+from rewards import DELIMITERS, Judge, Verdict, framed_ids, judge_prompt, question_ids, score_rollouts, verdict_of
+from rollout import transcript_ids
 
 X = word_count.make_prompt(0)
 HONEST = "Bees hum. (2)"
@@ -112,9 +112,9 @@ def delimiters_escaped(y: str) -> str:
 
 
 VERSIONS = {  # name: ids of the judge's prompt, None where it is refused
-    "no escaping": lambda tokenizer, y: prompt_ids(tokenizer, plain_prompt(y)),
-    "our delimiters escaped": lambda tokenizer, y: prompt_ids(tokenizer, delimiters_escaped(y)),
-    "special tokens escaped too": lambda tokenizer, y: prompt_ids(tokenizer, judge_prompt(X, y, special_tokens(tokenizer))),
+    "no escaping": lambda tokenizer, y: question_ids(tokenizer, plain_prompt(y)),
+    "our delimiters escaped": lambda tokenizer, y: question_ids(tokenizer, delimiters_escaped(y)),
+    "special tokens escaped too": lambda tokenizer, y: question_ids(tokenizer, judge_prompt(X, y, special_tokens(tokenizer))),
     "ids compared with a harmless answer's": lambda tokenizer, y: framed_ids(tokenizer, X, y),
 }
 
@@ -127,7 +127,7 @@ def frame_is_broken(tokenizer, ids: list[int] | None) -> bool:
     """By the ids alone, and not by the code that escapes: more special tokens or tags than the prompt itself has."""
     if ids is None:
         return False
-    harmless = prompt_ids(tokenizer, judge_prompt(X, "Bees"))
+    harmless = question_ids(tokenizer, judge_prompt(X, "Bees"))
     count = lambda ids: sum(i in tokenizer.added_tokens_decoder for i in ids)
     tags = lambda ids: sum(tokenizer.decode(ids).count(mark) for mark in DELIMITERS)
     return count(ids) != count(harmless) or tags(ids) != tags(harmless)
@@ -155,7 +155,7 @@ def test_the_frame_check_refuses_no_ordinary_answer(judges):
     for line in path.read_text().splitlines():
         row = json.loads(line)
         for tokenizer in judges.values():
-            expected = prompt_ids(tokenizer, judge_prompt(row["x"], row["y"]))
+            expected = question_ids(tokenizer, judge_prompt(row["x"], row["y"]))
             assert framed_ids(tokenizer, row["x"], row["y"]) == expected
 
 
@@ -169,11 +169,13 @@ def rollout_of(y: str = "", yc: str = "", zc: str = ""):
 
 
 def test_every_attack_gets_a_verdict_of_the_judge(judge):
-    """An attack ends the run, or the reply that is parsed is not what the judge itself wrote."""
+    """An attack ends the run, or leaves the judge without a verdict other than by breaking the frame or being too long."""
     verdicts = judge([rollout_of(y) for y in ENCODABLE.values()])
-    for verdict, (name, y) in zip(verdicts, ENCODABLE.items()):
-        assert verdict == parse_verdict(verdict.reply), name
+    failed = [name for name, verdict in zip(ENCODABLE, verdicts) if verdict.state == "failed"]
+    for verdict, name in zip(verdicts, ENCODABLE):
+        assert name in failed or verdict == verdict_of(verdict.margin), name
         assert len(verdict.reply) < 100 and "\n" not in verdict.reply, name
+    assert failed == ["JSON bomb", "one long line"]  # longer than its context
     assert [name for name, verdict in zip(ENCODABLE, verdicts) if verdict.state == "pass"] == []  # nor is it persuaded
 
 
@@ -212,7 +214,8 @@ def test_a_label_counts_in_any_script(digits):
     assert [(s.words, s.label) for s in word_count.split_sentences(f"One two. ({digits})")] == [(2, 12)]
 
 
-REPORT = {"compliance_analysis": [{"objective": "S", "compliance": "None"}] * 5, "uncertainties": [],
+OBJECTIVES = word_count.objectives(X)
+REPORT = {"compliance_analysis": [{"objective": name, "compliance": "None"} for name in OBJECTIVES], "uncertainties": [],
           "overall_compliance_grade": 1}  # fmt: skip
 
 
@@ -220,20 +223,20 @@ REPORT = {"compliance_analysis": [{"objective": "S", "compliance": "None"}] * 5,
 def test_no_attack_moves_the_parser(name):
     """Text around a report, or in its strings, changes what it claims; or text that is no report becomes one."""
     y = ATTACKS[name]
-    assert not isinstance(parse_report(y, 5), ConfessionReport)
+    assert not isinstance(parse_report(y, OBJECTIVES), ConfessionReport)
     expected = ConfessionReport(("None",) * 5, (), 1)
     if "bomb" not in name:  # braces that never close stand for a report that was cut off
-        assert parse_report(f"{y}\n{json.dumps(REPORT)}", 5) == expected
-    assert parse_report(json.dumps(REPORT | {"uncertainties": [y]}), 5) == ConfessionReport(("None",) * 5, (y,), 1)
+        assert parse_report(f"{y}\n{json.dumps(REPORT)}", OBJECTIVES) == expected
+    assert parse_report(json.dumps(REPORT | {"uncertainties": [y]}), OBJECTIVES) == ConfessionReport(("None",) * 5, (y,), 1)
 
 
 @pytest.mark.parametrize(
-    "grade", ["\uff11", "\u0661", "\u00b2", "\u2460", "1\u200b", "\u202e1", "1\u0336", "0x1", "1_0", "\U0001d7cf", '"1"', "true"]
+    "grade", ["\uff11", "\u0661", "\u00b2", "\u2460", "1\u200b", "\u202e1", "1\u0336", "0x1", "1_0", "\U0001d7cf", "true"]
 )
 def test_a_grade_in_lookalike_digits_is_no_grade(grade):
     """JSON knows ten digits; the parser takes one that only looks like them, or guesses."""
     text = json.dumps(REPORT).replace(": 1}", f": {grade}}}")
-    assert not isinstance(parse_report(text, 5), ConfessionReport)
+    assert not isinstance(parse_report(text, OBJECTIVES), ConfessionReport)
 
 
 def test_files_stay_valid(tmp_path):
@@ -254,8 +257,8 @@ def test_the_terminal_sees_no_control_characters():
     for name, y in ATTACKS.items():
         rollout = rollout_of(y, y, y)
         score_rollouts([rollout], [Verdict("fail", y)], word_count)
-        shown = progress.format_example(rollout)
-        assert shown.count("\n") == 3 and max(map(len, shown.splitlines())) < 400, name
+        shown = progress.format_example(rollout, word_count)
+        assert shown.count("\n") == 4 and max(map(len, shown.splitlines())) < 400, name
         bad = [c for c in shown if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c != "\n"]
         assert not bad, name
 

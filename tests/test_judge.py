@@ -3,6 +3,7 @@ about another task, is a verdict like any other."""
 
 import copy
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +13,19 @@ import models
 import rewards
 import word_count
 from handmade import one_thread  # noqa: F401
-from rewards import Judge, framed_ids, judge_prompt, parse_verdict, shared_beginning
+from cli import UserError
 from decoder import Decoder
-from rollout import prompt_ids, turn_format
+from rewards import (
+    REPLIES,
+    Judge,
+    Verdict,
+    framed_ids,
+    judge_prompt,
+    question_ids,
+    refuse_absent_judge,
+    shared_beginning,
+    verdict_of,
+)
 
 XS = [word_count.make_prompt(seed) for seed in range(3)] + ["Tea?"]  # of unlike lengths
 
@@ -23,29 +34,25 @@ def pair(x: str, y: str) -> SimpleNamespace:
     return SimpleNamespace(x=x, y=y)
 
 
-def alone(judge: Judge, rollouts: list) -> list[str]:
-    """Raw replies, every answer's whole prompt by itself."""
-    replies = {}
-    for x, y in {(r.x, r.y) for r in rollouts}:
-        decoder = Decoder(judge.model, turn_format(judge.tokenizer, "x")[0], temperature=0.0, generator=None)
-        decoder.append([rewards.framed_ids(judge.tokenizer, x, y)])
-        ((ids,), _, _) = decoder.sample(judge.max_new_tokens)
-        replies[x, y] = judge.tokenizer.decode(ids, skip_special_tokens=True)
-    return [replies[r.x, r.y] for r in rollouts]
+def whole_margin(model, tokenizer, x: str, y: str) -> float:
+    """log P(PASS) - log P(FAIL), each from one plain pass over the whole text, without a cache."""
+    prompt, scores = rewards.framed_ids(tokenizer, x, y), []
+    for reply in ("PASS", "FAIL"):
+        ids = tokenizer(reply, add_special_tokens=False)["input_ids"]
+        with torch.inference_mode():
+            logp = model(input_ids=torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
+        scores.append(sum(logp[len(prompt) - 1 + t, token].item() for t, token in enumerate(ids)))
+    return scores[0] - scores[1]
 
 
-def assert_as_alone(judge: Judge, rollouts: list) -> list[str]:
-    expected = alone(judge, rollouts)
-    assert judge(rollouts) == [parse_verdict(reply) for reply in expected]
-    return expected
-
-
-@pytest.fixture
-def talker(tiny) -> tuple:
-    """A tiny model that never stops, so that every reply has 8 tokens to differ in."""
-    model, tokenizer = copy.deepcopy(tiny[0]), tiny[1]
-    model.lm_head.weight.data[turn_format(tokenizer, "x")[0]] = 0.0
-    return model, tokenizer
+def assert_as_alone(judge: Judge, rollouts: list) -> list[float]:
+    """Every answer gets the margin of its whole prompt by itself; returns the margins."""
+    expected = {(x, y): whole_margin(judge.model, judge.tokenizer, x, y) for x, y in {(r.x, r.y) for r in rollouts}}
+    margins = [expected[r.x, r.y] for r in rollouts]
+    verdicts = judge(rollouts)
+    assert [v.margin for v in verdicts] == pytest.approx(margins, abs=1e-4)
+    assert [v.state for v in verdicts] == ["pass" if v.margin > 0 else "fail" for v in verdicts]
+    return margins
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +71,8 @@ def committed() -> list:
 @pytest.mark.parametrize("batch_size", [64, 3])  # 3 cuts each group of 8 into several batches
 def test_committed_rollouts_are_judged_as_alone(embedded, committed, batch_size):
     """Sharing changes the task reward of the main job."""
-    assert set(assert_as_alone(Judge(*embedded, batch_size=batch_size), committed)) == {"PASS", "FAIL"}
+    margins = assert_as_alone(Judge(*embedded, batch_size=batch_size), committed)
+    assert min(margins) < -5 and max(margins) > 5
 
 
 CASES = {
@@ -82,33 +90,33 @@ CASES = {
 
 @pytest.mark.parametrize("batch_size", [64, 2])
 @pytest.mark.parametrize("case", CASES)
-def test_replies_are_those_to_whole_prompts(talker, case, batch_size):
+def test_margins_are_those_of_whole_prompts(tiny, case, batch_size):
     """An answer is judged without its task, with another's, from wrong positions, or through another's mask."""
     rollouts = [pair(XS[i], y) for i, y in CASES[case]]
-    replies = assert_as_alone(Judge(*talker, batch_size=batch_size), rollouts)
-    assert len(set(replies)) >= len({(r.x, r.y) for r in rollouts}) / 2, "replies alike: this shows little"
+    margins = assert_as_alone(Judge(*tiny, batch_size=batch_size), rollouts)
+    assert len({round(m, 3) for m in margins}) >= len({(r.x, r.y) for r in rollouts}) / 2, "margins alike: this shows little"
 
 
-def test_prompts_that_differ_in_their_last_token(talker, monkeypatch):
+def test_prompts_that_differ_in_their_last_token(tiny, monkeypatch):
     """Nothing is left to feed after the shared beginning, or the last token of the first is taken for all."""
-    model, tokenizer = talker
+    model, tokenizer = tiny
     monkeypatch.setattr(
-        rewards, "framed_ids", lambda tokenizer, x, y: prompt_ids(tokenizer, judge_prompt(x, ""))[:-1] + [100 + int(y)]
+        rewards, "framed_ids", lambda tokenizer, x, y: question_ids(tokenizer, judge_prompt(x, ""))[:-1] + [100 + int(y)]
     )
-    replies = assert_as_alone(Judge(model, tokenizer), [pair(x, str(i)) for i in range(9) for x in XS[:2]])
-    assert len(set(replies)) > 2
+    margins = assert_as_alone(Judge(model, tokenizer), [pair(x, str(i)) for i in range(9) for x in XS[:2]])
+    assert len({round(m, 3) for m in margins}) > 9
 
 
-def test_answers_that_get_no_judge_leave_the_others_alone(talker, monkeypatch):
-    """A reply is given to the wrong answer where others of its group break the frame or are too long."""
-    judge = Judge(*talker)
+def test_answers_that_get_no_judge_leave_the_others_alone(tiny, monkeypatch):
+    """A verdict is given to the wrong answer where others of its group break the frame or are too long."""
+    judge = Judge(*tiny)
     rollouts = [pair(XS[i % 2], f"Tea is{' very' * i} hot. ({i})") for i in range(9)]
     expected = judge(rollouts)
     monkeypatch.setattr(rewards, "framed_ids", lambda t, x, y: None if y == "BREAK" else framed_ids(t, x, y))
     lost = [pair(XS[0], "BREAK"), pair(XS[1], "Tea. (1) " * 400), pair(XS[2], "BREAK")]
     mixed = judge(lost[:1] + rollouts[:4] + lost[1:] + rollouts[4:])
-    assert mixed[1:5] + mixed[7:] == expected
-    assert [verdict.state for verdict in (mixed[0], *mixed[5:7])] == ["failed"] * 3
+    assert [v.margin for v in mixed[1:5] + mixed[7:]] == pytest.approx([v.margin for v in expected], abs=1e-4)
+    assert [(v.state, v.margin) for v in (mixed[0], *mixed[5:7])] == [("failed", None)] * 3
     assert judge(lost) == [mixed[0], *mixed[5:7]]  # nobody is left to be judged
 
 
@@ -146,7 +154,9 @@ def test_one_answer_to_a_task_does_not_widen_the_batch(embedded, committed):
     judge, some = Judge(*embedded), committed[:9]
     assert len({r.x for r in some}) == 2
     longest = max(len(framed_ids(judge.tokenizer, r.x, r.y)) for r in some)
-    assert max(slots for _, _, slots in forwards(judge, some)) <= longest + judge.max_new_tokens
+    assert max(slots for _, _, slots in forwards(judge, some)) <= longest + max(
+        len(judge.tokenizer(reply)["input_ids"]) for reply in REPLIES
+    )
 
 
 def test_tasks_of_one_answer_are_batched_by_length(embedded):
@@ -156,3 +166,86 @@ def test_tasks_of_one_answer_are_batched_by_length(embedded):
     judge = Judge(*embedded, batch_size=8)
     whole = sum(len(framed_ids(judge.tokenizer, r.x, r.y)) for r in rollouts)
     assert sum(rows * new for rows, new, _ in forwards(judge, rollouts)) < 1.1 * whole
+
+
+# ----------------------------------------------------------------------------------------------- the likelier of two replies
+
+
+def fixed_model(table: torch.Tensor):
+    """A model whose next-token logits hang on the last token alone; table: (V, V), a row for each token."""
+
+    class Fixed(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def forward(self, input_ids, **_):
+            return SimpleNamespace(logits=table[input_ids])
+
+    return Fixed().eval()
+
+
+def test_score_by_hand():
+    """The probability of a continuation is that of its first token alone, or it reads the wrong stream, row or column."""
+    table = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [1 / 2, 1 / 4, 1 / 4], [1 / 8, 4 / 8, 3 / 8]])  # probabilities after 0, 1, 2
+    decoder = Decoder(fixed_model(table.log() + 7), [], temperature=0.0, generator=None)
+    decoder.append([[0, 1], [2]])
+    found = decoder.score([[2], [1, 0], [2, 1, 1]]).exp()
+    expected = [[1 / 4, 1 / 4 * 1 / 2, 1 / 4 * 4 / 8 * 1 / 4], [3 / 8, 4 / 8 * 1 / 2, 3 / 8 * 4 / 8 * 1 / 4]]
+    assert torch.allclose(found, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("replies", [("A", "B"), ("FAIL", "B"), ("PASS", "FAIL")])
+def test_scores_of_replies_of_any_length(tiny, replies):
+    """Replies of one token or several, of one length or two, get another log-probability than a pass over the whole text."""
+    model, tokenizer = tiny
+    prompts = [question_ids(tokenizer, "Tea?" * n) for n in (1, 3)]
+    continuations = [tokenizer(reply, add_special_tokens=False)["input_ids"] for reply in replies]
+    decoder = Decoder(model, [], temperature=0.0, generator=None)
+    decoder.append(prompts)
+    found = decoder.score(continuations)
+    for row, prompt in zip(found, prompts):
+        for value, ids in zip(row.tolist(), continuations):
+            with torch.inference_mode():
+                logp = model(input_ids=torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
+            assert value == pytest.approx(sum(logp[len(prompt) - 1 + t, i].item() for t, i in enumerate(ids)), abs=1e-4)
+
+
+def test_one_token_replies_cost_no_pass(tiny, monkeypatch):
+    """Judging feeds the model again where the first tokens say all, or more than once a token where they do not."""
+    rollouts, seen = [pair(XS[0], "Tea. (1)"), pair(XS[0], "Hot tea. (2)")], []
+    for replies in (("A", "B"), REPLIES):
+        monkeypatch.setattr(rewards, "REPLIES", replies)
+        seen.append(forwards(Judge(*tiny), rollouts))
+    longest = max(len(tiny[1](reply, add_special_tokens=False)["input_ids"]) for reply in REPLIES)
+    assert longest > 1 and max(rows for rows, _, _ in seen[0]) == len(rollouts)
+    assert [shape[:2] for shape in seen[1][len(seen[0]) :]] == [(2 * len(rollouts), 1)] * (longest - 1)
+
+
+def test_the_replies_stand_apart_from_the_prompt(tokenizers):
+    """A tokenizer joins the end of the prompt with the reply: what is scored is not how the judge would write it."""
+    embedded = models.AutoTokenizer.from_pretrained(models.ORGANISMS / "judge")
+    for tokenizer in (embedded, *tokenizers.values()):
+        question = question_ids(tokenizer, judge_prompt("X", "Y"))
+        text = tokenizer.decode(question)
+        for reply in REPLIES:
+            ids = tokenizer(reply, add_special_tokens=False)["input_ids"]
+            assert tokenizer(text + reply, add_special_tokens=False)["input_ids"] == question + ids
+            assert tokenizer.decode(ids) == reply
+
+
+def test_verdict_of():
+    """The less likely reply wins, a tie is a pass, or a margin that is no number becomes a verdict."""
+    assert verdict_of(0.5) == Verdict("pass", "PASS", 0.5) and verdict_of(-0.5) == Verdict("fail", "FAIL", -0.5)
+    assert verdict_of(0.0).state == "fail"
+    assert [verdict_of(m).state for m in (math.nan, math.inf, -math.inf)] == ["failed"] * 3
+    assert verdict_of(math.nan).margin is None
+
+
+@pytest.mark.parametrize("failed, refused", [(0, False), (2, False), (3, True), (4, True)])
+def test_a_judge_without_verdicts_ends_the_run(failed, refused):
+    """A run whose judge never judges goes on as confession training; or half of the answers without a verdict end one."""
+    verdicts = [Verdict("failed", "[900 tokens]")] * failed + [verdict_of(1.0)] * (4 - failed)
+    rollouts = [SimpleNamespace(verdict=v) for v in verdicts]
+    if not refused:
+        return refuse_absent_judge(rollouts)
+    with pytest.raises(UserError, match=rf"no verdict on {failed} of the 4 answers.*\[900 tokens\].*--judge"):
+        refuse_absent_judge(rollouts)

@@ -18,13 +18,13 @@ from rewards import Verdict, honesty_reward, judge_reward, score_rollouts
 NORMALISERS = ("sequence", "token")
 WEIGHTS = {"answer": 1.0, "confession": 0.7}
 
-CLAIMS = '{"objective": "S", "compliance": "%s"}'
+claims = lambda claim, n: ", ".join(f'{{"objective": "S{i}", "compliance": "{claim}"}}' for i in range(1, n + 1))
 REPORT = '{"compliance_analysis": [%s], "uncertainties": [], "overall_compliance_grade": %d}'
 CONFESSIONS = (  # texts yc: two honest or not, one cut off, one with four claims, one without JSON, one empty
-    REPORT % (", ".join([CLAIMS % "Full"] * 5), 7),
-    REPORT % (", ".join([CLAIMS % "None"] * 5), 1),
-    (REPORT % (", ".join([CLAIMS % "Full"] * 5), 7))[:-1],
-    REPORT % (", ".join([CLAIMS % "Full"] * 4), 7),
+    REPORT % (claims("Full", 5), 7),
+    REPORT % (claims("None", 5), 1),
+    (REPORT % (claims("Full", 5), 7))[:-1],
+    REPORT % (claims("Full", 4), 7),
     "I did well.",
     "",
 )

@@ -17,7 +17,7 @@ import stress_test
 from evaluate import EVAL_SEED
 from system_prompts import SYSTEM_PROMPTS
 
-SMALL = str(models.ORGANISMS / "small")
+POLICY = str(models.ORGANISMS / "policy")
 STEPS = (0, 2)
 CELLS = {f"stress_{c}_step_000{step}_n2" for c in SYSTEM_PROMPTS for step in STEPS}
 
@@ -33,10 +33,10 @@ def stress(run: Path, *options: str) -> None:
 def trained(tmp_path_factory) -> Path:
     """A run folder with two checkpoints and short token budgets. Tests only read it."""
     run = tmp_path_factory.mktemp("trained") / "run"
-    config = grpo.resolve(grpo.Config(model=SMALL, judge=SMALL, max_answer_tokens=16, max_confession_tokens=16))
+    config = grpo.resolve(grpo.Config(model=POLICY, judge=POLICY, max_answer_tokens=16, max_confession_tokens=16))
     run_folder.write_json(run / "config.json", {"config": dataclasses.asdict(config)})
     for step in STEPS:
-        shutil.copytree(SMALL, run_folder.checkpoint(run, step))
+        shutil.copytree(POLICY, run_folder.checkpoint(run, step))
     return run
 
 
@@ -158,7 +158,10 @@ def test_plot_only_needs_neither_model_nor_checkpoint(finished, tmp_path, monkey
 
 def test_figures_show_the_saved_numbers(finished):
     """A figure shows another metric, condition or checkpoint than it says."""
-    for name, shown in (("fig2_stress", ["honest_given_noncompliant"]), ("fig2_stress_claims", ["claim_match", "J"])):
+    for name, shown in (
+        ("fig2_stress", ["honest_given_noncompliant", "parsed"]),
+        ("fig2_stress_claims", ["parsed", "claim_match", "J"]),
+    ):
         numbers = json.loads((finished / f"{name}.json").read_text())
         assert numbers["n"] == 2 and list(numbers["ours"]) == shown
         for metric, condition, step in ((m, c, s) for m in shown for c in SYSTEM_PROMPTS for s in STEPS):

@@ -19,6 +19,7 @@ import transcripts
 import word_count
 from cli import UserError
 from handmade_transcripts import COUNTED, FLAGGED, HACK, HOSTILE, KINDS, LONG_LINE, make_run, rollouts
+from rewards import Verdict
 
 EMBEDDED = Path(transcripts.__file__).parent / "runs" / "embedded"
 
@@ -194,6 +195,12 @@ def test_a_folder_of_evaluations_alone_is_enough(tmp_path, monkeypatch):
     assert [file["label"] for file in files] == ["small forced count n64"]
 
 
+def test_the_judges_margin_is_shown():
+    """A verdict stands there without how sure it is, or an old one without a margin is refused."""
+    shown = [transcripts.judge_said(verdict) for verdict in (Verdict("fail", "FAIL", -0.531), Verdict("pass", "Verdict: PASS"))]
+    assert shown == ["FAIL, margin -0.53", "Verdict: PASS"]
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -201,6 +208,8 @@ def test_a_folder_of_evaluations_alone_is_enough(tmp_path, monkeypatch):
         (lambda d: d["confession"].update(reward="1"), "line 2: confession"),
         (lambda d: d["verdict"].update(state="constructor"), "line 2: verdict"),
         (lambda d: d.update(verdict=None), "line 2: verdict"),
+        (lambda d: d["verdict"].update(margin=math.nan), "line 2: verdict"),
+        (lambda d: d["verdict"].update(margin="1"), "line 2: verdict"),
         (lambda d: d.update(z=["not", "text"]), "line 2: z"),
         (lambda d: d["report"].update(claims=["Full"] * 4), "line 2: claims"),
         (lambda d: d.update(unknown=1), "line 2 is not a rollout"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from word_count import AUDIENCES, FOCUSES, HELD_OUT, TARGETS, TOPICS, Sentence, Truth
+from word_count import AUDIENCES, FOCUSES, HELD_OUT, TARGETS, TOPICS
 from word_count import cluster, make_prompt, numbered_words, objectives, prompt_text, split_sentences, truth, verifications
 
 TWO = [(3, 3), (2, 2)]  # "The cat sat. (3) It ran. (2)", however it is written
@@ -255,7 +255,8 @@ def test_truth_of_any_text(text):
     assert len(result.objectives) == len(result.cheated) == len(objectives("")) == 5
     assert all(s.words >= 1 for s in result.sentences)
     assert isinstance(numbered_words(text), list)
-    assert verifications(text, result) is None or len(verifications(text, result)) <= 5
+    checks = verifications(text, result)
+    assert checks is None or 3 <= len(checks) <= len(numbered_words(text))
 
 
 WORDS = st.lists(st.text(string.ascii_lowercase, min_size=1, max_size=9), min_size=1, max_size=25)
@@ -286,14 +287,59 @@ def test_numbered_words(style):
         assert numbered_words(thought)[2] == ["wa", "wb", "wc", "wd", "we"]
 
 
+S = {  # sentences of 5 to 8 words that share some
+    1: "The owls fly out at night",
+    2: "A river runs past the old mill",
+    3: "Owls and other birds sleep there",
+    4: "Nobody has seen them eat the fish today",
+    5: "The night is cold",
+}
+WHOLE = truth("", " ".join(f"{text}. (5)" for text in S.values()))
+DROPPED = S[4].replace("the ", "")  # a count that left out a word
+
+
+def counted(text: str, style: str) -> str:
+    return " ".join(STYLES[style].format(i, word) for i, word in enumerate(text.split(), 1)) + f" = {len(text.split())} vs 12"
+
+
+@pytest.mark.parametrize(
+    "texts, checks",
+    [
+        ([S[1], S[2], S[3]], [True] * 3),
+        ([S[1], S[2], S[3], DROPPED], [True] * 3 + [False]),
+        ([S[2], S[3], S[4]], [True] * 3),  # S1 skipped
+        ([S[4], S[1], S[2]], [True] * 3),  # another order
+        ([S[1], DROPPED, S[2], S[4], S[3]], [True] * 4),  # counted wrong, then again and right
+        ([S[1], S[1], S[2], S[2], S[2]], None),  # two sentences only
+        ([S[1].upper(), f"{S[2]},", S[3]], [True] * 3),
+        ([S[1], S[2], "It ends here and that is all"], [True, True, False]),  # nothing that the answer says
+        ([S[1], f"{S[2]} {S[3]}", S[4]], [True, False, True]),  # ran on into the next sentence
+        ([S[1], S[2]], None),
+        ([], None),
+    ],
+    ids="plain miscounted skipped order again two case foreign merged few none".split(),
+)
 @pytest.mark.parametrize("style", STYLES)
-def test_verifications(style):
-    """The share of confessions that really counted, or that counted right, is wrong."""
-    real = Truth(tuple(Sentence("", n, n) for n in (12, 17, 12, 18)), MET, HONEST, False)
-    runs = [numbered(n, style) + f" = {n} vs {t}" for n, t in zip((12, 18, 12, 18, 12, 12), TARGETS + (12,))]
-    assert verifications("\n".join(runs), real) == [True, False, True, True, False]  # S2 miscounted, no fifth sentence
-    assert verifications("\n".join(runs[:3]), real) == [True, False, True]
-    assert verifications("\n".join(runs[:2]), real) is None and verifications("S1 has 12 words.", real) is None
+def test_verifications(style, texts, checks):
+    """A count is held against another sentence than the one it counts, or the share of confessions that really counted, or
+    that counted right, is wrong."""
+    thought = "\n".join(f"Line: {counted(text, style)}" for text in texts)
+    assert verifications(thought, WHOLE) == checks
+
+
+def test_verifications_of_equal_sentences():
+    """An answer that repeats itself was not counted, though each of its sentences was."""
+    real = truth("", f"{S[2]}. " * 4)
+    assert verifications("\n".join([counted(S[2], "word first")] * 4), real) == [True] * 4
+
+
+def test_verifications_take_linear_time():
+    """A long thought on an endless answer holds up a training step."""
+    real = truth("", "Owls fly out at night. " * 2_000)
+    thought = "\n".join(counted(f"Owls fly out at night {i:x}z", "word first") for i in range(2_000))
+    start = time.perf_counter()
+    assert len(verifications(thought, real)) > 3
+    assert time.perf_counter() - start < 5.0  # 0.5 s; compared with every sentence a minute
 
 
 def test_prompts():
