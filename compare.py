@@ -2,41 +2,68 @@
 
 The models answer and confess on the same held-out prompts, each under both confession prompts; no judge is needed. One
 model is in memory at a time. Every evaluation is saved when it is finished, in OUT/evals/MODEL_CRC32_VARIANT_n64.json with
-its rollouts beside it, and is not computed again (remove the file if a model has changed under the same name).
+its rollouts beside it, and is not computed again (remove the file if a model has changed under the same name). The
+checksum is of the model's name, the task, and the options that change what is measured; --plot-only wants the same ones.
 """
 
+import dataclasses
 import gc
 import re
 import time
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
 import figures
 import models
+import presets
 import run_folder
-import word_count
-from cli import UserError
+from cli import UserError, option
 from confession_schema import VARIANTS
-from evaluate import brief, differences, evaluate, format_table, metrics, save, stored
-from grpo import EMBEDDED, LARGE
+from evaluate import brief, differences, evaluate_in_memory, format_table, metrics, save, stored
 from rollout import Rollout, Sampling
 
 Cells = dict[str, dict[str, list[Rollout]]]  # {label of the model: {variant: rollouts}}
 
 
-def cell_path(out: Path, model: str, variant: str, n: int) -> Path:
+@dataclass(frozen=True)
+class Options(presets.SamplingOptions):
+    """Those of both programs."""
+
+    task: str = option("word_count", "task module")
+    n: int = option(64, "rollouts a bar, each on a held-out prompt of its own")
+    name: str = option("", "folder under runs/ [made of the preset's]")
+    device: str = option("auto", "auto, cpu or cuda")
+    plot_only: bool = option(False, "table and figure of saved evaluations, without a model")
+
+
+def chosen(options: Options) -> dict:
+    """The sampling options that differ from their defaults."""
+    fields = {field.name: field.default for field in dataclasses.fields(presets.SamplingOptions)}
+    return {name: getattr(options, name) for name, default in fields.items() if getattr(options, name) != default}
+
+
+def cell_path(out: Path, model: str, variant: str, options: Options) -> Path:
     readable = re.sub(r"[^A-Za-z0-9.]+", "_", model)[-80:].strip("_.")
-    return out / "evals" / f"{readable}_{zlib.crc32(model.encode()):08x}_{variant}_n{n}.json"  # a/b is not a_b
+    measured = {name: value for name, value in chosen(options).items() if name not in ("batch_size", "sampler")}
+    if options.task != "word_count":
+        measured["task"] = options.task
+    checksum = zlib.crc32((model + (str(measured) if measured else "")).encode())  # a/b is not a_b
+    return out / "evals" / f"{readable}_{checksum:08x}_{variant}_n{options.n}.json"
 
 
-def settings(model: str) -> dict:
-    """Sampling options and dtype for a model: a checkpoint's are those of its run."""
+def settings(model: str, options: Options) -> dict:
+    """Sampling options and dtype for a model: its own defaults, a checkpoint's are those of its run; what was chosen replaces
+    them."""
     folder = Path(model).parent
     if folder.name == "checkpoints":
-        return run_folder.read_config(folder.parent)
-    return EMBEDDED if models.is_embedded(model) else LARGE
+        own = run_folder.read_config(folder.parent)
+    else:
+        own = presets.defaults(model, models.device_of(options.device))
+    return own | chosen(options)
 
 
 def saved_models(out: Path) -> dict[str, str]:
@@ -44,48 +71,48 @@ def saved_models(out: Path) -> dict[str, str]:
     return run_folder.read_json(out / "models.json")
 
 
-def compute(out: Path, names: dict[str, str], n: int, device: str, plot_only: bool) -> Cells:
+def compute(out: Path, names: dict[str, str], options: Options, task: ModuleType) -> Cells:
     """Evaluate the models that are not evaluated yet; names: {label: Hugging Face name or folder}."""
-    if n < 1:
-        raise UserError(f"--n {n} is out of range: at least 1")
-    paths = {(label, v): cell_path(out, model, v, n) for label, model in names.items() for v in VARIANTS}
-    cells = {key: stored(path, word_count) for key, path in paths.items()}
+    presets.check(options)
+    presets.at_least("n", options.n, 1)
+    paths = {(label, v): cell_path(out, model, v, options) for label, model in names.items() for v in VARIANTS}
+    cells = {key: stored(path, task) for key, path in paths.items()}
     missing = [key for key, rollouts in cells.items() if rollouts is None]
-    if missing and plot_only:
+    if missing and options.plot_only:
         raise UserError(f"{len(missing)} of {len(paths)} evaluations are missing, first {paths[missing[0]]}: drop --plot-only")
-    loaded = None
+    loaded, fitted = None, options.batch_size
     for label, variant in missing:
         start = time.perf_counter()
-        preset = settings(names[label])
+        preset = settings(names[label], options)
         if loaded != label:
             model = tokenizer = None
             gc.collect()  # the one before is gone from memory before the next one comes
             torch.cuda.empty_cache()
-            model, tokenizer = models.load(names[label], models.device_of(device), preset["dtype"])
+            model, tokenizer = models.load(names[label], models.device_of(options.device), preset["dtype"])
             loaded = label
-        rollouts = evaluate(model, tokenizer, None, word_count, Sampling.of(preset), n, variant=variant)
+        sampling = dataclasses.replace(Sampling.of(preset), batch_size=fitted)
+        rollouts, sampling = evaluate_in_memory(model, tokenizer, None, task, sampling, options.n, variant=variant)
+        fitted = sampling.batch_size  # models mostly grow along a list: what ran out of memory would do so again
         cells[label, variant] = rollouts
-        found = save(paths[label, variant], rollouts, word_count)
+        found = save(paths[label, variant], rollouts, task)
         parts = dict(claims="claim_match", over_claims="over_claim", counts="count_rate", right="objectives_met", parsed="parsed")
         print(f"{label:16} {variant:13} | {brief(found, **parts)}, {time.perf_counter() - start:.1f}s", flush=True)
-    if not plot_only:
+    if not options.plot_only:
         run_folder.write_json(out / "models.json", names)
     return {label: {v: cells[label, v] for v in VARIANTS} for label in names}
 
 
-def report(out: Path, figure: str, title: str, names: dict[str, str], cells: Cells) -> None:
+def report(out: Path, figure: str, title: str, names: dict[str, str], cells: Cells, task: ModuleType) -> None:
     """Table, paired differences and figure, from rollouts alone."""
-    found = {label: {v: metrics(rollouts, word_count) for v, rollouts in by.items()} for label, by in cells.items()}
+    found = {label: {v: metrics(rollouts, task) for v, rollouts in by.items()} for label, by in cells.items()}
     lines = []
     for v in VARIANTS:
         lines += [f"\n{v}", format_table({label: by[v] for label, by in found.items()})]
     first, *others = cells
-    compared = {
-        f"{label} - {first}": differences(cells[first]["default"], cells[label]["default"], word_count) for label in others
-    }
+    compared = {f"{label} - {first}": differences(cells[first]["default"], cells[label]["default"], task) for label in others}
     if others:
         lines += ["\ndefault, paired differences on the same prompts", format_table(compared)]
-    compared = {label: differences(by["default"], by["forced_count"], word_count) for label, by in cells.items()}
+    compared = {label: differences(by["default"], by["forced_count"], task) for label, by in cells.items()}
     lines += ["\nforced_count - default, paired on the same prompts", format_table(compared)]
     run_folder.write_text(out / "table.txt", "\n".join(lines).strip() + "\n")
     print("\n".join(lines))

@@ -39,7 +39,7 @@ import run_folder
 from confession_schema import REPORT_START
 from cli import UserError, option
 from evaluate import brief, chosen_steps, confess_again, differences, format_table, metrics, save, stored
-from rollout import Rollout, Sampling, cut_thought, transcript_ids, turn_format
+from rollout import Rollout, Sampling, cut_thought, opens_thought, suffix_ids, transcript_ids
 
 CAPS = (0, 32, 64, 128, 256)  # tokens of zc
 Lines = dict[str, dict[int | str, list[Rollout]]]  # a figure's lines: {name: {place on the x axis: rollouts}}
@@ -104,7 +104,8 @@ def frozen(confessor: Confessor, own: dict[int, list[Rollout]], source: str, ans
 
 def fresh(confessor: Confessor, own: dict[int, list[Rollout]]) -> Lines:
     """Every checkpoint's answers in a new conversation, confessed by itself and by the first checkpoint."""
-    cut = lambda tokenizer, rollout: (transcript_ids(tokenizer, rollout.x, rollout.y, rollout.xc), [])
+    thinking = Sampling.of(confessor.config).thinking
+    cut = lambda tokenizer, rollout: (transcript_ids(tokenizer, rollout.x, rollout.y, rollout.xc, thinking), [])
     confess = lambda step, by: confessor.confess(f"fresh_step_{step:04d}_by_{by:04d}", by, own[step], cut)
     return {
         "fresh, same model": {step: confess(step, step) for step in own},
@@ -117,7 +118,7 @@ def compute(confessor: Confessor, own: dict[int, list[Rollout]]) -> Lines:
     """The first and the last checkpoint with their thoughts cut short."""
 
     def cut(tokenizer, rollout: Rollout, cap: int):
-        _, opened = turn_format(tokenizer, rollout.xc)
+        opened = opens_thought(tokenizer, suffix_ids(tokenizer, rollout.xc, Sampling.of(confessor.config).thinking))
         span = rollout.confession
         begun = cut_thought(tokenizer, rollout.token_ids[span.start : span.end], opened, cap, REPORT_START)
         return None if begun is None else (rollout.token_ids[: span.start], begun)

@@ -34,7 +34,8 @@ FEED = 2_048  # prompt tokens in one forward pass
 TILE = 16  # of them, consecutive ones of a rollout that read its cache together
 SPLITS = 8  # stretches of a row's context that are read side by side, where it pays
 HEADROOM = 3 * 2**30  # bytes of GPU memory left to activations and logits
-KNOWN = ("llama", "qwen2", "qwen3")  # model types whose attention is plain and whose projections have the usual names
+# Model types whose attention is plain, whose projections have the usual names, and whose logits are what the head gives.
+KNOWN = ("llama", "qwen2", "qwen3")
 
 
 def unsupported(model) -> str | None:

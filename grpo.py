@@ -42,6 +42,7 @@ import cli
 import distributed
 import figures
 import models
+import presets
 import progress
 import run_folder
 import stochastic_rounding
@@ -49,22 +50,23 @@ from batch import deal, make_batch, trained_lengths
 from cli import UserError, option
 from confession_schema import VARIANTS, confession_prompt
 from evaluate import evaluate, sample_in_memory, save, show_table
+from gguf_models import SMOLLM2
 from memory import halving
 from rewards import Judge, judge_prompt, refuse_absent_judge, score_rollouts
 from rollout import Rollout, Sampling, check_context, prompt_ids, suffix_ids
 
 
+COMPILE_FROM = 40  # steps; with a model of 0.5B compiling takes as long as it saves in 19 to 34 of them (LOG.md)
+
+
 @dataclass(frozen=True)
-class Config:
-    model: str = option("organism/policy", "policy: a Hugging Face name or a folder with a chat template")
+class Config(presets.SamplingOptions):
+    model: str = option("organism/policy", f"policy: a Hugging Face name, a folder, a .gguf file, or {SMOLLM2}")
     judge: str | None = option(None, "weak judge, likewise [embedded policy: the embedded judge; else required]")
     steps: int = option(100, "optimizer steps")
     prompts_per_step: int = option(8, "groups a step, over all processes")
     group_size: int = option(8, "rollouts a prompt, at least 2")
     lr: float | None = option(None, "AdamW's constant learning rate [embedded 1e-4, else 1e-5 with LoRA, 1e-6 without]")
-    temperature: float = option(1.0, "of sampling; the loss scores the same distribution")
-    max_answer_tokens: int | None = option(None, "budget of turn 1 in tokens [embedded 256, else 6144]")
-    max_confession_tokens: int | None = option(None, "budget of turn 2 in tokens [embedded 384, else 4096]")
     confession: str = option("default", "confession prompt: default or forced_count")
     task_weight: float = option(1.0, "weight of the answer span's loss; 0 trains confessions alone")
     confession_weight: float = option(1.0, "weight of the confession span's loss; 0 trains answers alone")
@@ -84,15 +86,12 @@ class Config:
     updates_per_batch: int = option(1, "optimizer steps on the same rollouts")
     max_grad_norm: float = option(1.0, "one clip over all parameters")
     lora_rank: int | None = option(None, "LoRA rank on all projections, 0 = all parameters [embedded 0, else 32]")
-    dtype: str | None = option(None, "of the weights: float32 or bfloat16 [embedded float32, else bfloat16]")
-    gradient_checkpointing: bool | None = option(None, "recompute activations in the backward pass [embedded no, else yes]")
-    compile: bool | None = option(None, "compile the layers' training pass, on CUDA only [embedded no, else yes]")
-    micro_batch_tokens: int | None = option(
-        None, "tokens of a forward/backward pass, padding included [embedded 2048, else 16384]"
+    gradient_checkpointing: bool | None = option(
+        None, "recompute activations in the backward pass [embedded or on the CPU no, else yes]"
     )
-    batch_size: int = option(64, "rollouts that are decoded together")
-    sampler: str = option(
-        "auto", "plain, engine (engine.py, fast on a GPU), or auto: the engine on CUDA where it knows the model"
+    compile: bool | None = option(None, f"compile the layers, on CUDA only [embedded no, else from {COMPILE_FROM} steps on]")
+    micro_batch_tokens: int | None = option(
+        None, "tokens of a forward/backward pass, padding included [embedded or on the CPU 2048, else 16384]"
     )
     eval_n: int = option(64, "evaluation rollouts a checkpoint, each on a held-out prompt of its own")
     checkpoint_every: int = option(25, "steps between checkpoints; step 0 and the last are always kept")
@@ -102,48 +101,32 @@ class Config:
     resume: str | None = option(None, "run folder to continue; all other options come from it")
 
 
-EMBEDDED = dict(
-    judge="organism/judge", lr=1e-4, max_answer_tokens=256, max_confession_tokens=384, lora_rank=0,
-    dtype="float32", gradient_checkpointing=False, compile=False, micro_batch_tokens=2_048,
-)  # fmt: skip
-LARGE = dict(  # one GPU of 80 GB and more; LoRA wants about ten times the learning rate of full training
-    max_answer_tokens=6_144, max_confession_tokens=4_096, lora_rank=32, dtype="bfloat16", gradient_checkpointing=True,
-    compile=True, micro_batch_tokens=16_384,
-)  # fmt: skip
 ADAM_BETAS = (0.9, 0.95)
+MAX_GAP = {"float32": 1e-3, "bfloat16": 0.3}  # nats; measured are up to 3e-7, and .11 with random weights at the 8B shape
 
 
 def resolve(config: Config) -> Config:
     """Fill in the defaults that depend on the model, and refuse what cannot work (UserError)."""
-    defaults = EMBEDDED if models.is_embedded(config.model) else LARGE
-    config = dataclasses.replace(config, **{k: v for k, v in defaults.items() if getattr(config, k) is None})
-    if config.lr is None:
-        config = dataclasses.replace(config, lr=1e-5 if config.lora_rank else 1e-6)
-    if config.judge is None:
+    presets.check(config)
+    if config.judge is None and not models.is_embedded(config.model):
         raise UserError(
             f"--judge is required with --model {config.model}: pass a weak judge, such as Qwen/Qwen3-4B-Instruct-2507"
         )
     at_least = dict(
-        steps=1, prompts_per_step=1, group_size=2, max_answer_tokens=1, max_confession_tokens=1, updates_per_batch=1,
-        micro_batch_tokens=1, batch_size=1, eval_n=1, checkpoint_every=1, lora_rank=0, clip_low=0, clip_high=0, kl_coef=0,
-        task_weight=0, confession_weight=0,
+        steps=1, prompts_per_step=1, group_size=2, updates_per_batch=1, micro_batch_tokens=1, eval_n=1, checkpoint_every=1,
+        lora_rank=0, clip_low=0, clip_high=0, kl_coef=0, task_weight=0, confession_weight=0,
     )  # fmt: skip
     for field, minimum in at_least.items():
-        if not minimum <= getattr(config, field) < math.inf:
-            raise UserError(
-                f"--{field.replace('_', '-')} {getattr(config, field)} is out of range: at least {minimum}, and finite"
-            )
-    for field in ("lr", "temperature", "max_grad_norm"):
-        if not 0 < getattr(config, field) < math.inf:
-            raise UserError(f"--{field.replace('_', '-')} {getattr(config, field)} must be a positive number")
-    choices = dict(
-        confession=VARIANTS, normaliser=("sequence", "token"), dtype=("float32", "bfloat16"), sampler=("auto", "plain", "engine"),
-        truncated_reward=("zero", "judge"),
-    )  # fmt: skip
-    for field, allowed in choices.items():
-        if getattr(config, field) not in allowed:
-            raise UserError(f"--{field.replace('_', '-')} {getattr(config, field)!r} is unknown: choose {' or '.join(allowed)}")
-    return config
+        presets.at_least(field, getattr(config, field), minimum)
+    presets.positive("lr", config.lr)
+    presets.positive("max_grad_norm", config.max_grad_norm)
+    presets.one_of("confession", config.confession, VARIANTS)
+    presets.one_of("normaliser", config.normaliser, ("sequence", "token"))
+    presets.one_of("truncated_reward", config.truncated_reward, ("zero", "judge"))
+    defaults = presets.defaults(config.model, models.device_of(config.device))
+    defaults |= dict(compile=defaults["compile"] and config.steps >= COMPILE_FROM)
+    config = dataclasses.replace(config, **{k: v for k, v in defaults.items() if getattr(config, k) is None})
+    return config if config.lr is not None else dataclasses.replace(config, lr=1e-5 if config.lora_rank else 1e-6)
 
 
 # ------------------------------------------------------------------------------------------- the mathematics of GRPO
@@ -202,10 +185,9 @@ def token_logprobs(model, ids, trained, temperature: float, chunk: int = 2_048) 
     """
     hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, D); causal, so no mask
     hidden, targets = hidden[:, :-1][trained[:, 1:]], ids[trained]  # (N, D), (N,): position t - 1 predicts token t
-    head = model.get_output_embeddings()
 
     def score(hidden, targets):
-        logits = head(hidden).float() / temperature  # (chunk, V)
+        logits = models.logits_of(model, hidden).float() / temperature  # (chunk, V)
         return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
     chunks = list(zip(hidden.split(chunk), targets.split(chunk)))
@@ -283,6 +265,18 @@ def update(model, reference, optimizer, rollouts: list[Rollout], config: Config)
     return {name: value if value is not None and math.isfinite(value) else None for name, value in stats.items()}
 
 
+def check_gap(stats: dict[str, float | None], config: Config) -> bool:
+    """Whether the first update of a batch tells how far sampler and trainer are apart; UserError if it is more than rounding."""
+    gaps = [gap for name, gap in stats.items() if name.startswith("logprob_gap") and gap is not None]
+    bound = MAX_GAP[config.dtype] / min(1.0, config.temperature)  # which divides the logits
+    if gaps and max(gaps) > bound:
+        raise UserError(
+            f"trainer and sampler disagree by {max(gaps):.2g} nats a token at the first step, in {config.dtype} at most "
+            f"{bound:.2g} is rounding: they compute different distributions; try --sampler plain or --compile false"
+        )
+    return bool(gaps)
+
+
 def make_optimizer(model, lr: float) -> torch.optim.Optimizer:
     """AdamW over what is trained; in bfloat16 with rounding at random, as updates of this size would be lost."""
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -314,15 +308,17 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
     sampling = Sampling.of(dataclasses.asdict(config))
     xs = [task.make_prompt(seed) for seed in range(64)]
     xcs = [confession_prompt(task, x, config.confession) for x in xs]
-    longest = lambda texts, ids: max(len(ids(tokenizer, text)) for text in texts)
+    longest = lambda texts, ids: max(len(ids(tokenizer, text, thinking=config.thinking)) for text in texts)
     check_context(model, longest(xs, prompt_ids), longest(xcs, suffix_ids), sampling)
+    models.check_logits(model)
     torch.manual_seed(config.seed)  # for the adapters' initialisation; sampling has its own generators
     if config.lora_rank and not hasattr(model, "peft_config"):
         model = models.add_lora(model, config.lora_rank)
     learner = model if config.lora_rank else distributed.sharded(model)  # what is trained; `model` is what samples
     if config.gradient_checkpointing:
         learner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if config.compile and device.type == "cuda":
+    compiles = config.compile and device.type == "cuda"
+    if compiles:
         models.compile_layers(learner)
     reference = None
     if config.kl_coef:  # with LoRA the reference is the model with its adapters switched off
@@ -344,12 +340,15 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
     if resumed is not None:
         run_folder.load_optimizer(run, resumed, optimizer)
     distributed.on_first(run_folder.forget_after, run, first_step)
-    save_and_evaluate(first_step)
-    quiet = distributed.rank() > 0
+    quiet, checked = distributed.rank() > 0, False
     with (
+        torch.compiler.set_stance("default" if compiles else "force_eager"),  # for the sampler's layers too
         cli.finish_step_on_interrupt() as interrupted,
         tqdm(total=config.steps, initial=first_step, unit="step", disable=quiet) as bar,
     ):
+        if compiles:
+            bar.set_description("compiling: a minute or two, half of that when it was done here before")
+        save_and_evaluate(first_step)
         for step in range(first_step + 1, config.steps + 1):
             clock = [time.perf_counter()]
 
@@ -375,11 +374,12 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             smallest = max(len(rollout.token_ids) for rollout in rollouts)
             if distributed.world() > 1:
                 smallest = config.micro_batch_tokens  # one rank cannot repeat what the others have done
-            for _ in range(config.updates_per_batch):
+            for repeat in range(config.updates_per_batch):
                 smaller = lambda n: dataclasses.replace(config, micro_batch_tokens=n)
                 attempt = lambda n: update(learner, reference, optimizer, rollouts, smaller(n))
                 stats, size = halving("training", attempt, config.micro_batch_tokens, smallest)
                 config = smaller(size)
+                checked = checked or (repeat == 0 and check_gap(stats, config))
                 if stats["grad_norm"] is None:
                     distributed.on_first(run_folder.save_nonfinite, run, step, rollouts)
                     break
@@ -389,6 +389,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             # -- log
             row = progress.step_row(step, rollouts, task, silent, stats)
             distributed.on_first(run_folder.record_step, run, row, progress.timing_row(step, clock, rollouts), rollouts)
+            bar.set_description("")
             bar.update()
             bar.write(progress.format_step(row, clock[-1] - clock[0]))
             if row["grad_norm"] is None:

@@ -1,32 +1,37 @@
-"""Load a policy or a judge: an embedded organism, a checkpoint of ours, or any Hugging Face causal LM.
+"""Load a policy or a judge: an embedded organism, a checkpoint of ours, any Hugging Face causal LM, or a GGUF file.
 
-Weights come from safetensors only, and no code of a checkpoint is ever run (trust_remote_code stays off).
+Weights come from safetensors or GGUF (gguf_models.py), and no code of a checkpoint is ever run (trust_remote_code stays off).
 """
 
 import importlib
 import json
+import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+import gguf_models
 from cli import UserError
 
 logging.disable_progress_bar()  # a bar per loaded or saved model would bury the run's own
 
+if os.access(Path.home(), os.W_OK):  # what is compiled outlives a restart; by default it is kept in the system's /tmp
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "confessions"))
 ORGANISMS = Path(__file__).parent / "organism"
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def is_embedded(name: str) -> bool:
     """Whether a name or path is one of the organisms that come with the repository."""
-    return Path(_locate(name)).resolve().parent == ORGANISMS.resolve()
+    return Path(_beside(name)).resolve().parent == ORGANISMS.resolve()
 
 
-def _locate(name: str) -> str:
+def _beside(name: str) -> str:
     """ "organism/policy" is found from any working folder."""
     beside = Path(__file__).parent / name
     return str(beside) if not Path(name).exists() and beside.exists() else name
@@ -45,33 +50,124 @@ def device_of(name: str) -> torch.device:
 
 
 def load(name: str, device: torch.device, dtype: str = "float32"):
-    """(model in eval mode, tokenizer). `name`: a hub name or a folder; a LoRA checkpoint loads on top of its base model."""
-    name = _locate(name)
-    if [*Path(name).glob("*.bin")] and not [*Path(name).glob("*.safetensors")]:
+    """(model in eval mode, tokenizer). `name`: a hub name, a folder, a .gguf file or "smollm2-135m"; a LoRA checkpoint loads
+    on top of its base model. UserError if it cannot be loaded or its weights do not fit the device."""
+    path = _locate(name)
+    if [*Path(path).glob("*.bin")] and not [*Path(path).glob("*.safetensors")]:
         raise UserError(
             f"{name!r} has pickled weights only (.bin), which may run code when they are loaded: take a safetensors version; "
             "or, if you trust them, load them with transformers and use_safetensors=False, and save_pretrained() them once"
         )
-    try:
-        adapter = Path(name) / "adapter_config.json"
+    adapter = Path(path) / "adapter_config.json"
+    with _refusals(name):
         base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.exists() else name
-        common = dict(trust_remote_code=False)  # None would ask on the terminal
-        if not (Path(name).exists() and Path(base).exists()) and hub_is_silent():
-            common["local_files_only"] = True
-        tokenizer = AutoTokenizer.from_pretrained(name, **common)
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), use_safetensors=True, **common).to(device)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:  # not found, no safetensors, unknown type, damaged
-        raise UserError(
-            f"{name!r} cannot be loaded as a causal LM: give a Hugging Face name or an existing folder with safetensors weights "
-            f"({' '.join(str(error).split())[:300]})"
-        ) from None
+        common = _common(name, base)
+        tokenizer = _tokenizer(name, common)
+        folder = _safetensors(base, tokenizer, device, dtype)
+        config = AutoConfig.from_pretrained(folder, **common)
+        _refuse_what_does_not_fit(base, config, device, dtype)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=getattr(torch, dtype), use_safetensors=True, **common
+        ).to(device)
+    if _is_gguf(base):  # a LoRA checkpoint finds its base again where it was found now
+        model.name_or_path = base if base == gguf_models.SMOLLM2 else str(Path(base).resolve())
+    if adapter.exists():
+        model = peft().PeftModel.from_pretrained(model, path, is_trainable=True)
+    return model.eval(), tokenizer
+
+
+def load_tokenizer(name: str):
+    """The tokenizer alone, of any model that load() takes."""
+    with _refusals(name):
+        return _tokenizer(name, _common(name))
+
+
+def _tokenizer(name: str, common: dict):
+    path = _locate(name)
+    if _is_gguf(name) and not gguf_models.copy_of(path).exists():
+        tokenizer = gguf_models.read_tokenizer(path)
+    else:
+        folder = str(gguf_models.copy_of(path)) if _is_gguf(name) else path
+        tokenizer = AutoTokenizer.from_pretrained(folder, **common)
     if not len(tokenizer):
         raise UserError(f"{name!r} has no tokenizer files: copy those of its base model into the folder")
     if not tokenizer.chat_template:
         raise UserError(f"the tokenizer of {name!r} has no chat template: take an instruction-tuned model")
-    if adapter.exists():
-        model = peft().PeftModel.from_pretrained(model, name, is_trainable=True)
-    return model.eval(), tokenizer
+    return tokenizer
+
+
+def thinks(tokenizer) -> bool:
+    """Whether a model has a thinking mode: its chat template then opens, drops or switches thoughts."""
+    return any(mark in str(tokenizer.chat_template) for mark in ("<think>", "</think>", "enable_thinking"))
+
+
+def _locate(name: str) -> str:
+    """The path of a model for its name, where it has one; else the name, which is then the hub's."""
+    path = gguf_models.shipped(_beside(name))
+    if path.endswith(".gguf") and not Path(path).is_file():
+        raise UserError(f"{name!r} does not exist: give the path of a .gguf file")
+    return path
+
+
+def _is_gguf(name: str) -> bool:
+    return _locate(name).endswith(".gguf")
+
+
+def _safetensors(name: str, tokenizer, device: torch.device, dtype: str) -> str:
+    """The folder or hub name of a model's weights in safetensors: of a GGUF file its copy, which is made if there is none."""
+    path = _locate(name)
+    if not _is_gguf(name):
+        return path
+    copy = gguf_models.copy_of(path)
+    if not copy.exists():
+        config = gguf_models.read_config(path)
+        _refuse_what_does_not_fit(name, config, device, dtype)
+        gguf_models.make_copy(path, config, tokenizer)
+    return str(copy)
+
+
+def _common(*names: str) -> dict:
+    """Arguments of every from_pretrained() of models of these names."""
+    common = dict(trust_remote_code=False)  # None would ask on the terminal
+    if not all(Path(_locate(name)).exists() for name in names) and hub_is_silent():
+        common["local_files_only"] = True
+    return common
+
+
+@contextmanager
+def _refusals(name: str):
+    """What goes wrong in reading a model ends in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, ImportError, LookupError, SafetensorError) as error:  # not found, unknown type, damaged
+        raise UserError(
+            f"{name!r} cannot be loaded as a causal LM: give a Hugging Face name, an existing folder with safetensors weights or a "
+            f".gguf file ({' '.join(str(error).split())[:300]})"
+        ) from None
+
+
+def _refuse_what_does_not_fit(name: str, config, device: torch.device, dtype: str) -> None:
+    memory = device_memory(device)
+    if memory is None:
+        return
+    with torch.device("meta"):
+        parameters = AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
+    size, (total, used) = getattr(torch, dtype).itemsize, memory
+    if parameters * size + used > total:
+        raise UserError(
+            f"{name!r} does not fit {device}: its {parameters / 1e9:.2f}e9 parameters x {size} bytes are "
+            f"{parameters * size / 2**30:.1f} GiB for the weights alone, and of the {total / 2**30:.1f} GiB there "
+            f"{used / 2**30:.1f} are in use: take a smaller model or a larger device"
+        )
+
+
+def device_memory(device: torch.device) -> tuple[int, int] | None:
+    """(all of it, what this process uses) in bytes; None for the CPU, whose programs share and swap."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.get_device_properties(device).total_memory, torch.cuda.memory_allocated(device)
 
 
 def hub_is_silent(seconds: float = 10) -> bool:
@@ -93,6 +189,34 @@ def add_lora(model, rank: int):
     """Wrap a model with LoRA adapters on all seven projections; only they are trained."""
     config = peft().LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
     return peft().get_peft_model(model, config).eval()
+
+
+def logits_of(model, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits (..., V) of the last hidden states (..., D), as the model's own forward makes them: some scale or cap what comes
+    out of the head. check_logits() says whether it is the same."""
+    logits, config = model.get_output_embeddings()(hidden), model.config.get_text_config()
+    if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
+        logits = logits * scale
+    if (scale := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        logits = logits / scale
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+@torch.no_grad()
+def check_logits(model) -> None:
+    """UserError if the model's forward, which samples, makes other logits of a few tokens than logits_of(), which trains."""
+    ids = torch.arange(min(8, model.config.get_text_config().vocab_size), device=model.device)[None]  # (1, T)
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state  # (1, T, D)
+    own, ours = model(input_ids=ids, use_cache=False).logits.float(), logits_of(model, hidden).float()  # (1, T, V)
+    off, largest = (ours - own).abs().max().item(), own.abs().max().item()
+    if off > largest * (1e-3 if model.dtype == torch.float32 else 2e-2):
+        kind = model.config.get_text_config().model_type
+        raise UserError(
+            f"models of type {kind!r} change their logits in a way that models.logits_of() does not know (by {off:.2g} of "
+            f"{largest:.2g}): they would be trained on another distribution than is sampled; take another model"
+        )
 
 
 def compile_layers(model) -> None:

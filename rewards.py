@@ -51,7 +51,7 @@ def judge_prompt(x: str, y: str, special_tokens: tuple[str, ...] = ()) -> str:
 
 def question_ids(tokenizer, question: str) -> list[int]:
     """Ids of a chat in which the judge is asked and has not begun to reply."""
-    return prompt_ids(tokenizer, question)
+    return prompt_ids(tokenizer, question, thinking="never")
 
 
 def framed_ids(tokenizer, x: str, y: str) -> list[int] | None:

@@ -7,14 +7,21 @@ Ids are only ever appended. What stands between the turns is the text that the t
 after an assistant message; the conversation is never rendered again, because some templates (Qwen3's) then drop the
 first turn's thinking: the confession would not see z, and the trainer would score tokens that were never sampled.
 
-Sampling is plain: temperature only, no top-k, no top-p, and the checkpoint's generation_config is ignored on purpose,
-so that what was sampled is what is scored. Turn 2 runs after every answer, also a truncated or empty one; otherwise
+A turn ends at the template's closing token, at the tokenizer's eos, or at one that the checkpoint's generation_config names.
+Where the model samples another one than the template puts between turns (OLMo-3 ends a conversation with <|endoftext|>,
+its inner turns with <|im_end|>), both stand there: the sampled one, which is trained like every sampled token, and then
+all that the template renders. A rendered conversation lacks the first; without it the end of the answer, which was
+sampled, would be no part of the stream, and no token would teach the model to stop.
+
+Sampling is plain: temperature only, no top-k, no top-p; what else the checkpoint's generation_config asks for is ignored on
+purpose, so that what was sampled is what is scored. Turn 2 runs after every answer, also a truncated or empty one; otherwise
 which rollouts confess would depend on the policy, and the group baseline would be biased.
 """
 
 import dataclasses
 import functools
 from dataclasses import dataclass
+from os.path import commonprefix
 from types import ModuleType
 
 import torch
@@ -74,6 +81,7 @@ class Sampling:
     max_confession_tokens: int = 384
     batch_size: int = 64  # streams that are decoded together
     sampler: str = "auto"  # plain, engine, or auto: the engine on CUDA
+    thinking: str = "auto"  # on, off, or auto: as the chat template does by itself
 
     @classmethod
     def of(cls, options: dict) -> "Sampling":
@@ -83,51 +91,84 @@ class Sampling:
 
 # ------------------------------------------------------------------------------------------------ the chat template
 
-
-def prompt_ids(tokenizer, x: str, system: str | None = None) -> list[int]:
-    """Ids of the first turn's prompt: optional system prompt, x, generation prompt."""
-    messages = [{"role": "system", "content": system}] if system else []
-    return _render(tokenizer, messages + [{"role": "user", "content": x}])[1]
+# `thinking`, in all of this section: "on" and "off" set the template's switch, and are a UserError for one without a switch
+# (but "off" is not where nothing thinks); "auto" leaves it to the template; "never" takes every template and opens no thought.
 
 
-def suffix_ids(tokenizer, xc: str) -> list[int]:
+def prompt_ids(tokenizer, x: str, system: str | None = None, thinking: str = "auto") -> list[int]:
+    """Ids of the first turn's prompt: system prompt, x, generation prompt.
+
+    `system` stands behind the template's own system prompt if there is one: prompts with and without it differ in it alone.
+    """
+    messages = []
+    if system:
+        own = default_system(tokenizer, thinking)
+        messages = [{"role": "system", "content": f"{own}\n\n{system}" if own else system}]
+    text = _render(tokenizer, messages + [{"role": "user", "content": x}], thinking)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def default_system(tokenizer, thinking: str = "auto") -> str:
+    """The system prompt that the chat template inserts by itself where the conversation has none; "" if it inserts none."""
+    user, mark = {"role": "user", "content": "x"}, {"role": "system", "content": "§"}
+    own, given = (_render(tokenizer, messages, thinking) for messages in ([user], [mark, user]))
+    start = len(commonprefix([own, given]))
+    own, given = own[start:], given[start:]
+    return own[: len(own) - len(commonprefix([own[::-1], given[::-1]]))].strip()
+
+
+def suffix_ids(tokenizer, xc: str, thinking: str = "auto") -> list[int]:
     """Ids between the turns: the token that closes an answer, then xc as a user message, then the generation prompt."""
-    ids = _around_answer(tokenizer, "x", xc)[1]
+    ids = _around_answer(tokenizer, "x", xc, thinking)[1]
     if ids[0] not in tokenizer.added_tokens_decoder:
         raise UserError(f"the chat template closes an answer with plain text ({tokenizer.decode(ids[0])!r}), not with a "
                          "special token: where an answer ends cannot be told from its tokens")  # fmt: skip
     return ids
 
 
-def transcript_ids(tokenizer, x: str, y: str, xc: str) -> list[int]:
+def transcript_ids(tokenizer, x: str, y: str, xc: str, thinking: str = "auto") -> list[int]:
     """Ids of a new conversation that tells of an answer: x, y as text without its thought, xc, generation prompt."""
-    before, after = _around_answer(tokenizer, x, xc)
+    before, after = _around_answer(tokenizer, x, xc, thinking)
     return before + tokenizer(y, add_special_tokens=False, split_special_tokens=True)["input_ids"] + after
 
 
-def _around_answer(tokenizer, x: str, xc: str) -> tuple[list[int], list[int]]:
+def _around_answer(tokenizer, x: str, xc: str, thinking: str) -> tuple[list[int], list[int]]:
     """Ids before and after the assistant's answer in the rendered conversation of x, answer and xc."""
     answer = "ANSWER-9f3b"  # any text that the template passes through
     turns = [("user", x), ("assistant", answer), ("user", xc)]
-    text, _ = _render(tokenizer, [{"role": role, "content": content} for role, content in turns])
+    text = _render(tokenizer, [{"role": role, "content": content} for role, content in turns], thinking)
     if text.count(answer) != 1:
         raise UserError("the chat template does not render an assistant message as it is: the turns cannot be joined")
     before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split(answer))
     return before, after
 
 
-def _render(tokenizer, messages: list[dict]) -> tuple[str, list[int]]:
+def _render(tokenizer, messages: list[dict], thinking: str) -> str:
+    options = {}
+    template = tokenizer.get_chat_template()
+    if "enable_thinking" in template:
+        options = {} if thinking == "auto" else {"enable_thinking": thinking == "on"}
+    elif thinking == "on" or (thinking == "off" and ("think>" in template or "<think>" in tokenizer.get_added_vocab())):
+        raise UserError(f"--thinking {thinking}: the chat template has no switch for it (enable_thinking): use --thinking auto")
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
     except TemplateError as error:
         raise UserError(f"the chat template refuses the roles {[m['role'] for m in messages]}: {error}") from None
-    return text, tokenizer(text, add_special_tokens=False)["input_ids"]
+    if thinking == "never" and text.rstrip().endswith("<think>"):
+        text = text.rstrip() + "\n\n</think>\n\n"  # the empty thought as Qwen3's template writes it
+    return text
 
 
-def turn_format(tokenizer, xc: str) -> tuple[list[int], bool]:
-    """(ids that end a turn, whether the generation prompt itself opens the thought)."""
-    suffix = suffix_ids(tokenizer, xc)
-    return sorted({suffix[0], tokenizer.eos_token_id} - {None}), tokenizer.decode(suffix).rstrip().endswith("<think>")
+def turn_ends(tokenizer, suffix: list[int], generation_config) -> list[int]:
+    """Ids that end a turn: the one that closes it in the template, the tokenizer's eos and those of the checkpoint's
+    generation_config, where alone some stand (Qwen3's <|endoftext|>)."""
+    named = generation_config.eos_token_id
+    return sorted({suffix[0], tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None})
+
+
+def opens_thought(tokenizer, suffix: list[int]) -> bool:
+    """Whether the generation prompt itself opens the thought."""
+    return tokenizer.decode(suffix).rstrip().endswith("<think>")
 
 
 def split_thinking(tokenizer, ids: list[int], opened: bool) -> tuple[str, str]:
@@ -186,10 +227,10 @@ def sample_rollouts(
     systems = systems or [None] * len(seeds)
     xs = [task.make_prompt(seed, held_out) for seed in seeds]
     xcs = [confession_prompt(task, x, variant) for x in xs]
-    prompts = [prompt_ids(tokenizer, x, system) for x, system in zip(xs, systems)]
-    ids_of = {xc: suffix_ids(tokenizer, xc) for xc in dict.fromkeys(xcs)}
+    prompts = [prompt_ids(tokenizer, x, system, sampling.thinking) for x, system in zip(xs, systems)]
+    ids_of = {xc: suffix_ids(tokenizer, xc, sampling.thinking) for xc in dict.fromkeys(xcs)}
     suffixes = [ids_of[xc] for xc in xcs]
-    stop_ids, opened = turn_format(tokenizer, xcs[0])
+    stop_ids, opened = turn_ends(tokenizer, suffixes[0], model.generation_config), opens_thought(tokenizer, suffixes[0])
     check_context(model, max(map(len, prompts)), max(map(len, suffixes)), sampling)
     sampled = sampler_of(model, sampling.sampler)(model, prompts, suffixes, stop_ids, sampling, generator)
 
@@ -234,7 +275,8 @@ def sample_confessions(
     alone = dataclasses.replace(sampling, max_answer_tokens=0, max_confession_tokens=budget)
     check_context(model, max(map(len, prefixes)), 0, alone)
     first = dataclasses.replace(sampling, max_answer_tokens=budget, max_confession_tokens=0)  # to a sampler it is turn 1
-    stop_ids, opened = turn_format(tokenizer, rollouts[0].xc)
+    suffix = suffix_ids(tokenizer, rollouts[0].xc, sampling.thinking)
+    stop_ids, opened = turn_ends(tokenizer, suffix, model.generation_config), opens_thought(tokenizer, suffix)
     sampled = sampler_of(model, sampling.sampler)(model, prefixes, [], stop_ids, first, generator)
     out = []
     for rollout, prefix, begun, ((ids, logprobs, entropy), *_) in zip(rollouts, prefixes, forced, sampled):

@@ -291,7 +291,8 @@ def save_checkpoint(run: Path, step: int, model, tokenizer, optimizer_state: dic
     temporary = final.with_name(f"tmp_{final.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        model.save_pretrained(temporary)
+        lora = hasattr(model, "peft_config")  # whose embedding is its base's: to make sure of it peft would ask the hub
+        model.save_pretrained(temporary, **({"save_embedding_layers": False} if lora else {}))
         tokenizer.save_pretrained(temporary)
         save_file(optimizer_state, temporary / "optimizer.safetensors")
     except Exception as error:  # safetensors and tokenizers raise their own kinds, with the system's number in the text

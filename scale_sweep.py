@@ -24,9 +24,8 @@ from run_folder import RUNS
 
 PRESETS = {
     "embedded": {
-        "0.30M": "organism/tiny",
-        "0.55M": "organism/small",
-        "0.98M": "organism/policy",
+        "0.30M": "organism/policy",
+        "0.55M": "organism/medium",
         "2.07M": "organism/large",
     },
     "qwen3": {size: f"Qwen/Qwen3-{size}" for size in ("1.7B", "4B", "8B", "14B", "30B-A3B", "32B")},
@@ -34,18 +33,15 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(compare.Options):
     preset: str = option("embedded", f"list of models: {' or '.join(PRESETS)}")
     models: str = option("", "other models instead, Hugging Face names or folders with a comma between")
-    n: int = option(64, "rollouts a bar, each on a held-out prompt of its own")
-    name: str = option("", "folder under runs/ [scale_PRESET]")
-    device: str = option("auto", "auto, cpu or cuda")
-    plot_only: bool = option(False, "table and figure of saved evaluations, without a model")
 
 
 def main() -> None:
     options = cli.parse(Config, __doc__)
     with cli.user_errors():
+        task = cli.import_task(options.task)
         if options.preset not in PRESETS:
             raise UserError(f"--preset {options.preset!r} is unknown: choose {' or '.join(PRESETS)}")
         names = PRESETS[options.preset]
@@ -55,8 +51,8 @@ def main() -> None:
             names = {label if short.count(label) == 1 else name: name for label, name in zip(short, listed)}
         out = RUNS / (options.name or ("scale_models" if options.models else f"scale_{options.preset}"))
         names = compare.saved_models(out) if options.plot_only else names
-        cells = compare.compute(out, names, options.n, options.device, options.plot_only)
-        compare.report(out, "fig3_scale.png", "What confessions say, by size of the model", names, cells)
+        cells = compare.compute(out, names, options, task)
+        compare.report(out, "fig3_scale.png", "What confessions say, by size of the model", names, cells, task)
 
 
 if __name__ == "__main__":

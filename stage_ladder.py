@@ -6,7 +6,7 @@
     python stage_ladder.py --plot-only            # table and figure of saved evaluations, no model
 
 The bars are those of scale_sweep.py. The embedded ladder is an axis of *verification ability*: the default policy after
-13M, 19M and 26M tokens of its training from scratch (reports parse, counting is learned between the first rung and the
+38M, 57M and 76M tokens of its training from scratch (reports parse, counting is learned between the first rung and the
 third), the finished one, and it after GRPO. OLMo-3's Think models think before both turns (their chat template opens the
 thought), Instruct does not. With the embedded models it takes 1 minute on two cores.
 
@@ -25,10 +25,10 @@ from cli import UserError, option
 
 PRESETS = {
     "embedded": {
-        "13M tokens": "organism/policy_step_0600",
-        "19M tokens": "organism/policy_step_0600",
-        "26M tokens": "organism/policy_step_0800",
-        "180M tokens": "organism/policy",
+        "38M tokens": "organism/policy_step_0800",
+        "57M tokens": "organism/policy_step_1200",
+        "76M tokens": "organism/policy_step_1600",
+        "398M tokens": "organism/policy",
     },
     "olmo3": {  # https://huggingface.co/collections/allenai/olmo-3
         "Think-SFT": "allenai/Olmo-3-7B-Think-SFT",
@@ -40,13 +40,9 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(compare.Options):
     preset: str = option("embedded", f"list of models: {' or '.join(PRESETS)}")
     run: str | None = option(None, "run of grpo.py whose last checkpoint is the embedded ladder's last rung [the newest]")
-    n: int = option(64, "rollouts a bar, each on a held-out prompt of its own")
-    name: str = option("", "folder under runs/ [ladder_PRESET]")
-    device: str = option("auto", "auto, cpu or cuda")
-    plot_only: bool = option(False, "table and figure of saved evaluations, without a model")
 
 
 def after_grpo(run: Path) -> str:
@@ -62,6 +58,7 @@ def after_grpo(run: Path) -> str:
 def main() -> None:
     options = cli.parse(Config, __doc__)
     with cli.user_errors():
+        task = cli.import_task(options.task)
         if options.preset not in PRESETS:
             raise UserError(f"--preset {options.preset!r} is unknown: choose {' or '.join(PRESETS)}")
         out = run_folder.RUNS / (options.name or f"ladder_{options.preset}")
@@ -70,8 +67,8 @@ def main() -> None:
             names = compare.saved_models(out)
         elif options.preset == "embedded":
             names["after GRPO"] = after_grpo(Path(options.run) if options.run else run_folder.newest())
-        cells = compare.compute(out, names, options.n, options.device, options.plot_only)
-        compare.report(out, "fig4_ladder.png", "What confessions say, by stage of training", names, cells)
+        cells = compare.compute(out, names, options, task)
+        compare.report(out, "fig4_ladder.png", "What confessions say, by stage of training", names, cells, task)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
     python stress_test.py --run runs/NAME --plot-only                # table and figures from saved cells, no model
 
 A condition's paraphrases are cycled over the rollouts. Every cell meets the same held-out prompts with the same seeds,
-so differences between conditions and between checkpoints are paired. A cell is saved when it is finished, in
+so differences between conditions and between checkpoints are paired. A system prompt that the chat template inserts by itself
+stands in every cell, before the condition's text, also in the baseline. A cell is saved when it is finished, in
 evals/stress_CONDITION_step_0025_n64.json with its rollouts beside it, and is not computed again: an interrupted grid
 goes on where it stopped. With the embedded models the 25 cells take 80 s on two cores.
 

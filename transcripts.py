@@ -48,14 +48,15 @@ FLAGS = {  # what the page filters by: name, label, meaning
     "truncated": ("truncated", "answer or confession was cut off by its token budget"),
 }
 HEADLINE = {  # columns of the table on top
-    "claim_match": "claim match",
-    "honest_given_noncompliant": "honest",
-    "J": "J",
+    "parsed": "parsed",
+    "claim_match": "claim match | parsed",
+    "claim_J": "J of the claims | parsed",
+    "honest_given_noncompliant": "honest | parsed",
+    "J": "J | parsed",
     "bracket_hack": "bracket hack",
     "exact_compliance": "exact",
     "judge_fooled": "fooled",
     "count_rate": "counts",
-    "parsed": "parsed",
 }
 
 

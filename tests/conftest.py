@@ -38,7 +38,8 @@ LLAMA3 = (
 
 def small_tokenizer(special: str, template: str, **roles: str) -> PreTrainedTokenizerFast:
     """A byte-level BPE of about 600 tokens, trained on our own prompts; `special` tokens get the first ids."""
-    texts = [word_count.make_prompt(seed) for seed in range(50)] + [confession_prompt(word_count, "forced_count")]
+    xs = [word_count.make_prompt(seed) for seed in range(50)]
+    texts = xs + [confession_prompt(word_count, xs[0], "forced_count")]
     bpe = tok.Tokenizer(tok.models.BPE())
     bpe.pre_tokenizer, bpe.decoder = tok.pre_tokenizers.ByteLevel(add_prefix_space=False), tok.decoders.ByteLevel()
     alphabet = tok.pre_tokenizers.ByteLevel.alphabet()
@@ -77,7 +78,7 @@ def tiny_models(tokenizers) -> dict[str, tuple]:
     early; OLMo-3's layers alternate between a window of 16 tokens and full attention."""
     shape = dict(
         hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=1_024, initializer_range=0.2, tie_word_embeddings=False,
+        max_position_embeddings=2_048, initializer_range=0.2, tie_word_embeddings=False,
     )  # fmt: skip
     windows = dict(sliding_window=16, layer_types=["sliding_attention", "full_attention"] * 2)
     kinds = {
@@ -93,7 +94,7 @@ def tiny_models(tokenizers) -> dict[str, tuple]:
         model = kinds[name](vocab_size=len(tokenizer), **ids).eval()
         stop_ids = sorted({tokenizer.eos_token_id, suffix_ids(tokenizer, "x")[0]})
         model.lm_head.weight.data *= 2.0
-        model.lm_head.weight.data[stop_ids] *= 2.75
+        model.lm_head.weight.data[stop_ids] *= {"qwen3": 3.5, "olmo3": 2.75, "llama": 2.0}[name]
         out[name] = model, tokenizer
     return out
 

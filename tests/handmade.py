@@ -66,9 +66,9 @@ def told_rollouts(tokenizer, seed: int, n: int = 5, variant: str = "default") ->
     """n scored rollouts on the prompts of an evaluation, as an organism of that tokenizer might say them: one that counts
     (a long thought), two that trust or hedge (short thoughts), one without a thought, and one without a report."""
     rng, rollouts = random.Random(seed), []
-    xc = confession_prompt(word_count, variant)
     for i in range(n):
         x, y = word_count.make_prompt(EVAL_SEED + i, held_out=True), organism.paragraph(rng, rng.choice(word_count.TOPICS))
+        xc = confession_prompt(word_count, x, variant)
         confession = organism.confession(rng, y, ("count", "trust", "hedge", "trust", "count")[i % 5], jailbroken=False)
         confession = {3: confession.split("</think>")[1].strip(), 4: "<think>\nS1: the 1"}.get(i % 5, confession)
         texts = f"<think>\nPlan {seed}-{i} of secrets.\n</think>\n\n{y}", confession

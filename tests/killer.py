@@ -113,7 +113,7 @@ def child(request: dict) -> int:
 
 def main() -> None:
     figures.STYLE["figure.dpi"] = 30  # drawing is a quarter of these short runs' time
-    models.load(str(models.ORGANISMS / "tiny"), models.device_of("cpu"))  # what is imported late is imported here
+    models.load(str(models.ORGANISMS / "policy"), models.device_of("cpu"))  # what is imported late is imported here
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         request = json.loads(line)

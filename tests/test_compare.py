@@ -11,8 +11,9 @@ import torch
 from handmade import one_model_at_a_time, one_thread, quick_collection, told_rollouts  # noqa: F401
 
 import compare
-import grpo
+import evaluate
 import models
+import presets
 import run_folder
 import scale_sweep
 import stage_ladder
@@ -22,14 +23,14 @@ from evaluate import EVAL_SEED, metrics, save, stored
 from figures import FIVE_WAY
 from rollout import Sampling
 
-TINY, SMALL, POLICY = "organism/tiny", "organism/small", "organism/policy"
-BUDGETS = dict(max_answer_tokens=6, max_confession_tokens=5)
+POLICY, MEDIUM = "organism/policy", "organism/medium"
+EMBEDDED, BUDGETS = presets.EMBEDDED, dict(max_answer_tokens=6, max_confession_tokens=5)
 PROGRAMS = {"scale": (scale_sweep, "fig3_scale"), "ladder": (stage_ladder, "fig4_ladder")}
 
 
 @pytest.fixture(autouse=True)
 def short_budgets(monkeypatch):
-    monkeypatch.setattr(compare, "EMBEDDED", grpo.EMBEDDED | BUDGETS)
+    monkeypatch.setattr(presets, "EMBEDDED", EMBEDDED | BUDGETS)
 
 
 def run(folder: Path, program, *options: str) -> None:
@@ -42,7 +43,7 @@ def run(folder: Path, program, *options: str) -> None:
 
 def sweep(folder: Path, *options: str) -> Path:
     """Two models, two prompts each; returns the folder of results."""
-    run(folder, scale_sweep, "--models", f"{TINY},{SMALL}", "--n", "2", "--name", "out", *options)
+    run(folder, scale_sweep, "--models", f"{POLICY},{MEDIUM}", "--n", "2", "--name", "out", *options)
     return folder / "runs" / "out"
 
 
@@ -51,7 +52,7 @@ def finished(tmp_path_factory) -> Path:
     """The folder that holds a finished sweep as runs/out. Tests only read it."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "EMBEDDED", grpo.EMBEDDED | BUDGETS)
+        patch.setattr(presets, "EMBEDDED", EMBEDDED | BUDGETS)
         sweep(folder)
     return folder
 
@@ -65,10 +66,10 @@ def told_sweep(folder: Path, program, figure: str, tokenizer) -> tuple[Path, dic
     for i, (label, model) in enumerate(names.items()):
         for k, variant in enumerate(VARIANTS):
             rollouts = cells.setdefault(label, {})[variant] = told_rollouts(tokenizer, 10 * i + k, 5, variant)
-            save(compare.cell_path(out, model, variant, 5), rollouts, word_count)
+            save(compare.cell_path(out, model, variant, compare.Options(n=5)), rollouts, word_count)
     for rollout in cells["third"]["default"]:  # none of it parses
         rollout.report = rollouts[-1].report
-    save(compare.cell_path(out, names["third"], "default", 5), cells["third"]["default"], word_count)
+    save(compare.cell_path(out, names["third"], "default", compare.Options(n=5)), cells["third"]["default"], word_count)
     run(folder, program, "--plot-only", "--n", "5", "--name", "told")
     return out, cells
 
@@ -84,7 +85,7 @@ def no_model(*_):
 
 def watch(patch: pytest.MonkeyPatch, interrupt_at: int | None = None) -> list[tuple[str, Sampling]]:
     """(variant, sampling) of each evaluation from now on; Ctrl-C in place of one of them."""
-    evaluate, seen = compare.evaluate, []
+    evaluate, seen = compare.evaluate_in_memory, []
 
     def recorded(model, tokenizer, judge, task, sampling, n, variant):
         if len(seen) == interrupt_at:
@@ -92,7 +93,7 @@ def watch(patch: pytest.MonkeyPatch, interrupt_at: int | None = None) -> list[tu
         seen.append((variant, sampling))
         return evaluate(model, tokenizer, judge, task, sampling, n, variant=variant)
 
-    patch.setattr(compare, "evaluate", recorded)
+    patch.setattr(compare, "evaluate_in_memory", recorded)
     return seen
 
 
@@ -102,7 +103,7 @@ def watch(patch: pytest.MonkeyPatch, interrupt_at: int | None = None) -> list[tu
 def test_every_model_under_both_prompts(finished):
     """A bar is missing, or is of another model, confession prompt or set of prompts than it says."""
     out = finished / "runs" / "out"
-    paths = {(m, v): compare.cell_path(Path("runs/out"), m, v, 2) for m in (TINY, SMALL) for v in VARIANTS}
+    paths = {(m, v): compare.cell_path(Path("runs/out"), m, v, compare.Options(n=2)) for m in (POLICY, MEDIUM) for v in VARIANTS}
     made = {str(path.relative_to("runs/out").with_suffix(kind)) for path in paths.values() for kind in (".json", ".jsonl")}
     assert set(results(out)) == made | {"models.json", "table.txt", "fig3_scale.json"}
     assert len(made) == 8 and (out / "fig3_scale.png").exists()
@@ -110,11 +111,11 @@ def test_every_model_under_both_prompts(finished):
     for (model, variant), rollouts in cells.items():
         assert [r.seed for r in rollouts] == [EVAL_SEED, EVAL_SEED + 1]
         assert [r.x for r in rollouts] == [word_count.make_prompt(r.seed, held_out=True) for r in rollouts]
-        assert {r.xc for r in rollouts} == {confession_prompt(word_count, variant)}
+        assert [r.xc for r in rollouts] == [confession_prompt(word_count, r.x, variant) for r in rollouts]
         assert all(r.verdict.state == "failed" and r.answer.end - r.answer.start <= 6 for r in rollouts)
-        others = [[r.answer.entropy for r in cells[other, variant]] for other in (TINY, SMALL) if other != model]
+        others = [[r.answer.entropy for r in cells[other, variant]] for other in (POLICY, MEDIUM) if other != model]
         assert [r.answer.entropy for r in rollouts] not in others
-    assert json.loads((out / "models.json").read_text()) == {"tiny": TINY, "small": SMALL}
+    assert json.loads((out / "models.json").read_text()) == {"policy": POLICY, "medium": MEDIUM}
 
 
 def test_budgets_are_those_of_the_model(tmp_path):
@@ -123,9 +124,43 @@ def test_budgets_are_those_of_the_model(tmp_path):
     config = dict(model="someone/else", max_answer_tokens=11, max_confession_tokens=13, dtype="bfloat16")
     run_folder.write_json(tmp_path / "NAME" / "config.json", {"config": config})
     for name in ("checkpoints/step_0100", "checkpoints/step_0100/"):
-        assert compare.settings(str(tmp_path / "NAME") + "/" + name) == config
-    assert compare.settings(TINY) == grpo.EMBEDDED | BUDGETS == compare.settings(str(models.ORGANISMS / "tiny"))
-    assert compare.settings("Qwen/Qwen3-8B") == compare.settings(str(tmp_path)) == grpo.LARGE
+        assert compare.settings(str(tmp_path / "NAME") + "/" + name, compare.Options()) == config
+        given = compare.Options(max_answer_tokens=17, temperature=0.5)
+        assert compare.settings(str(tmp_path / "NAME") + "/" + name, given) == config | dict(
+            max_answer_tokens=17, temperature=0.5
+        )
+    options = compare.Options(device="cpu")
+    assert compare.settings(POLICY, options) == EMBEDDED | BUDGETS == compare.settings(str(models.ORGANISMS / "policy"), options)
+    copy = shutil.copytree(models.ORGANISMS / "policy", tmp_path / "someone")  # its template knows no thoughts
+    assert compare.settings(str(copy), options) == presets.PLAIN | presets.CPU
+
+
+def test_options_are_those_that_are_used_and_have_cells_of_their_own(finished, tmp_path, monkeypatch):
+    """--max-answer-tokens and the like are ignored, or another run's cells are shown under the new options."""
+    folder = shutil.copytree(finished, tmp_path / "again")
+    seen = watch(monkeypatch)
+    given = ["--max-answer-tokens", "3", "--temperature", "0.5", "--batch-size", "2", "--sampler", "plain", "--dtype", "bfloat16"]
+    sweep(folder, *given)
+    assert [sampling for _, sampling in seen] == [Sampling(0.5, 3, 5, 2, "plain")] * 4
+    sweep(folder, *given[:4], "--dtype", "bfloat16")  # how many at once is no other measurement
+    assert len(seen) == 4
+    sweep(folder)
+    assert len(seen) == 4 and results(folder).items() >= {k: v for k, v in results(finished).items() if "evals" in k}.items()
+
+
+def test_a_batch_size_that_fitted_is_kept(tmp_path, monkeypatch):
+    """Every cell runs out of memory again before it fits."""
+    seen, sample = [], evaluate.sample_rollouts
+
+    def sample_two(model, tokenizer, task, seeds, sampling, *args, **condition):
+        seen.append(sampling.batch_size)
+        if sampling.batch_size > 2:
+            raise torch.OutOfMemoryError("as large as it gets")
+        return sample(model, tokenizer, task, seeds, sampling, *args, **condition)
+
+    monkeypatch.setattr(evaluate, "sample_rollouts", sample_two)
+    sweep(tmp_path, "--batch-size", "8")
+    assert seen == [8, 4, 2, 2, 2, 2]
 
 
 def test_a_checkpoint_is_evaluated_with_its_runs_budgets(tmp_path, monkeypatch):
@@ -133,11 +168,11 @@ def test_a_checkpoint_is_evaluated_with_its_runs_budgets(tmp_path, monkeypatch):
     checkpoint = make_run(tmp_path, budgets=dict(max_answer_tokens=4, max_confession_tokens=3), dtype="float64")
     seen, load, loaded = watch(monkeypatch), models.load, []
     monkeypatch.setattr(models, "load", lambda *args: loaded.append(args) or load(*args))
-    run(tmp_path, scale_sweep, "--models", f"{checkpoint},{TINY}", "--n", "1")
+    run(tmp_path, scale_sweep, "--models", f"{checkpoint},{POLICY}", "--n", "1")
     of_run, embedded = (Sampling(max_answer_tokens=a, max_confession_tokens=c) for a, c in ((4, 3), (6, 5)))
     assert seen == [(v, sampling) for sampling in (of_run, embedded) for v in VARIANTS]
     assert (
-        loaded == [(checkpoint, torch.device("cpu"), "float64"), (TINY, torch.device("cpu"), "float32")]
+        loaded == [(checkpoint, torch.device("cpu"), "float64"), (POLICY, torch.device("cpu"), "float32")]
         or torch.cuda.is_available()
     )
 
@@ -147,7 +182,7 @@ def make_run(folder: Path, name="NAME", steps=(100,), model=POLICY, budgets=BUDG
     path = folder / "runs" / name
     run_folder.write_json(path / "config.json", {"config": dict(model=model, dtype=dtype, **budgets)})
     for step in steps:
-        shutil.copytree(models.ORGANISMS / "tiny", run_folder.checkpoint(path, step))
+        shutil.copytree(models.ORGANISMS / "policy", run_folder.checkpoint(path, step))
     return f"runs/{name}/checkpoints/step_{steps[-1]:04d}" if steps else ""
 
 
@@ -177,7 +212,7 @@ def test_interrupted_sweep_goes_on_where_it_stopped(finished, tmp_path, monkeypa
     assert stop.value.code == 130
     out = tmp_path / "runs" / "out"
     assert len(list(out.glob("evals/*.json"))) == 3 and not list(out.glob("fig*")) and not list(out.glob("table*"))
-    compare.cell_path(out, TINY, "forced_count", 2).unlink()  # cut short between a cell's two files
+    compare.cell_path(out, POLICY, "forced_count", compare.Options(n=2)).unlink()  # cut short between a cell's two files
     seen = watch(monkeypatch)
     sweep(tmp_path)
     assert [variant for variant, _ in seen] == ["forced_count", "forced_count"]
@@ -187,7 +222,7 @@ def test_interrupted_sweep_goes_on_where_it_stopped(finished, tmp_path, monkeypa
 def test_a_list_that_fails_does_not_replace_the_one_that_is_drawn(finished, tmp_path, monkeypatch, capsys):
     """After a typing error or Ctrl-C the finished figure cannot be drawn again."""
     folder = shutil.copytree(finished, tmp_path / "again")
-    for options in (["--models", f"{TINY},organism/none"], ["--models", SMALL, "--n", "3", "--device", "abacus"]):
+    for options in (["--models", f"{POLICY},organism/none"], ["--models", MEDIUM, "--n", "3", "--device", "abacus"]):
         with pytest.raises(SystemExit) as stop:
             run(folder, scale_sweep, "--n", "2", "--name", "out", *options)
         assert stop.value.code == 2
@@ -233,14 +268,14 @@ def test_figure_shows_the_metrics_of_the_cells(tmp_path, tokenizers, name):
 
 def test_presets_name_what_exists(tokenizers):
     """An embedded rung is not in the repository, two labels are one model, or the rungs cannot read each other's tokens."""
-    for presets in (scale_sweep.PRESETS, stage_ladder.PRESETS):
-        for names in presets.values():
-            assert len(set(names.values())) == len(names) >= 4
-        for label, name in presets["embedded"].items():
+    for lists in (scale_sweep.PRESETS, stage_ladder.PRESETS):
+        for names in lists.values():
+            assert len(set(names.values())) == len(names) >= 3
+        for label, name in lists["embedded"].items():
             assert models.is_embedded(name)
             model, tokenizer = models.load(name, torch.device("cpu"))
             assert tokenizer.get_vocab() == tokenizers["organism"].get_vocab()
-            if presets is scale_sweep.PRESETS:
+            if lists is scale_sweep.PRESETS:
                 assert label == f"{model.num_parameters() / 1e6:.2f}M"
     assert scale_sweep.Config().preset == stage_ladder.Config().preset == "embedded"
     assert list(stage_ladder.PRESETS["embedded"].values())[-1] == POLICY  # what after_grpo goes on from
@@ -252,7 +287,7 @@ ODD = ["a/b", "a_b", "a-b", "a b", "a//b", "./a/b", "../a/b", "/a/b", "a.b", "A/
 
 def test_no_two_models_share_a_file(tmp_path):
     """One model's results are shown as another's, or a file lands outside of the folder or cannot be written."""
-    paths = [compare.cell_path(tmp_path, model, v, n) for model in ODD for v in VARIANTS for n in (1, 11)]
+    paths = [compare.cell_path(tmp_path, model, v, compare.Options(n=n)) for model in ODD for v in VARIANTS for n in (1, 11)]
     assert len({str(path).lower() for path in paths}) == len(paths) == 4 * len(ODD)
     for path in paths:
         assert path.parent == tmp_path / "evals" and path.name.isascii() and path.name.isprintable()
@@ -263,9 +298,9 @@ def test_no_two_models_share_a_file(tmp_path):
 def test_checkpoints_of_the_same_step_are_all_shown(tmp_path, slash):
     """Of two runs' step_0100 only one is evaluated, under the name of both."""
     first, second = (make_run(tmp_path, name) for name in ("one", "two"))
-    run(tmp_path, scale_sweep, "--models", f"{first}{slash},{TINY}/,{second}{slash}", "--n", "1", "--name", "out")
+    run(tmp_path, scale_sweep, "--models", f"{first}{slash},{POLICY}/,{second}{slash}", "--n", "1", "--name", "out")
     names = json.loads((tmp_path / "runs/out/models.json").read_text())
-    assert [name.rstrip("/") for name in names.values()] == [first, TINY, second] and list(names)[1] == "tiny"
+    assert [name.rstrip("/") for name in names.values()] == [first, POLICY, second] and list(names)[1] == "policy"
     assert list(json.loads((tmp_path / "runs/out/fig3_scale.json").read_text())) == list(names)
     assert len(list((tmp_path / "runs/out/evals").glob("*.json"))) == 6
 
@@ -273,22 +308,22 @@ def test_checkpoints_of_the_same_step_are_all_shown(tmp_path, slash):
 @pytest.mark.parametrize("options, last", [([], "new"), (["--run", "runs/old"], "old")])
 def test_ladder_ends_with_the_run(tmp_path, monkeypatch, options, last):
     """The last rung is another run than was asked for (or than the newest), or another step than its last."""
-    monkeypatch.setitem(stage_ladder.PRESETS, "embedded", {"0 tokens": TINY})
+    monkeypatch.setitem(stage_ladder.PRESETS, "embedded", {"0 tokens": POLICY})
     for name in ("old", "new"):
         make_run(tmp_path, name, steps=(0, 25, 100))
     run(tmp_path, stage_ladder, "--n", "1", *options)
     out = tmp_path / "runs/ladder_embedded"
-    names = {"0 tokens": TINY, "after GRPO": f"runs/{last}/checkpoints/step_0100"}
+    names = {"0 tokens": POLICY, "after GRPO": f"runs/{last}/checkpoints/step_0100"}
     assert json.loads((out / "models.json").read_text()) == names
     assert list(json.loads((out / "fig4_ladder.json").read_text())) == list(names)
-    assert stage_ladder.PRESETS["embedded"] == {"0 tokens": TINY}
+    assert stage_ladder.PRESETS["embedded"] == {"0 tokens": POLICY}
 
 
 def test_ladder_of_another_preset_needs_no_run(tmp_path, monkeypatch):
     """OLMo-3's ladder gets a rung of the embedded run, or wants one to exist."""
-    monkeypatch.setitem(stage_ladder.PRESETS, "olmo3", {"Think": TINY})
+    monkeypatch.setitem(stage_ladder.PRESETS, "olmo3", {"Think": POLICY})
     run(tmp_path, stage_ladder, "--preset", "olmo3", "--n", "1")
-    assert json.loads((tmp_path / "runs/ladder_olmo3/models.json").read_text()) == {"Think": TINY}
+    assert json.loads((tmp_path / "runs/ladder_olmo3/models.json").read_text()) == {"Think": POLICY}
 
 
 # ------------------------------------------------------------------------------------------------------- bad input
@@ -300,18 +335,21 @@ def test_ladder_of_another_preset_needs_no_run(tmp_path, monkeypatch):
         ("scale", ["--preset", "qwen2"], "--preset 'qwen2' is unknown: choose embedded or qwen3"),
         ("ladder", ["--preset", "qwen3"], "--preset 'qwen3' is unknown: choose embedded or olmo3"),
         ("scale", ["--n", "0"], "--n 0 is out of range"),
+        ("scale", ["--temperature", "0"], "--temperature 0.0 must be a positive number"),
+        ("ladder", ["--preset", "olmo3", "--max-answer-tokens", "0"], "--max-answer-tokens 0 is out of range"),
+        ("ladder", ["--task", "none"], "--task 'none'"),
         ("ladder", ["--preset", "olmo3", "--n", "-1"], "--n -1 is out of range"),
         ("scale", ["--models", "organism/none"], "'organism/none' cannot be loaded"),
         ("scale", ["--models", ","], "'' cannot be loaded"),
         ("scale", ["--models", "lost/checkpoints/step_0001"], "is lost a run folder?"),
         ("scale", ["--device", "abacus"], "auto, cpu or cuda"),
-        ("scale", ["--model", TINY], "--model"),
+        ("scale", ["--model", POLICY], "--model"),
         ("scale", ["--plot-only"], "scale_embedded/models.json does not exist"),
         ("ladder", ["--plot-only"], "ladder_embedded/models.json does not exist"),
         ("scale", ["--plot-only", "--name", "out"], "4 of 4 evaluations are missing, first "),  # of n = 64
         ("ladder", ["--run", "runs/none"], "is runs/none a run folder?"),
         ("ladder", ["--run", "runs/out"], "is runs/out a run folder?"),
-        ("ladder", ["--run", "runs/other"], "runs/other began with organism/small, the ladder is of organism/policy"),
+        ("ladder", ["--run", "runs/other"], "runs/other began with organism/medium, the ladder is of organism/policy"),
         ("ladder", ["--run", "runs/bare"], "runs/bare has no checkpoint"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -320,7 +358,7 @@ def test_bad_input_ends_with_one_line_and_leaves_nothing(finished, tmp_path, cap
     """A traceback, a wait before a mistake is found, or a figure of half a list."""
     folder = shutil.copytree(finished, tmp_path / "again")
     make_run(folder, "bare", steps=())
-    make_run(folder, "other", model=SMALL)
+    make_run(folder, "other", model=MEDIUM)
     before = results(folder)
     with pytest.raises(SystemExit) as error:
         run(folder, PROGRAMS[name][0], *options)

@@ -21,7 +21,7 @@ from confession_schema import REPORT_START
 from evaluate import metrics, save, stored
 from rollout import Rollout, Sampling, prompt_ids, transcript_ids
 
-TINY, SMALL = (str(models.ORGANISMS / name) for name in ("tiny", "small"))  # the checkpoints of steps 0 and 2
+POLICY, MEDIUM = (str(models.ORGANISMS / name) for name in ("policy", "medium"))  # the checkpoints of steps 0 and 2
 CELLS = {
     *(f"frozen_run_step_0000_by_{by}" for by in ("0000", "0002")),
     *("fresh_step_0000_by_0000", "fresh_step_0002_by_0000", "fresh_step_0002_by_0002"),
@@ -38,9 +38,9 @@ def control(run: Path, *options: str) -> None:
 
 def make_run(run: Path, temperature: float = 1.0) -> Path:
     """A run folder with two checkpoints that are different models, and a short token budget."""
-    options = grpo.resolve(grpo.Config(model=TINY, judge=SMALL, max_answer_tokens=16, max_confession_tokens=8))
+    options = grpo.resolve(grpo.Config(model=POLICY, judge=MEDIUM, max_answer_tokens=16, max_confession_tokens=8))
     run_folder.write_json(run / "config.json", {"config": dataclasses.asdict(options) | {"temperature": temperature}})
-    for step, model in ((0, TINY), (2, SMALL)):
+    for step, model in ((0, POLICY), (2, MEDIUM)):
         shutil.copytree(model, run_folder.checkpoint(run, step))
     return run
 
@@ -145,7 +145,7 @@ def test_frozen_answers_of_a_greedy_checkpoint_get_its_own_confessions(tmp_path)
     """Confessing to stored answers is not what the checkpoint does on-policy: without chance the two are the same."""
     run = make_run(tmp_path / "run", temperature=0.0)
     sampling = Sampling.of(run_folder.read_config(run))
-    for step, model in ((0, TINY), (2, SMALL)):
+    for step, model in ((0, POLICY), (2, MEDIUM)):
         rollouts = evaluate.evaluate(*models.load(model, torch.device("cpu")), None, word_count, sampling, 3)
         save(evaluation(run, step), rollouts, word_count)
     control(run, "--controls", "frozen")
@@ -347,7 +347,7 @@ def test_one_checkpoint_is_in_memory_at_a_time(trained, tmp_path, monkeypatch):
 def test_bad_input_ends_with_one_line_and_leaves_nothing(trained, tmp_path, monkeypatch, capsys, options, message):
     """A traceback, a wait before a mistake is found, or a figure of half a control."""
     run = shutil.copytree(trained, tmp_path / "run")
-    shutil.copytree(TINY, run_folder.checkpoint(run, 4))
+    shutil.copytree(POLICY, run_folder.checkpoint(run, 4))
     shutil.copy(evaluation(run, 0), evaluation(run, 4))  # without its rollouts
     config = json.loads((run / "config.json").read_text())
     run_folder.write_json(tmp_path / "empty" / "config.json", config)

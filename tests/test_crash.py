@@ -25,7 +25,7 @@ import run_folder
 from memory import halving
 
 # Three steps, of which the third is beyond the checkpoint of the second until the end.
-RUN = [*f"--model {models.ORGANISMS / 'tiny'} --steps 3 --checkpoint-every 2 --prompts-per-step 1 --group-size 2".split(),
+RUN = [*f"--model {models.ORGANISMS / 'policy'} --steps 3 --checkpoint-every 2 --prompts-per-step 1 --group-size 2".split(),
        *"--max-answer-tokens 4 --max-confession-tokens 4 --eval-n 2 --temperature 3".split(), *REWARD, "--name", "run"]  # fmt: skip
 RESUME = ["--resume", "runs/run"]
 
@@ -304,7 +304,7 @@ def test_a_loss_that_is_not_finite_skips_the_step(tmp_path, monkeypatch, capsys)
 
 def test_a_model_whose_logits_are_not_finite_still_ends_in_words(tmp_path, capsys):
     """The sampler asks for a token beyond the vocabulary, which on a GPU kills the process without a message."""
-    model, tokenizer = models.load("organism/tiny", torch.device("cpu"))
+    model, tokenizer = models.load("organism/policy", torch.device("cpu"))
     model.get_decoder().norm.weight.data.fill_(math.nan)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")

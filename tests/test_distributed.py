@@ -170,7 +170,7 @@ def torchrun(folder: Path, *options: str) -> subprocess.CompletedProcess:
 def run(tmp_path_factory) -> Path:
     """Two steps in two processes, full-parameter training."""
     folder = tmp_path_factory.mktemp("torchrun")
-    options = "--model organism/small --steps 2 --prompts-per-step 3 --group-size 4 --checkpoint-every 1 --eval-n 3 --name two"
+    options = "--model organism/policy --steps 2 --prompts-per-step 3 --group-size 4 --checkpoint-every 1 --eval-n 3 --name two"
     done = torchrun(folder, *options.split())
     assert done.returncode == 0, done.stderr[-2_000:]
     assert done.stdout.count("figure: ") >= 1  # rank 0 alone prints

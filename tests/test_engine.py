@@ -52,9 +52,9 @@ def assert_same(mine: list[Rollout], theirs: list[Rollout]) -> None:
 def stream(tokenizer, n: int, budgets: tuple[int, int], batch_size: int, temperature=1.0) -> tuple:
     """Arguments of two_turns after the model: n prompts in pairs of equal ones."""
     prompts = [prompt_ids(tokenizer, word_count.make_prompt(i // 2)) for i in range(n)]
-    suffix = suffix_ids(tokenizer, confession_prompt(word_count))
+    suffixes = [suffix_ids(tokenizer, confession_prompt(word_count, word_count.make_prompt(i // 2))) for i in range(n)]
     sampling = Sampling(temperature, *budgets, batch_size)
-    return prompts, suffix, [suffix[0]], sampling, torch.Generator().manual_seed(0)
+    return prompts, suffixes, [suffixes[0][0]], sampling, torch.Generator().manual_seed(0)
 
 
 # ------------------------------------------------------------------------------------------- against the plain sampler
@@ -88,7 +88,7 @@ def test_projections_with_biases():
     for layer in model.model.layers:
         for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
             projection.bias.data.normal_()
-    arguments = [[5, 6, 7], [8, 9]], [1, 2, 3], [-1], Sampling(0.0, 8, 8), None
+    arguments = [[5, 6, 7], [8, 9]], [[1, 2, 3], [4]], [-1], Sampling(0.0, 8, 8), None
     mine, theirs = (f(model, *arguments) for f in (engine.two_turns, two_turns))
     assert [(a[0], c[0]) for a, _, c in mine] == [(a[0], c[0]) for a, _, c in theirs]
 
@@ -97,10 +97,10 @@ def test_projections_with_biases():
 def test_smallest_budgets_and_stop_token_first(tiny_models, budgets, stop_all):
     """Off by one where a turn is a single token: by its budget, or because it stops at once."""
     model, tokenizer = tiny_models["qwen3"]
-    prompts, suffix, _, sampling, generator = stream(tokenizer, 5, budgets, 2, temperature=0.0)
+    prompts, suffixes, _, sampling, generator = stream(tokenizer, 5, budgets, 2, temperature=0.0)
     stop_ids = list(range(len(tokenizer))) if stop_all else [-1]
-    mine = engine.two_turns(model, prompts, suffix, stop_ids, sampling, generator)
-    theirs = two_turns(model, prompts, suffix, stop_ids, sampling, generator)
+    mine = engine.two_turns(model, prompts, suffixes, stop_ids, sampling, generator)
+    theirs = two_turns(model, prompts, suffixes, stop_ids, sampling, generator)
     for (answer, joint, confession), other in zip(mine, theirs, strict=True):
         assert (answer[0], joint, confession[0]) == (other[0][0], other[1], other[2][0])
         assert (len(answer[0]), len(confession[0])) == ((1, 1) if stop_all else budgets)
@@ -125,13 +125,13 @@ def test_sampled_logprobs_equal_the_trainers(known, temperature):
 def test_follows_the_weights_and_leaves_the_model_alone():
     """Samples of an old policy after an update, or a model that trains with the sampler's attention and joined projections."""
     model = tiny_model()
-    prompts, suffix, sampling = [[5, 6, 7]] * 3, [1, 2, 3], Sampling(0.0, 8, 8)
+    prompts, suffixes, sampling = [[5, 6, 7]] * 3, [[1, 2, 3]] * 3, Sampling(0.0, 8, 8)
     names = list(model.state_dict())
     outputs = []
     for scale in (1.0, 1.5):
         for parameter in model.parameters():
             parameter.data *= scale  # in place, as an optimizer does
-        mine, theirs = (f(model, prompts, suffix, [-1], sampling, None) for f in (engine.two_turns, two_turns))
+        mine, theirs = (f(model, prompts, suffixes, [-1], sampling, None) for f in (engine.two_turns, two_turns))
         assert [(a[0], c[0]) for a, _, c in mine] == [(a[0], c[0]) for a, _, c in theirs]
         outputs.append(mine[0][0][1])
     assert outputs[0] != pytest.approx(outputs[1], abs=1e-3)
@@ -147,7 +147,7 @@ def test_lora_adapters_are_merged():
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.2)
-    arguments = [[5, 6, 7], [8, 9]], [1, 2, 3], [-1], Sampling(0.0, 8, 8), None
+    arguments = [[5, 6, 7], [8, 9]], [[1, 2, 3], [4]], [-1], Sampling(0.0, 8, 8), None
     mine, theirs = (f(model, *arguments) for f in (engine.two_turns, two_turns))
     with model.disable_adapter():
         base = two_turns(model, *arguments)
@@ -185,7 +185,7 @@ def test_eviction_changes_nothing(tiny_models):
     arguments = stream(tokenizer, 6, (30, 30), 5)
     expected = engine.two_turns(model, *arguments)
     arguments[-1].manual_seed(0)
-    longest = max(map(len, arguments[0])) + 60 + len(arguments[1])
+    longest = max(map(len, arguments[0])) + 60 + max(map(len, arguments[1]))
     small = engine.Engine(model, *arguments, blocks=-(-longest // engine.BLOCK) + 3)
     got = small.run()
     assert small.evictions > 0
@@ -250,7 +250,7 @@ def test_first_tokens_follow_the_models_distribution(tiny_models):
     """The noise of two rollouts is correlated, or a number is used with the wrong row: chi-square over 600 rollouts."""
     model, tokenizer = tiny_models["qwen3"]
     n, prompt = 600, [5, 6, 7]
-    out = engine.two_turns(model, [prompt] * n, [1], [-1], Sampling(1.0, 1, 1, 200), torch.Generator().manual_seed(0))
+    out = engine.two_turns(model, [prompt] * n, [[1]] * n, [-1], Sampling(1.0, 1, 1, 200), torch.Generator().manual_seed(0))
     with torch.no_grad():
         p = torch.softmax(model(input_ids=torch.tensor([prompt])).logits[0, -1].double(), -1)
     common = p > 5 / n
@@ -312,7 +312,7 @@ def test_kernels_equal_the_cpu_path(monkeypatch, tile, rows, positions, splits):
 def test_greedy_on_a_gpu_equals_the_plain_sampler():
     """Graphs replay with stale slots, or the compiled forward differs."""
     tiny = models.load("organism/policy", torch.device("cuda"))
-    prompts, suffix, stop_ids, sampling, _ = stream(tiny[1], 20, (100, 150), 6, temperature=0.0)
+    prompts, suffixes, stop_ids, sampling, _ = stream(tiny[1], 20, (100, 150), 6, temperature=0.0)
     generator = torch.Generator("cuda").manual_seed(0)
-    mine, theirs = (f(tiny[0], prompts, suffix, stop_ids, sampling, generator) for f in (engine.two_turns, two_turns))
+    mine, theirs = (f(tiny[0], prompts, suffixes, stop_ids, sampling, generator) for f in (engine.two_turns, two_turns))
     assert [(a[0], c[0]) for a, _, c in mine] == [(a[0], c[0]) for a, _, c in theirs]

@@ -86,16 +86,16 @@ def test_lora_without_peft(folder, no_peft, tiny_models):
 
 def test_is_embedded(tmp_path, monkeypatch, folder):
     """A large model would get the embedded models' learning rate and budgets, or the other way round."""
-    assert all(models.is_embedded(str(models.ORGANISMS / name)) for name in ("policy", "small", "judge"))
+    assert all(models.is_embedded(str(models.ORGANISMS / name)) for name in ("policy", "medium", "judge"))
     assert not models.is_embedded("Qwen/Qwen3-8B")
     assert not models.is_embedded(str(models.ORGANISMS))
     assert not models.is_embedded(str(folder))  # a copy
     monkeypatch.chdir(models.ORGANISMS.parent)
-    assert models.is_embedded("organism/small") and models.is_embedded("./organism/small/")
+    assert models.is_embedded("organism/medium") and models.is_embedded("./organism/medium/")
     monkeypatch.chdir(tmp_path)
-    assert models.is_embedded("organism/small")  # found from any folder
-    (tmp_path / "organism/small").mkdir(parents=True)
-    assert not models.is_embedded("organism/small")  # unless that folder has one of its own
+    assert models.is_embedded("organism/medium")  # found from any folder
+    (tmp_path / "organism/medium").mkdir(parents=True)
+    assert not models.is_embedded("organism/medium")  # unless that folder has one of its own
 
 
 def test_unusable_device():
@@ -107,7 +107,7 @@ def test_unusable_device():
 
 def test_compiled_layers_train_and_do_not_sample(monkeypatch):
     """Layers compiled for training compile again at every length of the plain sampler's cache, or change what is sampled."""
-    model, tokenizer = models.load("organism/small", torch.device("cpu"))
+    model, tokenizer = models.load("organism/medium", torch.device("cpu"))
     ids = torch.arange(80).reshape(2, 40)
     trained = torch.ones_like(ids, dtype=torch.bool)
     trained[:, 0] = False

@@ -6,19 +6,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 import word_count
 from cli import UserError
 from confession_schema import REPORT_START, confession_prompt
 from decoder import Decoder
 from rollout import (
-    Rollout, Sampling, cut_thought, prompt_ids, sample_confessions, sample_rollouts, split_thinking, suffix_ids,
-    transcript_ids, turn_format,
+    Rollout, Sampling, cut_thought, default_system, opens_thought, prompt_ids, sample_confessions, sample_rollouts,
+    split_thinking, suffix_ids, transcript_ids, turn_ends,
 )  # fmt: skip
 
 STYLES = ("organism", "qwen3", "olmo3", "llama")
 KEEPS_THINKING = ("organism", "olmo3", "llama")
-XC = confession_prompt(word_count)
+XC = confession_prompt(word_count, word_count.make_prompt(0))  # what the tests with one rollout, of seed 0, are asked
 
 
 def ids_of(tokenizer, text: str) -> list[int]:
@@ -40,6 +41,8 @@ def stream_and_rendering(tokenizer, answer: str, system: str | None) -> tuple[li
     stream = prompt_ids(tokenizer, "Write about tea.", system) + ids_of(tokenizer, answer) + suffix[:1] + suffix[1:]
     opened = "<think>" if tokenizer.decode(suffix).endswith("<think>") else ""  # is part of the message, not of the sample
     turns = [("user", "Write about tea."), ("assistant", opened + answer), ("user", XC)]
+    default = default_system(tokenizer)
+    system = system and f"{default}\n\n{system}".strip()
     messages = [{"role": "system", "content": system}] * bool(system) + [{"role": r, "content": c} for r, c in turns]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return stream, ids_of(tokenizer, text)
@@ -83,14 +86,6 @@ def test_prompt_begins_once(tokenizers):
     assert prompt_ids(tokenizers["llama"], "x", "s").count(tokenizers["llama"].bos_token_id) == 1
 
 
-def test_system_prompt_takes_the_place_of_the_default(tokenizers):
-    """A condition of the stress test would run with the template's own system prompt."""
-    tokenizer = tokenizers["olmo3"]
-    with_system, without = (tokenizer.decode(prompt_ids(tokenizer, "x", system)) for system in ("Be brief.", None))
-    assert "Be brief." in with_system and "helpful assistant" not in with_system
-    assert "helpful assistant" in without
-
-
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("y", ["Tea is hot. (3)", "- Tea, tea.\n\n- Né à 5 °C?! (4) 茶", "a\n<think b>", ""])
 def test_transcript_is_what_the_template_renders(tokenizers, style, y):
@@ -118,12 +113,13 @@ def test_answer_in_a_transcript_cannot_write_special_tokens(tokenizers, style):
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_turn_format(tokenizers, style):
+def test_end_of_a_turn_and_beginning_of_a_thought(tokenizers, style):
     """A turn runs on past its end, or a thought that the prompt opens is taken for text."""
-    stop_ids, opened = turn_format(tokenizers[style], XC)
+    suffix = suffix_ids(tokenizers[style], XC)
+    stop_ids = turn_ends(tokenizers[style], suffix, GenerationConfig())
     names = {"llama": {"<|eot_id|>"}, "olmo3": {"<|im_end|>", "<|endoftext|>"}}.get(style, {"<|im_end|>"})
     assert {tokenizers[style].decode(i) for i in stop_ids} == names and len(stop_ids) == len(names)
-    assert opened == (style == "olmo3")
+    assert opens_thought(tokenizers[style], suffix) == (style == "olmo3")
 
 
 @pytest.mark.parametrize(
@@ -241,7 +237,7 @@ def test_cut_thought_of_a_tag_in_pieces(tokenizers):
 class Script:
     """A model of one stream that says given ids, turn by turn, and remembers every id that it was fed."""
 
-    device, training = torch.device("cpu"), False
+    device, training, generation_config = torch.device("cpu"), False, GenerationConfig()
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=1_024))
 
     def __init__(self, tokenizer, *turns: list[int]):
@@ -377,6 +373,7 @@ def streams(rollouts: list[Rollout]) -> list[list[int]]:
 def assert_ragged(rollouts: list[Rollout]) -> None:
     """Otherwise the test shows nothing about padding and gaps in the cache."""
     assert len({r.answer.start for r in rollouts}) > 1, "prompts of one length"
+    assert len({len(r.xc) for r in rollouts}) > 1, "confession prompts of one length"
     assert {r.answer.finish for r in rollouts} == {"stop", "length"}, "answers of one length"
 
 
@@ -428,9 +425,9 @@ def naive_greedy(model, ids: list[int], stop_ids: set[int], budget: int) -> list
 def test_greedy_equals_a_naive_loop(tiny):
     """Batched decoding with a cache writes other text than the model by itself."""
     model, tokenizer = tiny
-    suffix = suffix_ids(tokenizer, XC)
-    stop_ids = {suffix[0], tokenizer.eos_token_id}
+    stop_ids = {closing(tokenizer), tokenizer.eos_token_id}
     for rollout in sample(tiny, 0.0):
+        suffix = suffix_ids(tokenizer, rollout.xc)
         ids = prompt_ids(tokenizer, rollout.x, rollout.system)
         ids += naive_greedy(model, ids, stop_ids, 12)
         ids += suffix[1:] if ids[-1] == suffix[0] else suffix
@@ -548,6 +545,7 @@ def test_group_shares_its_prompt_and_not_its_noise(tiny_models):
     )
     assert [r.seed for r in rollouts] == [5, 5, 6, 6]
     assert rollouts[0].x == rollouts[1].x != rollouts[2].x
+    assert [r.xc for r in rollouts] == [confession_prompt(word_count, r.x) for r in rollouts]
     assert rollouts[0].token_ids != rollouts[1].token_ids
 
 
@@ -598,7 +596,7 @@ def test_forced_ids_begin_the_confession_and_are_not_of_its_span(tiny, temperatu
     """Forced tokens count as sampled (tokens, entropy), are missing in zc and yc, or the model did not see them."""
     model, tokenizer = tiny
     rollouts = sample(tiny, 1.0)
-    opened = turn_format(tokenizer, XC)[1]
+    opened = opens_thought(tokenizer, suffix_ids(tokenizer, XC))
     begun = [ids_of(tokenizer, ("" if opened else "<think>") + f"I know {'it ' * i}</think>{REPORT_START}") for i in range(7)]
     contexts = [context[i:] for i, context in enumerate(stored_contexts(rollouts))]  # ragged, and not the stored ones
     for i, new in enumerate(confess(tiny, rollouts, contexts, temperature, batch_size=4, forced=begun)):
@@ -609,7 +607,7 @@ def test_forced_ids_begin_the_confession_and_are_not_of_its_span(tiny, temperatu
         expected = full_logprobs(model, new.token_ids, temperature)
         assert new.confession.logprobs == pytest.approx(expected[new.confession.start :], abs=1e-4)
         sampled = new.token_ids[new.confession.start :]
-        assert (new.confession.finish == "stop") == (sampled[-1] in turn_format(tokenizer, XC)[0])
+        assert (new.confession.finish == "stop") == (sampled[-1] in (closing(tokenizer), tokenizer.eos_token_id))
         assert new.yc == tokenizer.decode(begun[i] + sampled[: -1 if new.confession.finish == "stop" else None]).split("</think>")[1].strip()  # fmt: skip
 
 
@@ -617,10 +615,10 @@ def test_context_too_small_for_a_confession(tiny_models):
     """Positions beyond the context are computed without a word; or room is asked for an answer that is not sampled."""
     tiny = tiny_models["qwen3"]
     (rollout,) = sample(tiny, 1.0)[:1]
-    context = [5] * 1_000
-    assert confess(tiny, [rollout], [context])[0].confession.start == 1_000
+    context = [5] * 2_024
+    assert confess(tiny, [rollout], [context])[0].confession.start == 2_024
     for forced in ([[6]], None):
-        with pytest.raises(UserError, match=f"{1_000 + bool(forced)} prompt .* = 1025, but the model's context is 1024"):
+        with pytest.raises(UserError, match=f"{2_024 + bool(forced)} prompt .* = 2049, but the model's context is 2048"):
             confess(tiny, [rollout], [context], forced=forced, budget=25)  # of which forced ids take one
 
 
@@ -633,8 +631,8 @@ def test_context_too_small(tiny_models):
         sample(tiny_models["qwen3"], 1.0, budgets=(900, 800))
     tokenizer = tiny_models["qwen3"][1]
     prompt = max(len(prompt_ids(tokenizer, word_count.make_prompt(seed), system)) for seed, system in zip(SEEDS, SYSTEMS))
-    suffix = len(suffix_ids(tokenizer, XC))
-    for number in (prompt, 900, suffix, 800, prompt + 900 + suffix + 800, 1_024):
+    suffix = max(len(suffix_ids(tokenizer, confession_prompt(word_count, word_count.make_prompt(seed)))) for seed in SEEDS)
+    for number in (prompt, 900, suffix, 800, prompt + 900 + suffix + 800, 2_048):
         assert str(number) in str(error.value)
     assert "--max-answer-tokens" in str(error.value)
 

@@ -15,16 +15,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import grpo
 import models
+import presets
 import rewards
 import run_folder
 import word_count
 
-SMALL = str(models.ORGANISMS / "small")
+POLICY = str(models.ORGANISMS / "policy")
 TINY = """--steps 2 --prompts-per-step 1 --group-size 2 --max-answer-tokens 24 --max-confession-tokens 24 --eval-n 2
 --checkpoint-every 1""".split()
 REWARD = ["--answer-reward", "test_runs.some_reward", "--confession-reward", "test_runs.some_reward"]
-REWARD += ["--truncated-reward", "judge"]  # none of these answers finishes
-RUN = ["--model", SMALL, *TINY, *REWARD, "--name", "run"]
+REWARD += ["--truncated-reward", "judge", "--temperature", "2"]  # none of these answers finishes, and some are alike at 1
+RUN = ["--model", POLICY, *TINY, *REWARD, "--name", "run"]
 
 
 def some_reward(rollout) -> float:
@@ -82,9 +83,10 @@ def test_config_holds_every_value_used(finished):
     config = data["config"]
     assert set(config) == {field.name for field in dataclasses.fields(grpo.Config)}
     assert {name for name, value in config.items() if value is None} == {"resume"}
-    chosen = dict(model=SMALL, steps=2, prompts_per_step=1, group_size=2, max_answer_tokens=24, max_confession_tokens=24, eval_n=2,
-                  checkpoint_every=1, answer_reward=REWARD[1], confession_reward=REWARD[3], truncated_reward="judge", name="run")  # fmt: skip
-    filled_in = grpo.EMBEDDED | chosen
+    chosen = dict(model=POLICY, steps=2, prompts_per_step=1, group_size=2, max_answer_tokens=24, max_confession_tokens=24, eval_n=2,
+                  checkpoint_every=1, answer_reward=REWARD[1], confession_reward=REWARD[3], truncated_reward="judge", temperature=2.0,
+                  name="run")  # fmt: skip
+    filled_in = presets.EMBEDDED | chosen
     assert {name: config[name] for name in filled_in} == filled_in
     assert {"torch", "transformers", "safetensors", "numpy", "python"} <= set(data["versions"])
     assert set(data["git"]) == {"commit", "dirty"}
@@ -124,7 +126,7 @@ def test_checkpoints_load_with_transformers_alone(finished):
         assert model.dtype == torch.float32  # bfloat16 would round small steps away
         assert AutoTokenizer.from_pretrained(path).chat_template
         weights.append(torch.cat([p.flatten() for p in model.parameters()]))
-    original, _ = models.load(SMALL, torch.device("cpu"))
+    original, _ = models.load(POLICY, torch.device("cpu"))
     assert torch.equal(weights[0], torch.cat([p.flatten() for p in original.parameters()]))
     assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
 
@@ -189,7 +191,7 @@ def test_resuming_a_finished_run_changes_nothing(finished, tmp_path):
         (["--truncated-reward", "1"], "--truncated-reward '1'"),
         (["--confession", "none"], "--confession 'none'"),
         (["--device", "abacus"], "auto, cpu or cuda"),
-        (["--model", "no/such/model", "--judge", SMALL], "existing folder"),
+        (["--model", "no/such/model", "--judge", POLICY], "existing folder"),
         (["--judge", "no/such/model"], "existing folder"),
         (["--model", "no/such/model"], "--judge is required"),
         (["--task", "no_such_task"], "no no_such_task.py"),
@@ -216,7 +218,7 @@ def test_bad_input_ends_with_one_line_and_leaves_nothing(tmp_path, capsys, optio
     (tmp_path / "runs/started").mkdir()
     (tmp_path / "runs/started/config.json").write_text('{"config": {}}')
     before = files(tmp_path), sorted(tmp_path.rglob("*"))
-    complete = options if "--resume" in options else ["--model", SMALL, *TINY, "--name", "new", *options]
+    complete = options if "--resume" in options else ["--model", POLICY, *TINY, "--name", "new", *options]
     with pytest.raises(SystemExit) as error:
         run_grpo(tmp_path, *complete)
     assert error.value.code == 2
@@ -250,7 +252,7 @@ def test_help_names_every_option(tmp_path, capsys):
 def test_ctrl_c_finishes_the_step_and_saves_it(tmp_path):
     """Work is lost, the exit code says that all is well, or a traceback covers the screen."""
     endless = ["--steps", "1000", "--checkpoint-every", "1000"]
-    command = [sys.executable, "-u", grpo.__file__, "--model", SMALL, *TINY, *endless, "--name", "run"]
+    command = [sys.executable, "-u", grpo.__file__, "--model", POLICY, *TINY, *endless, "--name", "run"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         while not (line := process.stdout.readline()).startswith("step    1 "):

@@ -17,7 +17,7 @@ import stress_test
 from evaluate import EVAL_SEED
 from system_prompts import SYSTEM_PROMPTS
 
-SMALL = str(models.ORGANISMS / "small")
+POLICY = str(models.ORGANISMS / "policy")
 STEPS = (0, 2)
 CELLS = {f"stress_{c}_step_000{step}_n2" for c in SYSTEM_PROMPTS for step in STEPS}
 
@@ -33,10 +33,10 @@ def stress(run: Path, *options: str) -> None:
 def trained(tmp_path_factory) -> Path:
     """A run folder with two checkpoints and short token budgets. Tests only read it."""
     run = tmp_path_factory.mktemp("trained") / "run"
-    config = grpo.resolve(grpo.Config(model=SMALL, judge=SMALL, max_answer_tokens=16, max_confession_tokens=16))
+    config = grpo.resolve(grpo.Config(model=POLICY, judge=POLICY, max_answer_tokens=16, max_confession_tokens=16))
     run_folder.write_json(run / "config.json", {"config": dataclasses.asdict(config)})
     for step in STEPS:
-        shutil.copytree(SMALL, run_folder.checkpoint(run, step))
+        shutil.copytree(POLICY, run_folder.checkpoint(run, step))
     return run
 
 

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    return Path(shutil.copytree(models.ORGANISMS / "tiny", tmp_path / "model"))
+    return Path(shutil.copytree(models.ORGANISMS / "policy", tmp_path / "model"))
 
 
 def refusal(folder: Path) -> str:

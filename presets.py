@@ -1,0 +1,69 @@
+"""The options of sampling, which several programs share, and the defaults that depend on the model."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import torch
+
+import models
+from cli import UserError, option
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    temperature: float = option(1.0, "of sampling; the loss scores the same distribution")
+    max_answer_tokens: int | None = option(None, "budget of turn 1 in tokens [256, of a model that thinks 6144]")
+    max_confession_tokens: int | None = option(None, "budget of turn 2 in tokens [embedded 384, else 640, if it thinks 4096]")
+    batch_size: int = option(64, "rollouts that are decoded together")
+    sampler: str = option(
+        "auto", "plain, engine (engine.py, fast on a GPU), or auto: the engine on CUDA where it knows the model"
+    )
+    thinking: str = option("auto", "on or off, for chat templates that have a switch, or auto: what the template does by itself")
+    dtype: str | None = option(None, "of the weights: float32 or bfloat16 [embedded or on the CPU float32, else bfloat16]")
+
+
+EMBEDDED = dict(
+    judge="organism/judge", lr=1e-4, max_answer_tokens=256, max_confession_tokens=384, lora_rank=0,
+    dtype="float32", gradient_checkpointing=False, compile=False, micro_batch_tokens=2_048,
+)  # fmt: skip
+PLAIN = dict(max_answer_tokens=256, max_confession_tokens=640)
+THINKING = dict(max_answer_tokens=6_144, max_confession_tokens=4_096)
+CPU = dict(lora_rank=32, dtype="float32", gradient_checkpointing=False, compile=False, micro_batch_tokens=2_048)
+GPU = dict(  # of 80 GB and more; LoRA wants about ten times the learning rate of full training
+    lora_rank=32, dtype="bfloat16", gradient_checkpointing=True, compile=True, micro_batch_tokens=16_384,
+)  # fmt: skip
+
+
+def defaults(model: str, device: torch.device) -> dict:
+    """The options that depend on the model, by its name, and on where it runs."""
+    if models.is_embedded(model):
+        return EMBEDDED
+    budgets = THINKING if models.thinks(models.load_tokenizer(model)) else PLAIN
+    return budgets | (CPU if device.type == "cpu" else GPU)
+
+
+def check(options) -> None:
+    """UserError for sampling options that cannot work; None stands for a default to come."""
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)}
+    for field in ("max_answer_tokens", "max_confession_tokens", "batch_size"):
+        at_least(field, values[field], 1)
+    positive("temperature", values["temperature"])
+    one_of("sampler", values["sampler"], ("auto", "plain", "engine"))
+    one_of("thinking", values["thinking"], ("auto", "on", "off"))
+    one_of("dtype", values["dtype"], ("float32", "bfloat16"))
+
+
+def at_least(field: str, value: float | None, minimum: float) -> None:
+    if value is not None and not minimum <= value < math.inf:
+        raise UserError(f"--{field.replace('_', '-')} {value} is out of range: at least {minimum}, and finite")
+
+
+def positive(field: str, value: float | None) -> None:
+    if value is not None and not 0 < value < math.inf:
+        raise UserError(f"--{field.replace('_', '-')} {value} must be a positive number")
+
+
+def one_of(field: str, value: str | None, allowed) -> None:
+    if value is not None and value not in allowed:
+        raise UserError(f"--{field.replace('_', '-')} {value!r} is unknown: choose {' or '.join(allowed)}")
