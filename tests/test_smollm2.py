@@ -55,7 +55,7 @@ def test_two_steps_and_an_evaluation(tmp_path, monkeypatch, capsys):
     """The main job does not run on a real model without a GPU: its defaults, LoRA, the judge or the evaluation fail."""
     monkeypatch.chdir(tmp_path)
     options = "--model smollm2-135m --judge smollm2-135m --steps 2 --prompts-per-step 2 --group-size 2 --eval-n 2 --name real "
-    options += "--device cpu --max-answer-tokens 24 --max-confession-tokens 24 --answer-reward test_smollm2.reward "
+    options += "--device cpu --max-answer-tokens 24 --max-confession-tokens 24 --answer-reward test_smollm2.reward --truncated-reward judge "
     monkeypatch.setattr(sys, "argv", ["grpo.py", *options.split()])
     grpo.main()
     run = Path("runs/real")
