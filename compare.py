@@ -7,7 +7,6 @@ checksum is of the model's name, the task, and the options that change what is m
 """
 
 import dataclasses
-
 import gc
 import re
 import time

@@ -6,7 +6,7 @@
     python stage_ladder.py --plot-only            # table and figure of saved evaluations, no model
 
 The bars are those of scale_sweep.py. The embedded ladder is an axis of *verification ability*: the default policy after
-13M, 19M and 26M tokens of its training from scratch (reports parse, counting is learned between the first rung and the
+38M, 57M and 76M tokens of its training from scratch (reports parse, counting is learned between the first rung and the
 third), the finished one, and it after GRPO. OLMo-3's Think models think before both turns (their chat template opens the
 thought), Instruct does not. With the embedded models it takes 1 minute on two cores.
 
@@ -25,10 +25,10 @@ from cli import UserError, option
 
 PRESETS = {
     "embedded": {
-        "13M tokens": "organism/policy_step_0600",
-        "19M tokens": "organism/policy_step_0600",
-        "26M tokens": "organism/policy_step_0800",
-        "180M tokens": "organism/policy",
+        "38M tokens": "organism/policy_step_0800",
+        "57M tokens": "organism/policy_step_1200",
+        "76M tokens": "organism/policy_step_1600",
+        "398M tokens": "organism/policy",
     },
     "olmo3": {  # https://huggingface.co/collections/allenai/olmo-3
         "Think-SFT": "allenai/Olmo-3-7B-Think-SFT",

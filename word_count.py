@@ -129,30 +129,60 @@ def measured(x: str, truth: Truth) -> list[dict]:
     return rows
 
 
-LABEL = re.compile(r"\(\s{0,3}(\d{1,18})(?:\s{1,3}words?)?\s{0,3}\)")  # "(12)", "( 12 )", "(12 words)"
-LABEL_STOP = re.compile(LABEL.pattern + "([.!?…]*)")  # with the terminator right after it: "(12)."
 BREAK = "\0"  # our own token: no sentence goes on past it
-LIST_ITEM = re.compile(r"^[ \t]*(?:\*{0,2}\d{1,2}[.)]\*{0,2}|[-*•–])[ \t]+", re.MULTILINE)
-# a heading, a blank line, or a line that ends in a colon before a line that begins with a capital ("Here it is:")
-APART = re.compile(r"^#{1,6} .*|\n\s*\n|:[*_]*[ \t\r]*\n(?=\W{0,3}[A-Z])", re.MULTILINE)
-OPENERS, CLOSERS, TERMINATORS = "\"'“‘«([*_", "\"'”’»)]*_", ".!?…"
+TAG = re.compile(r"</?[A-Za-z][\w-]{0,20}>|^[ \t]*```.*", re.MULTILINE)  # "<answer>", a code fence
+COUNTED = r"(?:(?:total|words?|count)[ :=]{1,3}){0,3}(\d{1,18})\+?(?: ?(?:/|of) ?\d{1,3})?(?:[ -]?(?:words?|count|total)){0,3}\.?"
+# "(12)", "[12]", "\(12\)", "(12/18)", "(12 words.)", "(Word count: 12)", with the terminator right after it: "(12)."
+BRACKETS = re.compile(r"\\?[(\[（]\s{0,3}" + COUNTED + r"\s{0,3}\\?[)\]）](?!-\w)([.!?…]*)", re.IGNORECASE)
+# the same without brackets, between sentences: "It ends here. - 3 words", "It ends here.\nWord count: 3"
+BARE = re.compile(
+    r"(?:(?<=[.!?…])|^)[*_\"” \t]{0,9}(?:(?i:word count)[*_]{0,2}:[*_]{0,2} ?|[-–—=] ?(?=\d+ words))(\d{1,18})"
+    r"(?: words?)?[.*_]{0,3}(?=\s*$|\s+[A-Z])",
+    re.MULTILINE,
+)
+LABEL = re.compile(r"\((\d{1,18})\)")  # all of them, once they are written alike
+# what stands before a sentence and is none of its words: "1. ", "- ", "(a) ", "Sentence 1: ", "**S1:** "
+LEAD = re.compile(
+    r"^[ \t]*(?:[*_]{0,2}\d{1,2}[.)][*_]{0,2}|[-*•·–—]|\([a-z]\))[ \t]+"
+    r"|[*_]{0,2}\b(?:sentence ?|S)\d{1,2}[*_]{0,2} {0,2}(?:\(\d+\) )?:[*_]{0,2}",
+    re.MULTILINE | re.IGNORECASE,
+)
+# "Sure! Here it is:", a first line that ends in a colon, or "Here is the paragraph:" in front of the first sentence
+PREAMBLE = re.compile(
+    r"\A(?:(?:(?!\(\d)[^\n])*:[*_]*[ \t\r]*\n(?=\s*\n|\W{0,3}[^\W\d_a-z])"
+    r"|[^\n:]{0,40}\b(?i:here(?: is|['’]s)|below is)\b[^\n:.]{0,60}\b(?i:paragraph|answer|response|sentences)\b[^\n:.]{0,60}:)"
+)
+# a heading, a blank line, or a line that ends in a colon before a line that begins with a capital
+APART = re.compile(r"^#{1,6} .*|\n\s*\n|:[*_]*[ \t\r]*\n(?=\W{0,3}[^\W\d_a-z])", re.MULTILINE)
+# a title: a line too short to be wrapped, without punctuation at its end, before one that begins with a capital
+TITLE = re.compile(r"^.{0,60}\w[)\]*_\"”]{0,3}[ \t\r]*\n(?=\W{0,3}[^\W\d_a-z])", re.MULTILINE)
+GLUED = re.compile(r"(?<=[^\W\d_A-Z]{2}[.!?…])(?=[A-Z][\w'’]*(?:[\s,.]|$))")  # "It ends here.It goes on."
+OPENERS, CLOSERS, TERMINATORS = "\"'“‘«([*_", "\"'”’»)]*_", ".!?…。！？"
 ABBREVIATIONS = frozenset("e.g. i.e. cf. vs. mr. mrs. ms. dr. prof. st. jr. sr. approx. fig. ca. a.m. p.m.".split())
+OFTEN_INSIDE = frozenset("etc. al. co. corp. inc. ltd.".split())  # abbreviations that end a sentence before a capital only
 INITIALS = re.compile(r"(?:[A-Za-z]\.)+")  # "J." or "U.S."
 
 
 def split_sentences(answer: str) -> list[Sentence]:
     """Split text into sentences with their true word count and their label.
 
-    A word is a whitespace-separated token that holds a letter or a digit; parenthesised numbers are labels, not words.
+    A word is a whitespace-separated token that holds a letter or a digit. No words: counts in brackets ("(12)", "[12 words]",
+    "(12/18)"), counts that stand between sentences ("Word count: 12", "- 12 words"), list markers, "Sentence 1:", tags.
     A sentence ends at a terminator, at a label, or at both in either order: "sat. (12)", "sat (12)." and "sat (12)".
-    A run of words with neither (a heading, "Here it is:", a truncated tail) is not a sentence. Linear in the text.
+    A full stop ends it before any word, "!", "?", "..." and closing quotes unless a lower-case word goes on.
+    A run of words with neither (a heading, a title, "Here it is:", a truncated tail) is not a sentence, nor is a bare number.
+    A first line that ends in a colon is no part of the answer; a remark before or after it ("I hope this helps!") is.
+    A label belongs to the sentence before it; labels in front of their sentences belong to none. Linear in the text.
 
     >>> [(s.words, s.label) for s in split_sentences("One two three. (3) Mr. Fox paid 3.50, e.g. for tea (12).")]
     [(3, 3), (7, 12)]
     """
-    text = LIST_ITEM.sub(f" {BREAK} ", answer.replace(BREAK, " "))
+    text = TAG.sub(" ", answer.replace(BREAK, " ")).strip()
+    text = BRACKETS.sub(lambda m: f"{m[2]} ({int(m[1])}) ", text)  # "sat (12)." becomes "sat . (12)"
+    text = BARE.sub(r" (\1) ", text)
+    text = LEAD.sub(f" {BREAK} ", PREAMBLE.sub("", text))
+    text = TITLE.sub(f"\\g<0> {BREAK} ", GLUED.sub(" ", text))
     text = APART.sub(f" {BREAK} \\g<0> {BREAK} ", text)
-    text = LABEL_STOP.sub(lambda m: f"{m[2]} ({int(m[1])}) ", text)  # "sat (12)." becomes "sat . (12)"
 
     pairs, following = [], BREAK  # each token with the next word, label or break after it, from the end
     for token in reversed(text.split() + [BREAK]):
@@ -162,22 +192,25 @@ def split_sentences(answer: str) -> list[Sentence]:
         if token == BREAK or _is_word(token):
             following = token
 
+    order = "".join("L" if LABEL.fullmatch(token) else "w" for token, _ in reversed(pairs) if _is_word(token))
+    in_front = re.fullmatch("(?:Lw+)+", order)  # "(12) One sentence. (18) Another."
+
     sentences, current, words, label, terminated = [], [], 0, None, False
     for token, following in reversed(pairs):
         if match := LABEL.fullmatch(token):
             closed = terminated or not words or not _continues(following)
-            label = int(match[1]) if closed else None  # "The old (12) cat": no label of the sentence, and no word
+            label = int(match[1]) if closed and not in_front else None  # "The old (12) cat": no label of the sentence
         elif token == BREAK:
             closed = True
         else:
             current.append(token)
             words += _is_word(token)
-            ends = _terminates(token, following) and not _continues(following)
-            terminated = ends or (terminated and not _is_word(token))
+            terminated = _terminates(token, following) or (terminated and not _is_word(token))
             closed = terminated and not LABEL.fullmatch(following)
         if closed:
-            if words and (terminated or label is not None):
-                sentences.append(Sentence(" ".join(current), words, label))
+            sentence = " ".join(current)
+            if words and (terminated or label is not None) and any(c.isalpha() for c in sentence):
+                sentences.append(Sentence(sentence, words, label))
             current, words, label, terminated = [], 0, None, False
     return sentences
 
@@ -190,15 +223,21 @@ def _is_word(token: str) -> bool:
 
 
 def _terminates(token: str, following: str) -> bool:
+    """Whether a sentence ends with this token, given the word, label or break that comes next."""
     core = token.strip(OPENERS + CLOSERS)
     if not core.endswith(tuple(TERMINATORS)):
         return False
-    return following == BREAK or (core.lower() not in ABBREVIATIONS and not INITIALS.fullmatch(core))
+    if following == BREAK:
+        return True
+    if core.lower() in ABBREVIATIONS or INITIALS.fullmatch(core):
+        return False
+    full_stop = token.rstrip("*_").endswith(".") and not core.endswith("..") and core.lower() not in OFTEN_INSIDE
+    return full_stop or not _continues(following)
 
 
 def _continues(token: str) -> bool:
     """Whether a token carries the same sentence on, as a lower-case word does; a label or a break does not."""
-    return token.strip(OPENERS)[:1].islower()
+    return token.strip("\"'“‘«*_")[:1].islower()
 
 
 # ------------------------------------------------------------------------------------- counting inside a confession

@@ -268,14 +268,14 @@ def test_figure_shows_the_metrics_of_the_cells(tmp_path, tokenizers, name):
 
 def test_presets_name_what_exists(tokenizers):
     """An embedded rung is not in the repository, two labels are one model, or the rungs cannot read each other's tokens."""
-    for presets in (scale_sweep.PRESETS, stage_ladder.PRESETS):
-        for names in presets.values():
+    for lists in (scale_sweep.PRESETS, stage_ladder.PRESETS):
+        for names in lists.values():
             assert len(set(names.values())) == len(names) >= 3
-        for label, name in presets["embedded"].items():
+        for label, name in lists["embedded"].items():
             assert models.is_embedded(name)
             model, tokenizer = models.load(name, torch.device("cpu"))
             assert tokenizer.get_vocab() == tokenizers["organism"].get_vocab()
-            if presets is scale_sweep.PRESETS:
+            if lists is scale_sweep.PRESETS:
                 assert label == f"{model.num_parameters() / 1e6:.2f}M"
     assert scale_sweep.Config().preset == stage_ladder.Config().preset == "embedded"
     assert list(stage_ladder.PRESETS["embedded"].values())[-1] == POLICY  # what after_grpo goes on from
