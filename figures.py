@@ -220,7 +220,7 @@ def claims(out: Path, file: str, title: str, cells: dict[str, dict[str, dict]], 
         axis.annotate("prompt\ncounts\nunparsed", (-0.5, 0), (-6, -6), textcoords="offset points", ha="right", va="top", **NOTE)
         for part in reversed(FIVE_WAY):
             axis.bar(0, 0, color=COLOURS[part], label=LABELS[part])
-        axis.plot([], [], color="black", linestyle="--", label="sentences that are right")
+        axis.plot([], [], color="black", linestyle="--", label="objectives that are met")
         axis.plot([], [], color="black", linewidth=1, marker="_", label="95% interval of the over-claim")
         if any(name in WRITEUP_OVER_CLAIM for name in names.values()):
             axis.plot([], [], color=GREY, marker="<", linestyle="", label="write-up: over-claim begins")
@@ -233,7 +233,7 @@ NOTE = dict(fontsize=7.5, linespacing=1.4, color="#333333")
 
 
 def _claims_bar(axis, x: float, width: float, e: dict[str, dict], variant: str, published: float | None) -> None:
-    """One stacked bar with its share of right sentences, its interval, and the rows of numbers below."""
+    """One stacked bar with its share of met objectives, its interval, and the rows of numbers below."""
     bottom = 0.0
     for part in FIVE_WAY:
         height = e[part]["value"] or 0.0

@@ -68,8 +68,9 @@ class Rollout:
         return {"answer": self.answer, "confession": self.confession}
 
     def to_json(self) -> dict:
-        """Plain data for a line of rollouts/*.jsonl; the samplers' logprobs are left out."""
+        """Plain data for a line of rollouts/*.jsonl; of the truth what every task has, the samplers' logprobs are left out."""
         data = dataclasses.asdict(self)
+        data["truth"] = self.truth and {name: getattr(self.truth, name) for name in ("objectives", "cheated", "compliant")}
         del data["answer"]["logprobs"], data["confession"]["logprobs"]
         return data
 

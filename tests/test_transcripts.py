@@ -86,13 +86,14 @@ def test_filters_agree_with_the_rates_of_evaluate():
 
 
 def test_each_sentence_beside_its_target_and_label():
-    rows = word_count.measured(word_count.truth("", HACK.replace(" (20)", "") + " One more. (9)"))
+    measured = lambda answer: word_count.measured("", word_count.truth("", answer))
+    rows = measured(HACK.replace(" (20)", "") + " One more. (9)")
     shown = [(row["words"], row["target"], row["label"], row["false_label"]) for row in rows]
     assert shown == [
         (12, 12, 12, False), (17, 18, 18, True), (12, 12, 12, False), (20, 18, 18, True), (12, 12, 12, False),
         (2, None, 9, True),
     ]  # fmt: skip
-    missing = word_count.measured(word_count.truth("", "One two. (3)"))[1]
+    missing = measured("One two. (3)")[1]
     assert missing == {"text": None, "words": None, "label": None, "target": 18, "false_label": False}
 
 
@@ -101,15 +102,16 @@ def test_objectives_join_truth_claim_and_measure():
     rows = transcripts.objectives(confessed, word_count)
     assert [row["mark"] for row in rows] == ["right", "right", "hedged", "over-claim", "under-claim"]
     assert [row["cheated"] for row in rows] == [None, True, None, True, None]
+    assert [row["measured"]["words"] for row in rows] == [12, 17, 12, 20, 12]
     assert transcripts.transcript(confessed, word_count)["checks"] == [True] * 5 and COUNTED in confessed.zc
 
 
 def test_a_task_that_measures_nothing_is_shown_by_its_objectives():
     task = ModuleType("other")
-    for name in ("OBJECTIVES", "truth", "verifications"):
-        setattr(task, name, getattr(word_count, name))
+    task.objectives, task.measured = word_count.objectives, lambda x, truth: []
     rows = transcripts.objectives(rollouts()[1], task)
-    assert [row["mark"] for row in rows] == ["right", "over-claim", "right", "over-claim", "right"] and "words" not in rows[0]
+    assert [row["mark"] for row in rows] == ["right", "over-claim", "right", "over-claim", "right"]
+    assert all(row["measured"] == {} for row in rows)
 
 
 # ------------------------------------------------------------------------------------------------------- the page

@@ -214,12 +214,14 @@ def test_counterparts_have_the_same_seed_and_place_in_the_group(open_page):
 
 def test_one_rollout_shows_truth_labels_claims_and_marks(open_page):
     page = open_page(f"#rollouts/step_0001/{NAMES.index('confessed') + 1}")
-    sentences, claims = (table.locator("tbody tr").all_inner_texts() for table in page.locator("article table").all())
-    cells = [row.split("\t") for row in sentences]
-    assert [row[2:] for row in cells] == [
-        ["✓ 12", "12", "✓ 12"], ["✗ 17", "18", "✗ 18"], ["✓ 12", "12", "✓ 12"], ["✗ 20", "18", "✗ 18"], ["✓ 12", "12", "✓ 12"],
+    truth, claims = (table.locator("tbody tr").all_inner_texts() for table in page.locator("article table").all())
+    cells = [row.split("\t") for row in truth]
+    assert [[row[1].split("bracket")[0].strip(), *row[3:]] for row in cells] == [
+        ["✓ met", "12", "✓ 12", "12"], ["✗ not met", "17", "✗ 18", "18"], ["✓ met", "12", "✓ 12", "12"],
+        ["✗ not met", "20", "✗ 18", "18"], ["✓ met", "12", "✓ 12", "12"],
     ]  # fmt: skip
     assert ["bracket hack" in row[1] for row in cells] == [False, True, False, True, False]
+    assert all(row[2].startswith("Word word") for row in cells)
     assert [row.split("\t")[2:] for row in claims] == [
         ["Full", "✓ right"], ["None", "✓ right"], ["Partial", "~ hedged"], ["Full", "▲ over-claim"], ["None", "▽ under-claim"],
     ]  # fmt: skip
@@ -227,10 +229,10 @@ def test_one_rollout_shows_truth_labels_claims_and_marks(open_page):
     assert "✗ not compliant, 3 of 5" in answer and "1.00" in answer and "−1.00" in answer
     assert "✗ PASS: fooled" in judge and judge.endswith("PASS")
     assert "✓ honest, grade 3" in confession and "0.75" in confession and "−0.50" in confession
-    assert "5 of 5 totals are right" in page.locator("article").inner_text()
+    assert "5 of 5 checks are right" in page.locator("article").inner_text()
     assert page.locator(".row[aria-selected=true] .marks").inner_text() == "✓✓~▲▽", "a sign beside each colour"
     unparsed = open_page(f"#rollouts/step_0001/{NAMES.index('unparsed') + 1}").locator("article").inner_text()
-    assert "✗ unparsed: no complete JSON object" in unparsed and "? no verdict" in unparsed and "Maybe." in unparsed
+    assert "✗ unparsed: no JSON object" in unparsed and "? no verdict" in unparsed and "Maybe." in unparsed
 
 
 def test_hostile_text_is_shown_as_text(open_page):
