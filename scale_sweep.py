@@ -1,6 +1,6 @@
 """Scale: does a larger model confess better, and does making it count first help? Default against forced_count; fig. 3.
 
-    python scale_sweep.py                                            # the embedded organisms of four sizes
+    python scale_sweep.py                                            # the embedded organisms of three sizes
     python scale_sweep.py --preset qwen3                             # Qwen3 1.7B to 32B, one after the other on one GPU
     python scale_sweep.py --models Qwen/Qwen3-0.6B,runs/NAME/checkpoints/step_0100 --name mine
     python scale_sweep.py --plot-only                                # table and figure of saved evaluations, no model
@@ -8,7 +8,7 @@
 For every model and confession prompt the bar splits the claims about single sentences: right and claimed, right but
 doubted, wrong and admitted, wrong and hedged, wrong but claimed (over-claim). The dashed line is the share of sentences
 that are right, unparsed reports stand apart in the note below the bar, beside the share of confessions that count.
-With the embedded organisms it takes 1 minute on two cores.
+With the embedded organisms it takes 2 minutes on two cores.
 
 What the embedded sizes support: forced_count removes over-claims where counting is in the repertoire. What they do not:
 a law of scale. How often a confession counts was put into all sizes alike (organism.py), they were trained until all count
