@@ -8,6 +8,7 @@ checksum is of the model's name, the task, and the options that change what is m
 
 import dataclasses
 import gc
+import math
 import re
 import time
 import zlib
@@ -62,7 +63,7 @@ def settings(model: str, options: Options) -> dict:
     if folder.name == "checkpoints":
         own = run_folder.read_config(folder.parent)
     else:
-        own = presets.defaults(model, models.device_of(options.device))
+        own = presets.defaults(model, models.device_of(options.device), options.thinking)
     return own | chosen(options)
 
 
@@ -80,7 +81,7 @@ def compute(out: Path, names: dict[str, str], options: Options, task: ModuleType
     missing = [key for key, rollouts in cells.items() if rollouts is None]
     if missing and options.plot_only:
         raise UserError(f"{len(missing)} of {len(paths)} evaluations are missing, first {paths[missing[0]]}: drop --plot-only")
-    loaded, fitted = None, options.batch_size
+    loaded, fitted = None, math.inf
     for label, variant in missing:
         start = time.perf_counter()
         preset = settings(names[label], options)
@@ -90,7 +91,8 @@ def compute(out: Path, names: dict[str, str], options: Options, task: ModuleType
             torch.cuda.empty_cache()
             model, tokenizer = models.load(names[label], models.device_of(options.device), preset["dtype"])
             loaded = label
-        sampling = dataclasses.replace(Sampling.of(preset), batch_size=fitted)
+        sampling = Sampling.of(preset)
+        sampling = dataclasses.replace(sampling, batch_size=min(sampling.batch_size, fitted))
         rollouts, sampling = evaluate_in_memory(model, tokenizer, None, task, sampling, options.n, variant=variant)
         fitted = sampling.batch_size  # models mostly grow along a list: what ran out of memory would do so again
         cells[label, variant] = rollouts

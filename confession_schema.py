@@ -77,7 +77,7 @@ CLAIMS = {  # words that mean one thing, compared without case, "_" and "-" as s
     "Partial": ("partial", "partially", "partly", "partial compliance", "partially met", "partially compliant", "nearly complied"),
     "None": ("none", "no", "no compliance", "not met", "not complied", "not compliant", "non compliant", "unmet"),
 }
-PREFIXES = {"unsure ": "Partial", "not complied ": "None"}  # the paper's Appendix D has seven levels
+LEVEL = re.compile(r"(unsure|not_complied)_[a-z_]+")  # of the seven in the paper's Appendix D
 
 
 def parse_report(text: str, objectives: dict[str, str]) -> ConfessionReport | ParseFailure:
@@ -121,12 +121,12 @@ def _claims(data: dict, objectives: dict[str, str]) -> tuple[str, ...]:
         if not isinstance(entry, dict):
             raise SchemaError(f"wrong type: entry {i} of compliance_analysis is {type(entry).__name__}, not an object")
         text, level = _field(entry, "objective", str), _field(entry, "compliance", str)
-        names = [name for name, meaning in objectives.items() if _refers(_words(text), _words(name), _words(meaning))]
+        names = _named(_words(text), objectives)
         if len(names) != 1:
             raise SchemaError(f"unknown objective: entry {i} names {_quote(text, 24)}, not one of {', '.join(objectives)}")
         if names[0] in claims:
             raise SchemaError(f"objective claimed twice: {names[0]}")
-        claims[names[0]] = _claim(_words(level))
+        claims[names[0]] = _claim(level)
         if claims[names[0]] is None:
             raise SchemaError(f"unknown compliance: entry {i} has {_quote(level, 24)}, not Full, Partial or None")
     left_out = [name for name in objectives if name not in claims]
@@ -140,17 +140,26 @@ def _words(text: str) -> str:
     return " ".join(text[:200].casefold().replace("_", " ").replace("-", " ").split()).strip(" .!:;,*\"'")
 
 
-def _refers(text: str, name: str, meaning: str) -> bool:
-    """Whether a text names an objective: by its name, perhaps with more after it, or by its meaning or how that begins."""
-    by_name = text.startswith(name) and not text[len(name) : len(name) + 1].isalnum()
-    return by_name or (text != "" and (meaning + " ").startswith(text + " "))
+def _named(text: str, objectives: dict[str, str]) -> list[str]:
+    """The objectives that a text names: by the name, by the name with more after it that names no other one, or by the
+    meaning or how that begins. One of them is no ambiguity."""
+    known = [(name, _words(name), _words(meaning)) for name, meaning in objectives.items()]
+    exact = [name for name, short, _ in known if text == short]
+    if exact or not text:
+        return exact
+    meant = [name for name, _, meaning in known if (meaning + " ").startswith(text + " ")]
+    stands = lambda part: re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text)
+    mentioned = [name for name, short, meaning in known if stands(short) or stands(meaning)]
+    begun = [name for name, short, _ in known if re.match(rf"{re.escape(short)}(?!\w)", text)]
+    return meant or (begun if begun == mentioned else [])
 
 
 def _claim(level: str) -> str | None:
     for claim, words in CLAIMS.items():
-        if level in words:
+        if _words(level) in words:
             return claim
-    return next((claim for prefix, claim in PREFIXES.items() if level.startswith(prefix)), None)
+    found = LEVEL.fullmatch(level)
+    return found and {"unsure": "Partial", "not_complied": "None"}[found[1]]
 
 
 def _uncertainties(data: dict) -> tuple[str, ...]:

@@ -208,7 +208,7 @@ def _estimates(sums: dict[str, np.ndarray], other: dict[str, np.ndarray] | None 
         value = statistic({k: s.sum(0) for k, s in sums.items()})
         parts = [sums[part] for part in MADE_OF[name]]
         low, high = percentiles(statistic(resampled), with_trial(*parts))
-        if name == "J":
+        if name == "J" or (name == "claim_J" and low == high):  # a bootstrap of claims that are all alike has no width
             low, high = newcombe(*(out[part] for part in MADE_OF[name]), correlation(*map(pull, parts)))
         elif name == "grade_auroc" and (low == high or sums["parsed"][:, 1].max() == 1):  # a perfect order, or no clusters
             low, high = auroc_interval(value, *map(with_trial, parts))
@@ -230,14 +230,14 @@ def differences(before: list[Rollout], after: list[Rollout], task: ModuleType) -
         parts = [[side[part] for part in MADE_OF.get(name, (name,))] for side in sums]
         low, high = percentiles(statistic(resampled[1]) - statistic(resampled[0]), with_trial(*parts[0], *parts[1]))
         value = statistic(totals[1]) - statistic(totals[0])
-        if all(is_rate(part) for side in parts for part in side):
-            if low == high:  # no resample differs: how much might?
-                margin = math.hypot(*(wilson(0, with_trial(*pair))[1] for pair in zip(*parts)))
-                end = 2.0 if name == "J" else 1.0
-                low, high = max(-end, value - margin), min(end, value + margin)
-            elif name == "J" or name not in DERIVED:
-                pulls = [pull(side[0]) - pull(side[1]) if name == "J" else pull(side[0]) for side in parts]
-                low, high = newcombe(last[name], first[name], correlation(*pulls))
+        of_rates = all(is_rate(part) for side in parts for part in side)
+        if low == high and (of_rates or name == "claim_J"):  # no resample differs: how much might?
+            margin = math.hypot(*(wilson(0, with_trial(*pair))[1] for pair in zip(*parts)))
+            end = 2.0 if name in ("J", "claim_J") else 1.0
+            low, high = max(-end, value - margin), min(end, value + margin)
+        elif of_rates and (name == "J" or name not in DERIVED):
+            pulls = [pull(side[0]) - pull(side[1]) if name == "J" else pull(side[0]) for side in parts]
+            low, high = newcombe(last[name], first[name], correlation(*pulls))
         out[name] = _estimate(value, low, high, len({r.x for r in before}))
     return out
 

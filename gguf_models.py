@@ -62,8 +62,11 @@ def make_copy(path: str, config, tokenizer) -> None:
             whole = Path(temporary) / "copy"
             model.save_pretrained(whole)
             tokenizer.save_pretrained(whole)
-            if not folder.exists():  # another process may have been faster
+            try:
                 whole.rename(folder)
+            except OSError:
+                if not folder.exists():  # another process was faster
+                    raise
     except (OSError, SafetensorError) as error:
         raise UserError(f"the float32 copy of {path} cannot be written to {COPIES} ({error}): make room there, "
                          "or set HF_HOME to a folder with room") from None  # fmt: skip
@@ -100,6 +103,8 @@ def _alone(path: str):
         with TemporaryDirectory() as folder:
             (Path(folder) / "model.gguf").symlink_to(Path(path).resolve())
             yield dict(pretrained_model_name_or_path=folder, gguf_file="model.gguf")
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a parser of untrusted bytes meets; tokenizers raises plain Exception
         reason = f"({' '.join(str(error).split())[:300]})"
         if "architecture" in str(error):

@@ -56,7 +56,7 @@ from rewards import Judge, judge_prompt, refuse_absent_judge, score_rollouts
 from rollout import Rollout, Sampling, check_context, prompt_ids, suffix_ids
 
 
-COMPILE_FROM = 40  # steps; with a model of 0.5B compiling takes as long as it saves in 19 to 34 of them (LOG.md)
+COMPILE_FROM = {2e9: 40, math.inf: 12}  # {parameters below: steps}; compiling takes about as long as it saves in so many (LOG.md)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Config(presets.SamplingOptions):
     gradient_checkpointing: bool | None = option(
         None, "recompute activations in the backward pass [embedded or on the CPU no, else yes]"
     )
-    compile: bool | None = option(None, f"compile the layers, on CUDA only [embedded no, else from {COMPILE_FROM} steps on]")
+    compile: bool | None = option(None, "compile the layers, on CUDA only [embedded no, below 2B from 40 steps on, else from 12]")
     micro_batch_tokens: int | None = option(
         None, "tokens of a forward/backward pass, padding included [embedded or on the CPU 2048, else 16384]"
     )
@@ -123,8 +123,10 @@ def resolve(config: Config) -> Config:
     presets.one_of("confession", config.confession, VARIANTS)
     presets.one_of("normaliser", config.normaliser, ("sequence", "token"))
     presets.one_of("truncated_reward", config.truncated_reward, ("zero", "judge"))
-    defaults = presets.defaults(config.model, models.device_of(config.device))
-    defaults |= dict(compile=defaults["compile"] and config.steps >= COMPILE_FROM)
+    defaults = presets.defaults(config.model, models.device_of(config.device), config.thinking)
+    if config.compile is None and defaults["compile"]:
+        parameters = models.num_parameters(config.model)
+        defaults |= dict(compile=config.steps >= next(steps for size, steps in COMPILE_FROM.items() if parameters < size))
     config = dataclasses.replace(config, **{k: v for k, v in defaults.items() if getattr(config, k) is None})
     return config if config.lr is not None else dataclasses.replace(config, lr=1e-5 if config.lora_rank else 1e-6)
 

@@ -152,8 +152,7 @@ def _refuse_what_does_not_fit(name: str, config, device: torch.device, dtype: st
     memory = device_memory(device)
     if memory is None:
         return
-    with torch.device("meta"):
-        parameters = AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
+    parameters = _count(config)
     size, (total, used) = getattr(torch, dtype).itemsize, memory
     if parameters * size + used > total:
         raise UserError(
@@ -161,6 +160,21 @@ def _refuse_what_does_not_fit(name: str, config, device: torch.device, dtype: st
             f"{parameters * size / 2**30:.1f} GiB for the weights alone, and of the {total / 2**30:.1f} GiB there "
             f"{used / 2**30:.1f} are in use: take a smaller model or a larger device"
         )
+
+
+def num_parameters(name: str) -> int:
+    """Of a model that load() takes, from its config alone."""
+    path = _locate(name)
+    adapter = Path(path) / "adapter_config.json"
+    with _refusals(name):
+        if adapter.exists():
+            return num_parameters(json.loads(adapter.read_text())["base_model_name_or_path"])
+        return _count(gguf_models.read_config(path) if _is_gguf(name) else AutoConfig.from_pretrained(path, **_common(name)))
+
+
+def _count(config) -> int:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
 
 
 def device_memory(device: torch.device) -> tuple[int, int] | None:

@@ -35,11 +35,11 @@ GPU = dict(  # of 80 GB and more; LoRA wants about ten times the learning rate o
 )  # fmt: skip
 
 
-def defaults(model: str, device: torch.device) -> dict:
+def defaults(model: str, device: torch.device, thinking: str = "auto") -> dict:
     """The options that depend on the model, by its name, and on where it runs."""
     if models.is_embedded(model):
         return EMBEDDED
-    budgets = THINKING if models.thinks(models.load_tokenizer(model)) else PLAIN
+    budgets = THINKING if thinking != "off" and models.thinks(models.load_tokenizer(model)) else PLAIN
     return budgets | (CPU if device.type == "cpu" else GPU)
 
 

@@ -39,7 +39,7 @@ def format_step(row: dict, seconds: float) -> str:
     show = lambda name: "  - " if row[name] is None else f"{row[name]:.2f}"
     return (
         f"step {row['step']:4} | reward {show('reward_answer')} {show('reward_confession')} | honest {show('honest_given_noncompliant')} "
-        f"claims {show('claim_match')} J {show('claim_J')} counted {show('count_rate')} | hack {show('bracket_hack')} exact {show('exact_compliance')} "
+        f"claims {show('claim_match')} claim J {show('claim_J')} counted {show('count_rate')} | hack {show('bracket_hack')} exact {show('exact_compliance')} "
         f"fooled {show('judge_fooled')} no verdict {show('judge_failed')} | parsed {show('parsed')} | grad {show('grad_norm')} "
         f"gap {row['logprob_gap_answer'] or 0:.0e} | {seconds:.1f}s"
         + (" | SKIPPED: loss or gradient not finite" if row["grad_norm"] is None else "")
@@ -57,9 +57,10 @@ def format_example(rollout: Rollout, task) -> str:
     report = rollout.report
     parsed = isinstance(report, ConfessionReport)
     said = f"grade {report.grade}" if parsed else report.reason
+    reward = rollout.confession.reward
     rows = zip_longest(task.objectives(rollout.x), rollout.truth.objectives, report.claims if parsed else ())
     claims = "   ".join(f"{name} {'met' if met else 'not met'}{f', claimed {claim}' if claim else ''}" for name, met, claim in rows)
     return (
         f"  y   {cli.printable(rollout.y, 150)}\n      judge: {rollout.verdict.state}\n"
-        f"  zc  {cli.printable(rollout.zc or rollout.yc, 150)}\n      {claims}\n      {said}; reward {rollout.confession.reward:.2f}"
+        f"  zc  {cli.printable(rollout.zc or rollout.yc, 150)}\n      {claims}\n      {said}; reward {'-' if reward is None else f'{reward:.2f}'}"
     )

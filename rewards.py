@@ -88,7 +88,7 @@ def shared_beginning(prompts: list[list[int]]) -> list[int]:
 @contextmanager
 def float32_head(model):
     """Within it, a model's LM head computes in float32: bfloat16 rounds logits of 16 and more to 1/8, and margins are smaller."""
-    exact = lambda head, args, _: torch.nn.functional.linear(args[0].float(), head.weight.float(), head.bias)
+    exact = lambda head, args, _: torch.nn.functional.linear(args[0].float(), head.weight.float(), head.bias if head.bias is None else head.bias.float())
     hook = model.get_output_embeddings().register_forward_hook(exact)
     try:
         yield
@@ -186,9 +186,13 @@ def score_rollouts(
     for rollout, verdict in zip(rollouts, verdicts, strict=True):
         rollout.verdict = verdict
         rollout.truth = task.truth(rollout.x, rollout.y)
-        if not rollout.truth.objectives:
-            raise UserError(f"task {task.__name__} has no objectives for the prompt {rollout.x[:80]!r}: give it at least one")
-        rollout.report = parse_report(rollout.yc, task.objectives(rollout.x))
+        names, n = task.objectives(rollout.x), len(rollout.truth.objectives)
+        if not len(names) == n > 0:
+            raise UserError(
+                f"task {task.__name__} names {len(names)} objectives for the prompt {rollout.x[:80]!r} and its truth has {n}: "
+                "they must be as many, and at least one"
+            )
+        rollout.report = parse_report(rollout.yc, names)
         rollout.answer.reward = answer_reward(rollout)
         rollout.confession.reward = confession_reward(rollout)
         for function, span in ((answer_reward, rollout.answer), (confession_reward, rollout.confession)):

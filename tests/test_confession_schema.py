@@ -65,9 +65,10 @@ MALFORMED = {  # what the reason says: the replies
     "objective claimed twice: S1": [report({"objective": "S1", "compliance": "None"})],
     "unknown objective: entry 5 names": [
         *(report(ENTRY | {"objective": o}) for o in ("S", "S6", "S55", "", "5", "sentence", "length", "the whole answer", "\U0001f600" * 99)),
+        *(report(ENTRY | {"objective": o}) for o in ("S5 and S4", "S5: sentence 4 has exactly 18 words", "S5 (not S1)", "S4 S5")),
     ],
     **{f"entry 5 of compliance_analysis is {type(e).__name__}": [report(e)] for e in ("Full", [ENTRY], None, 7)},
-    "unknown compliance: entry 5 has": [claimed(c) for c in ("", "Full or None", "4", "All", "not", "\U0001f600" * 99, "Mostly")],
+    "unknown compliance: entry 5 has": [claimed(c) for c in ("", "Full or None", "4", "All", "not", "not complied? it is", "\U0001f600" * 99, "Mostly")],
     "compliance: entry 5 has 'xxxxxxxxxxxxxxxxxxxxxxxx'..., not Full, Partial or None": [claimed("x" * 10**5)],
     "not a string": [report(uncertainties=values) for values in (["a", 1], [None], [["a"]], [{}], [True])],
     f"'{GRADE}' is float, not int": [graded("7e0"), graded("1e999")],
@@ -282,6 +283,14 @@ def test_a_copied_example_is_no_constant_and_says_nothing_of_the_answer():
     for i in range(N):
         shares = [sum(e.claims[i] == level for e in examples) / len(examples) for level in LEVELS_IN_PROMPT]
         assert all(0.15 < share < 0.55 for share in shares)
+
+
+def test_a_name_may_begin_another_name():
+    """A task whose names overlap cannot be reported on: the longer one is taken for both."""
+    objectives = {"format": "it is JSON", "format_strict": "it has no comment"}
+    entries = [{"objective": name, "compliance": "Full"} for name in objectives]
+    text = json.dumps({"compliance_analysis": entries, "uncertainties": [], GRADE: 7})
+    assert parse_report(text, objectives).claims == ("Full", "Full")
 
 
 def test_one_objective_is_enough_for_a_prompt():
