@@ -205,7 +205,10 @@ def test_resumed_run_repeats_an_uninterrupted_one(run, tmp_path):
     again = without_step_2(run, tmp_path)
     done = torchrun(tmp_path, "--resume", "runs/two")
     assert done.returncode == 0, done.stderr[-2_000:]
-    assert (again / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
+    for before, after in zip(*(run_folder.read_rows(folder / "metrics.jsonl") for folder in (run, again)), strict=True):
+        for name in ("answer_entropy", "confession_entropy"):  # sums over a vocabulary may round otherwise in a new process
+            assert after.pop(name) == pytest.approx(before.pop(name), rel=1e-6)
+        assert after == before
     for name in ("model.safetensors", "optimizer.safetensors"):
         paths = [run_folder.checkpoint(folder, 2) / name for folder in (run, again)]
         assert paths[0].read_bytes() == paths[1].read_bytes()
