@@ -134,7 +134,7 @@ def test_an_output_layer_of_its_own_stays_one(tmp_path, original, tokenizers):
 
 def test_what_lies_beside_a_file_is_not_taken(file, original, tokenizers):
     """The tokenizer or config of another model in the same folder is used instead of the file's."""
-    for beside in (models.ORGANISMS / "tiny").iterdir():
+    for beside in (models.ORGANISMS / "policy").iterdir():
         shutil.copy(beside, file.parent)
     model, tokenizer = models.load(str(file), CPU)
     assert tokenizer.get_vocab() == tokenizers["qwen3"].get_vocab() and same_weights(model, original)
