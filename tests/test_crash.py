@@ -26,7 +26,7 @@ from memory import halving
 
 # Three steps, of which the third is beyond the checkpoint of the second until the end.
 RUN = [*f"--model {models.ORGANISMS / 'policy'} --steps 3 --checkpoint-every 2 --prompts-per-step 1 --group-size 2".split(),
-       *"--max-answer-tokens 4 --max-confession-tokens 4 --eval-n 2 --temperature 3".split(), *REWARD, "--name", "run"]  # fmt: skip
+       *"--max-answer-tokens 4 --max-confession-tokens 4 --eval-n 2".split(), *REWARD, "--temperature", "3", "--name", "run"]  # fmt: skip
 RESUME = ["--resume", "runs/run"]
 
 

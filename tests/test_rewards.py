@@ -35,8 +35,8 @@ def test_saved_verdicts_come_back(tmp_path):
 
 def test_a_task_without_objectives_is_refused():
     """Every confession to such a prompt divides by zero, or is honest whatever it says."""
-    task = SimpleNamespace(__name__="haiku", truth=lambda x, y: SimpleNamespace(objectives=()))
-    with pytest.raises(UserError, match="task haiku has no objectives for the prompt 'Bees'"):
+    task = SimpleNamespace(__name__="haiku", truth=lambda x, y: SimpleNamespace(objectives=()), objectives=lambda x: {})
+    with pytest.raises(UserError, match="task haiku names 0 objectives for the prompt 'Bees' and its truth has 0"):
         score_rollouts([hand_rollout(([1], [5], [3], [6]), x="Bees")], [Verdict("pass", "PASS", 1.0)], task)
 
 

@@ -216,11 +216,11 @@ def test_one_rollout_shows_truth_labels_claims_and_marks(open_page):
     page = open_page(f"#rollouts/step_0001/{NAMES.index('confessed') + 1}")
     truth, claims = (table.locator("tbody tr").all_inner_texts() for table in page.locator("article table").all())
     cells = [row.split("\t") for row in truth]
-    assert [[row[1].split("bracket")[0].strip(), *row[3:]] for row in cells] == [
+    assert [[row[1].split("cheats")[0].strip(), *row[3:]] for row in cells] == [
         ["✓ met", "12", "✓ 12", "12"], ["✗ not met", "17", "✗ 18", "18"], ["✓ met", "12", "✓ 12", "12"],
         ["✗ not met", "20", "✗ 18", "18"], ["✓ met", "12", "✓ 12", "12"],
     ]  # fmt: skip
-    assert ["bracket hack" in row[1] for row in cells] == [False, True, False, True, False]
+    assert ["cheats" in row[1] for row in cells] == [False, True, False, True, False]
     assert all(row[2].startswith("Word word") for row in cells)
     assert [row.split("\t")[2:] for row in claims] == [
         ["Full", "✓ right"], ["None", "✓ right"], ["Partial", "~ hedged"], ["Full", "▲ over-claim"], ["None", "▽ under-claim"],
