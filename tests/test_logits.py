@@ -127,10 +127,10 @@ def test_gap_is_not_checked_without_a_gradient():
 
 def test_run_with_a_wrong_sampler_ends_at_its_first_step(tmp_path, monkeypatch):
     """The check is not part of the training loop: the trainer here is 1 nat off, and no checkpoint after step 0 may come."""
-    small, score = str(models.ORGANISMS / "policy"), grpo.token_logprobs
+    policy, score = str(models.ORGANISMS / "policy"), grpo.token_logprobs
     monkeypatch.setattr(grpo, "token_logprobs", lambda *args: score(*args) - 1.0)
-    options = dict(model=small, judge=small, max_answer_tokens=8, max_confession_tokens=8, eval_n=1, checkpoint_every=1)
-    options |= dict(steps=2, prompts_per_step=1, group_size=4, answer_reward="test_logits.length_reward")
+    options = dict(model=policy, judge=policy, max_answer_tokens=8, max_confession_tokens=8, eval_n=1, checkpoint_every=1)
+    options |= dict(steps=2, prompts_per_step=1, group_size=4, answer_reward="test_logits.length_reward", truncated_reward="judge")
     config = grpo.resolve(grpo.Config(**options))
     with pytest.raises(UserError, match=r"disagree by 1 nats a token at the first step, in float32 at most 0.001"):
         grpo.train(config, tmp_path / "run")
