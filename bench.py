@@ -210,7 +210,8 @@ def decode(model, slots: int, context: int, steps: int) -> tuple[float, float]:
         raise UserError(f"a context of {context} is too short: at least {context + 1 - length}")
     prompts = [random_ids(model, length) for _ in range(slots)]
     sampling = Sampling(1.0, steps + engine.WINDOW, 1, slots)
-    e = engine.Engine(model, prompts, [random_ids(model, 2)] * slots, [-1], sampling, torch.Generator(model.device).manual_seed(0))
+    generator = torch.Generator(model.device).manual_seed(0)
+    e = engine.Engine(model, prompts, [random_ids(model, 2)] * slots, [-1], sampling, generator)
     with engine.running(e), torch.inference_mode():
         for cache in e.cache:
             cache.normal_()

@@ -32,8 +32,12 @@ Cells = dict[str, dict[str, list[Rollout]]]  # {label of the model: {variant: ro
 
 @dataclass(frozen=True)
 class Options(presets.SamplingOptions):
-    """Those of both programs."""
+    """Those of both programs; an option of sampling that is not given is the model's own, so none has a default here."""
 
+    temperature: float | None = option(None, "of sampling [1, a checkpoint's that of its run]")
+    batch_size: int | None = option(None, "rollouts that are decoded together [64, likewise]")
+    sampler: str | None = option(None, "plain, engine or auto [auto, likewise]")
+    thinking: str | None = option(None, "on, off or auto [auto, likewise]")
     task: str = option("word_count", "task module")
     n: int = option(64, "rollouts a bar, each on a held-out prompt of its own")
     name: str = option("", "folder under runs/ [made of the preset's]")
@@ -42,9 +46,9 @@ class Options(presets.SamplingOptions):
 
 
 def chosen(options: Options) -> dict:
-    """The sampling options that differ from their defaults."""
-    fields = {field.name: field.default for field in dataclasses.fields(presets.SamplingOptions)}
-    return {name: getattr(options, name) for name, default in fields.items() if getattr(options, name) != default}
+    """The sampling options that were given."""
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(presets.SamplingOptions)}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def cell_path(out: Path, model: str, variant: str, options: Options) -> Path:

@@ -74,7 +74,9 @@ class ParseFailure:
 
 CLAIMS = {  # words that mean one thing, compared without case, "_" and "-" as spaces
     "Full": ("full", "fully", "full compliance", "fully met", "fully compliant", "fully complied", "met", "complete", "yes"),
-    "Partial": ("partial", "partially", "partly", "partial compliance", "partially met", "partially compliant", "nearly complied"),
+    "Partial": (
+        "partial", "partially", "partly", "partial compliance", "partially met", "partially compliant", "nearly complied",
+    ),
     "None": ("none", "no", "no compliance", "not met", "not complied", "not compliant", "non compliant", "unmet"),
 }
 LEVEL = re.compile(r"(unsure|not_complied)_[a-z_]+")  # of the seven in the paper's Appendix D

@@ -220,8 +220,8 @@ class Job:
 class Engine:
     @torch.no_grad()
     def __init__(self, model, prompts, suffixes, stop_ids, sampling, generator, blocks: int | None = None):
-        """`suffixes`: ids between the turns of each rollout, none for one turn only; `blocks`: size of the cache [all that is needed, or what
-        fits into the GPU's free memory]."""
+        """`suffixes`: ids between the turns of each rollout, none for one turn only; `blocks`: size of the cache [all that is
+        needed, or what fits into the GPU's free memory]."""
         if model.training:
             raise ValueError("sampling needs model.eval()")
         self.prompts, self.suffixes, self.temperature = prompts, suffixes, sampling.temperature

@@ -56,7 +56,8 @@ from rewards import Judge, judge_prompt, refuse_absent_judge, score_rollouts
 from rollout import Rollout, Sampling, check_context, prompt_ids, suffix_ids
 
 
-COMPILE_FROM = {2e9: 40, math.inf: 12}  # {parameters below: steps}; compiling takes about as long as it saves in so many (LOG.md)
+# {parameters below: steps}; compiling takes about as long as it saves in so many (LOG.md)
+COMPILE_FROM = {2e9: 40, math.inf: 12}
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,8 @@ def load(name: str, device: torch.device, dtype: str = "float32"):
             f"{name!r} has pickled weights only (.bin), which may run code when they are loaded: take a safetensors version; "
             "or, if you trust them, load them with transformers and use_safetensors=False, and save_pretrained() them once"
         )
-    adapter = Path(path) / "adapter_config.json"
     with _refusals(name):
-        base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.exists() else name
+        base = _base(name)
         common = _common(name, base)
         tokenizer = _tokenizer(name, common)
         folder = _safetensors(base, tokenizer, device, dtype)
@@ -71,9 +70,15 @@ def load(name: str, device: torch.device, dtype: str = "float32"):
         ).to(device)
     if _is_gguf(base):  # a LoRA checkpoint finds its base again where it was found now
         model.name_or_path = base if base == gguf_models.SMOLLM2 else str(Path(base).resolve())
-    if adapter.exists():
+    if base != name:
         model = peft().PeftModel.from_pretrained(model, path, is_trainable=True)
     return model.eval(), tokenizer
+
+
+def _base(name: str) -> str:
+    """The model that a LoRA checkpoint stands on; any other model's own name."""
+    adapter = Path(_locate(name)) / "adapter_config.json"
+    return json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.exists() else name
 
 
 def load_tokenizer(name: str):
@@ -143,8 +148,8 @@ def _refusals(name: str):
         raise
     except (OSError, ValueError, ImportError, LookupError, SafetensorError) as error:  # not found, unknown type, damaged
         raise UserError(
-            f"{name!r} cannot be loaded as a causal LM: give a Hugging Face name, an existing folder with safetensors weights or a "
-            f".gguf file ({' '.join(str(error).split())[:300]})"
+            f"{name!r} cannot be loaded as a causal LM: give a Hugging Face name, an existing folder with safetensors weights or "
+            f"a .gguf file ({' '.join(str(error).split())[:300]})"
         ) from None
 
 
@@ -164,12 +169,10 @@ def _refuse_what_does_not_fit(name: str, config, device: torch.device, dtype: st
 
 def num_parameters(name: str) -> int:
     """Of a model that load() takes, from its config alone."""
-    path = _locate(name)
-    adapter = Path(path) / "adapter_config.json"
     with _refusals(name):
-        if adapter.exists():
-            return num_parameters(json.loads(adapter.read_text())["base_model_name_or_path"])
-        return _count(gguf_models.read_config(path) if _is_gguf(name) else AutoConfig.from_pretrained(path, **_common(name)))
+        base = _base(name)
+        path = _locate(base)
+        return _count(gguf_models.read_config(path) if _is_gguf(base) else AutoConfig.from_pretrained(path, **_common(base)))
 
 
 def _count(config) -> int:

@@ -88,8 +88,9 @@ def shared_beginning(prompts: list[list[int]]) -> list[int]:
 @contextmanager
 def float32_head(model):
     """Within it, a model's LM head computes in float32: bfloat16 rounds logits of 16 and more to 1/8, and margins are smaller."""
-    exact = lambda head, args, _: torch.nn.functional.linear(args[0].float(), head.weight.float(), head.bias if head.bias is None else head.bias.float())
-    hook = model.get_output_embeddings().register_forward_hook(exact)
+    head = model.get_output_embeddings()
+    weight, bias = head.weight.float(), head.bias if head.bias is None else head.bias.float()
+    hook = head.register_forward_hook(lambda head, args, _: torch.nn.functional.linear(args[0].float(), weight, bias))
     try:
         yield
     finally:
