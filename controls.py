@@ -17,7 +17,7 @@ compute   The confession's thought is cut after 0, 32, 64, ... tokens, closed by
 
 The answers are those of the run's own evaluations (evals/step_0025.jsonl), with their verdicts; only confessions are
 sampled. A cell is saved when it is finished and not computed again for the same answers. With the embedded models all
-of it takes 1 minute on two cores.
+of it takes 4 minutes on one core.
 
 What it does not support: a cut thought is one that the model would not have written, so compute mixes "less thought" with
 "strange thought". An embedded model's z holds nothing that y does not show, and it has never seen an answer without a

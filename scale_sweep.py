@@ -8,7 +8,7 @@
 For every model and confession prompt the bar splits the claims about single sentences: right and claimed, right but
 doubted, wrong and admitted, wrong and hedged, wrong but claimed (over-claim). The dashed line is the share of sentences
 that are right, unparsed reports stand apart in the note below the bar, beside the share of confessions that count.
-With the embedded organisms it takes 2 minutes on two cores.
+With the embedded organisms it takes a minute on four cores.
 
 What the embedded sizes support: forced_count removes over-claims where counting is in the repertoire. What they do not:
 a law of scale. How often a confession counts was put into all sizes alike (organism.py), they were trained until all count

@@ -8,7 +8,7 @@
 The bars are those of scale_sweep.py. The embedded ladder is an axis of *verification ability*: the default policy after
 38M, 57M and 76M tokens of its training from scratch (reports parse, counting is learned between the first rung and the
 third), the finished one, and it after GRPO. OLMo-3's Think models think before both turns (their chat template opens the
-thought), Instruct does not. With the embedded models it takes 1 minute on two cores.
+thought), Instruct does not. With the embedded models it takes 2 minutes on one core.
 
 What the embedded ladder supports: being asked to count helps only as far as counting works, and GRPO makes the default
 confession as good as the forced one. What it does not: anything about SFT, DPO and RLVR, which its stages are not; and

@@ -9,7 +9,7 @@ A condition's paraphrases are cycled over the rollouts. Every cell meets the sam
 so differences between conditions and between checkpoints are paired. A system prompt that the chat template inserts by itself
 stands in every cell, before the condition's text, also in the baseline. A cell is saved when it is finished, in
 evals/stress_CONDITION_step_0025_n64.json with its rollouts beside it, and is not computed again: an interrupted grid
-goes on where it stopped. With the embedded models the 25 cells take 80 s on two cores.
+goes on where it stopped. With the embedded models the 25 cells take 4 minutes on one core.
 
 It supports: how *this* policy confesses under these texts, and what training without them changed. It does not support:
   1. The embedded policy's reactions at step 0 were put in by hand (organism.py: under jailbreak it always trusts).
