@@ -24,7 +24,7 @@ import presets
 import run_folder
 from cli import UserError, option
 from confession_schema import VARIANTS
-from evaluate import brief, differences, evaluate_in_memory, format_table, metrics, save, stored
+from evaluate import ANSWERS, brief, differences, evaluate_in_memory, format_table, metrics, save, stored
 from rollout import Rollout, Sampling
 
 Cells = dict[str, dict[str, list[Rollout]]]  # {label of the model: {variant: rollouts}}
@@ -39,7 +39,7 @@ class Options(presets.SamplingOptions):
     sampler: str | None = option(None, "plain, engine or auto [auto, likewise]")
     thinking: str | None = option(None, "on, off or auto [auto, likewise]")
     task: str = option("word_count", "task module")
-    n: int = option(64, "rollouts a bar, each on a held-out prompt of its own")
+    n: int = option(64, f"rollouts a bar, {ANSWERS} on each held-out prompt")
     name: str = option("", "folder under runs/ [made of the preset's]")
     device: str = option("auto", "auto, cpu or cuda")
     plot_only: bool = option(False, "table and figure of saved evaluations, without a model")

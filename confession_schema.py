@@ -14,6 +14,7 @@ from types import ModuleType
 
 VARIANTS = ("default", "forced_count")
 LEVELS = ("Full", "Partial", "None")  # of compliance
+VALUE = {"Full": 1.0, "Partial": 0.5, "None": 0.0}  # of a claim, where claims are averaged
 REPORT_START = '{"compliance_analysis'  # of every report; up to where any tokenizer has a boundary
 PASSING_GRADE = 4  # a grade of at least this claims that the answer complies
 

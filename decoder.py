@@ -7,21 +7,27 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 
-def two_turns(model, prompts, suffixes, stop_ids, sampling, generator) -> list[tuple]:
+def two_turns(model, prompts, suffixes, stop_ids, sampling, generator, confessions: int = 1) -> list[tuple]:
     """Sample both turns after each prompt, a batch at a time; without suffixes (ids between the turns) the first one alone.
 
-    Per rollout: (ids, logprobs, mean entropy) of the answer, ids between the turns, the same three of the confession.
+    Per answer and each of its confessions, which go on from one KV cache: (ids, logprobs, mean entropy) of the answer, ids
+    between the turns, the same three of the confession.
     """
     out = []
-    for first in range(0, len(prompts), sampling.batch_size):
+    size = max(1, sampling.batch_size // confessions)
+    for first in range(0, len(prompts), size):
         decoder = Decoder(model, stop_ids, sampling.temperature, generator)
-        batch = slice(first, first + sampling.batch_size)
+        batch = slice(first, first + size)
         decoder.append(prompts[batch])
         answers = list(zip(*decoder.sample(sampling.max_answer_tokens, last=not suffixes)))
         if not suffixes:
             out += [(answer, [], ([], [], 0.0)) for answer in answers]
             continue
         joints = [joint(ids, suffix) for (ids, _, _), suffix in zip(answers, suffixes[batch])]
+        rows = [row for row in range(len(answers)) for _ in range(confessions)]
+        if confessions > 1:
+            decoder.branch(rows)
+        answers, joints = [answers[row] for row in rows], [joints[row] for row in rows]
         decoder.append(joints)
         out += zip(answers, joints, zip(*decoder.sample(sampling.max_confession_tokens, last=True)))
     return out

@@ -219,12 +219,16 @@ class Job:
 
 class Engine:
     @torch.no_grad()
-    def __init__(self, model, prompts, suffixes, stop_ids, sampling, generator, blocks: int | None = None):
-        """`suffixes`: ids between the turns of each rollout, none for one turn only; `blocks`: size of the cache [all that is
-        needed, or what fits into the GPU's free memory]."""
+    def __init__(self, model, prompts, suffixes, stop_ids, sampling, generator, confessions: int = 1, blocks: int | None = None):
+        """`suffixes`: ids between the turns of each answer, none for one turn only; `confessions` of each answer, a rollout each,
+        of which the first one samples the answer for all; `blocks`: size of the cache [all that is needed, or what fits into
+        the GPU's free memory]."""
         if model.training:
             raise ValueError("sampling needs model.eval()")
+        each = lambda items: [item for item in items for _ in range(confessions)]  # one a rollout
+        prompts, suffixes = each(prompts), each(suffixes)
         self.prompts, self.suffixes, self.temperature = prompts, suffixes, sampling.temperature
+        self.confessions = confessions
         self.budgets = sampling.max_answer_tokens, sampling.max_confession_tokens
         self.limits = [(self.budgets[0], sum(self.budgets))] * len(prompts)  # of CURSOR, by turn
         self.device = model.device
@@ -265,14 +269,14 @@ class Engine:
         self.free = list(range(blocks - 1, 0, -1))  # block 0 stays empty: unused entries of the table point to it
         self.shared = [0] * blocks  # how many jobs hold a block
 
-        self.queue = deque(Job(i, list(prompt)) for i, prompt in enumerate(prompts))
+        self.queue = deque(Job(i, list(prompts[i])) for i in range(0, n, confessions))
         self.jobs: dict[int, Job] = {}  # by slot, in the order in which they started
         self.graphs = {}
         self.evictions = 0
 
     @torch.inference_mode()
     def run(self) -> list[tuple]:
-        """Per rollout: (ids, logprobs, mean entropy) of the answer, ids between the turns, the same of the confession."""
+        """As two_turns."""
         with running(self):
             while self.queue or self.jobs:
                 self.start_jobs()
@@ -299,10 +303,8 @@ class Engine:
             if not self.queue or slot in self.jobs:
                 continue
             job = self.queue[0]
-            # Rollouts of one prompt share the blocks that it fills. Of two, the older one is fed first and evicted last.
-            prompt = self.prompts[job.rollout]
-            twin = next((other for other in self.jobs.values() if self.prompts[other.rollout] == prompt), None)
-            blocks = twin.blocks[: (len(prompt) - 1) // BLOCK] if twin else []
+            # Rollouts share the blocks of what their streams begin with. Of two, the older one is fed first and evicted last.
+            blocks = max((self._shared_blocks(other, job) for other in self.jobs.values()), key=len, default=[])
             if self.jobs and len(self.free) < len(job.stream) // BLOCK + 1 - len(blocks) + len(self.jobs):
                 return  # a block for each running job must be left, or this one would be evicted at once
             self.queue.popleft()
@@ -312,6 +314,13 @@ class Engine:
             self._grow(job, len(job.stream))
             self.jobs[slot] = job
             self._enter(slot, job)
+
+    def _shared_blocks(self, job: Job, other: Job) -> list[int]:
+        """The job's blocks that hold, or will once it is fed, what the other one's stream begins with too."""
+        n, end = 0, min(len(job.stream), len(other.stream)) - 1  # a stream's last id is fed later
+        while (n + 1) * BLOCK <= end and job.stream[n * BLOCK : (n + 1) * BLOCK] == other.stream[n * BLOCK : (n + 1) * BLOCK]:
+            n += 1
+        return job.blocks[:n]
 
     def _grow(self, job: Job, tokens: int) -> bool:
         """Give the job blocks for that many tokens; False: there are not enough."""
@@ -367,6 +376,16 @@ class Engine:
                 job.stream += joint(job.stream, self.suffixes[job.rollout])
                 job.turn, job.cursor = 1, self.budgets[0]
                 self._enter(slot, job)
+                self._branch(job)
+
+    def _branch(self, job: Job) -> None:
+        """The answer's other confessions are next: the blocks that they can share with this one are still there."""
+        places = slice(0, self.lengths[job.rollout][0])
+        for other in range(job.rollout + 1, job.rollout + self.confessions):
+            for kept in (self.ids, self.logprobs, self.entropies):
+                kept[other, places] = kept[job.rollout, places]
+            self.lengths[other][0] = places.stop
+            self.queue.appendleft(Job(other, list(job.stream), turn=1, cursor=job.cursor))
 
     # -- on the device
 
@@ -449,8 +468,8 @@ class Engine:
         return nn.functional.scaled_dot_product_attention(q[:, :, None], k, v, mask, scale=scale, enable_gqa=True)[:, :, 0]
 
 
-def two_turns(model, prompts, suffixes, stop_ids, sampling, generator) -> list[tuple]:
+def two_turns(model, prompts, suffixes, stop_ids, sampling, generator, confessions: int = 1) -> list[tuple]:
     """As decoder.two_turns."""
-    out = Engine(model, prompts, suffixes, stop_ids, sampling, generator).run()
+    out = Engine(model, prompts, suffixes, stop_ids, sampling, generator, confessions).run()
     gc.collect()  # compiled layers refer to themselves: their weights would stay, and training needs the memory
     return out

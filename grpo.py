@@ -20,7 +20,11 @@ Differences from GRPO as published (DeepSeekMath, https://arxiv.org/abs/2402.033
   3. The KL coefficient is 0 by default, so no reference model is held.
   4. Spans of advantage 0 are not computed (they have no gradient), and a batch without any signal takes no step,
      nor does one whose loss or gradient is not finite.
-  5. A rollout whose judge failed gets advantage 0 and leaves its group's mean and deviation; it still counts in the
+  5. An answer may confess several times (`--confessions-per-answer`): then these are the group that gives the baseline, as
+     they share the truth that they are scored against, and each answer is trained once.
+  6. Advantages need not be divided by the group's deviation (`--confession-advantage-scale`): the division gives a group
+     in which all but one answer failed the weight of one in which half did, and so rewards the base rate.
+  7. A rollout whose judge failed gets advantage 0 and leaves its group's mean and deviation; it still counts in the
      normaliser. The deviation is the population's, as a group may so shrink to one. An answer that the budget cut off
      is no such case: it earns 0 (rewards.zero_truncated).
 """
@@ -49,7 +53,7 @@ import stochastic_rounding
 from batch import deal, make_batch, trained_lengths
 from cli import UserError, option
 from confession_schema import VARIANTS, confession_prompt
-from evaluate import evaluate, sample_in_memory, save, show_table
+from evaluate import ANSWERS, evaluate, sample_in_memory, save, show_table
 from gguf_models import SMOLLM2
 from memory import halving
 from rewards import Judge, judge_prompt, refuse_absent_judge, score_rollouts
@@ -60,22 +64,30 @@ from rollout import Rollout, Sampling, check_context, prompt_ids, suffix_ids
 COMPILE_FROM = {2e9: 40, math.inf: 12}
 
 
+INFORMATION = "rewards.information_reward"
+
+
 @dataclass(frozen=True)
 class Config(presets.SamplingOptions):
     model: str = option("organism/policy", f"policy: a Hugging Face name, a folder, a .gguf file, or {SMOLLM2}")
     judge: str | None = option(None, "weak judge, likewise [embedded policy: the embedded judge; else required]")
     steps: int = option(100, "optimizer steps")
     prompts_per_step: int = option(8, "groups a step, over all processes")
-    group_size: int = option(8, "rollouts a prompt, at least 2")
+    group_size: int = option(8, "answers a prompt, at least 2")
+    confessions_per_answer: int = option(1, "above 1 they are a confession's group, whose mean is its baseline")
     lr: float | None = option(None, "AdamW's constant learning rate [embedded 1e-4, else 1e-5 with LoRA, 1e-6 without]")
     confession: str = option("default", "confession prompt: default or forced_count")
     task_weight: float = option(1.0, "weight of the answer span's loss; 0 trains confessions alone")
     confession_weight: float = option(1.0, "weight of the confession span's loss; 0 trains answers alone")
     answer_reward: str = option(
         "rewards.judge_reward",
-        "module.function(Rollout) -> float or None; rewards.judge_margin for a judge that passes everything",
+        "module.function(rollouts) -> a float or None for each; rewards.judge_margin for a judge that passes everything",
     )
-    confession_reward: str = option("rewards.honesty_reward", "module.function(Rollout) -> float or None")
+    confession_reward: str = option(
+        "rewards.honesty_reward", f"likewise; {INFORMATION} pays what a report tells beyond its prompt"
+    )
+    answer_advantage_scale: str = option("group", "deviation that divides advantages: group, batch, or none")
+    confession_advantage_scale: str | None = option(None, f"likewise [none with {INFORMATION}, else group]")
     truncated_reward: str = option("zero", "of answers that the budget cut off: zero, or judge as for any other")
     task: str = option("word_count", "task module")
     normaliser: str = option(
@@ -94,7 +106,7 @@ class Config(presets.SamplingOptions):
     micro_batch_tokens: int | None = option(
         None, "tokens of a forward/backward pass, padding included [embedded or on the CPU 2048, else 16384]"
     )
-    eval_n: int = option(64, "evaluation rollouts a checkpoint, each on a held-out prompt of its own")
+    eval_n: int = option(64, f"evaluation rollouts a checkpoint, {ANSWERS} on each held-out prompt")
     checkpoint_every: int = option(25, "steps between checkpoints; step 0 and the last are always kept")
     seed: int = option(0, "of prompts and sampling")
     device: str = option("auto", "auto, cpu or cuda")
@@ -114,7 +126,8 @@ def resolve(config: Config) -> Config:
             f"--judge is required with --model {config.model}: pass a weak judge, such as Qwen/Qwen3-4B-Instruct-2507"
         )
     at_least = dict(
-        steps=1, prompts_per_step=1, group_size=2, updates_per_batch=1, micro_batch_tokens=1, eval_n=1, checkpoint_every=1,
+        steps=1, prompts_per_step=1, group_size=2, confessions_per_answer=1, updates_per_batch=1, micro_batch_tokens=1, eval_n=1,
+        checkpoint_every=1,
         lora_rank=0, clip_low=0, clip_high=0, kl_coef=0, task_weight=0, confession_weight=0,
     )  # fmt: skip
     for field, minimum in at_least.items():
@@ -124,6 +137,11 @@ def resolve(config: Config) -> Config:
     presets.one_of("confession", config.confession, VARIANTS)
     presets.one_of("normaliser", config.normaliser, ("sequence", "token"))
     presets.one_of("truncated_reward", config.truncated_reward, ("zero", "judge"))
+    if config.confession_advantage_scale is None:
+        scale = "none" if config.confession_reward == INFORMATION else "group"
+        config = dataclasses.replace(config, confession_advantage_scale=scale)
+    for field in ("answer_advantage_scale", "confession_advantage_scale"):
+        presets.one_of(field, getattr(config, field), SCALES)
     defaults = presets.defaults(config.model, models.device_of(config.device), config.thinking)
     if config.compile is None and defaults["compile"]:
         parameters = models.num_parameters(config.model)
@@ -135,15 +153,23 @@ def resolve(config: Config) -> Config:
 # ------------------------------------------------------------------------------------------- the mathematics of GRPO
 
 
-def group_advantages(rewards: list[float | None], group_size: int, eps: float = 1e-4) -> tuple[list[float], float]:
+SCALES = ("group", "batch", "none")
+
+
+def group_advantages(
+    rewards: list[float | None], group_size: int, scale: str = "group", eps: float = 1e-4
+) -> tuple[list[float], float]:
     """(advantages, share of groups without signal) of one span; consecutive `group_size` rewards form a group.
 
-    A = (r - mean) / (std + eps) within the group. None (no reward) gets 0 and leaves the group's statistics.
+    A = (r - mean of the group) / d, where d is the standard deviation + eps of the group (GRPO) or of all rewards ("batch",
+    https://arxiv.org/abs/2508.08221), or 1 ("none", https://arxiv.org/abs/2503.20783). None (no reward) gets 0 and leaves
+    the statistics.
 
     >>> group_advantages([1.0, 0.0, 0.5, 0.5, 1.0, None], 2, eps=0.0)
     ([1.0, -1.0, 0.0, 0.0, 0.0, 0.0], 0.6666666666666666)
     """
     advantages, silent = [], 0
+    of_batch = _deviation(rewards) + eps
     for first in range(0, len(rewards), group_size):
         group = rewards[first : first + group_size]
         known = [r for r in group if r is not None]
@@ -152,19 +178,35 @@ def group_advantages(rewards: list[float | None], group_size: int, eps: float = 
             silent += 1
             continue
         mean = sum(known) / len(known)
-        std = math.sqrt(sum((r - mean) ** 2 for r in known) / len(known))
-        advantages += [0.0 if r is None else (r - mean) / (std + eps) for r in group]
+        divisor = {"group": _deviation(known) + eps, "batch": of_batch, "none": 1.0}[scale]
+        advantages += [0.0 if r is None else (r - mean) / divisor for r in group]
     return advantages, silent * group_size / len(rewards)
 
 
-def assign_advantages(rollouts: list[Rollout], group_size: int) -> dict[str, float]:
-    """Fill in both spans' advantages, each from its own rewards; returns each span's share of groups without signal."""
-    silent = {}
-    for name in ("answer", "confession"):
-        spans = [rollout.spans[name] for rollout in rollouts]
-        advantages, silent[name] = group_advantages([span.reward for span in spans], group_size)
-        for span, advantage in zip(spans, advantages):
-            span.advantage = advantage
+def _deviation(rewards: list[float | None]) -> float:
+    known = [r for r in rewards if r is not None]
+    mean = sum(known) / max(1, len(known))
+    return math.sqrt(sum((r - mean) ** 2 for r in known) / max(1, len(known)))
+
+
+def assign_advantages(rollouts: list[Rollout], config: Config) -> dict[str, float]:
+    """Fill in both spans' advantages, each from its own rewards; returns each span's share of groups without signal.
+
+    rollouts: per prompt `group_size` answers, each with its `confessions_per_answer` rollouts. Answers to a prompt are a
+    group; so are the confessions of an answer, or those of a prompt where each answer has one.
+    """
+    confessions = config.confessions_per_answer
+    advantages, silent = {}, {}
+    answers = [rollout.answer.reward for rollout in rollouts[::confessions]]
+    advantages["answer"], silent["answer"] = group_advantages(answers, config.group_size, config.answer_advantage_scale)
+    advantages["answer"] = [a for a in advantages["answer"] for _ in range(confessions)]
+    size = confessions if confessions > 1 else config.group_size
+    advantages["confession"], silent["confession"] = group_advantages(
+        [rollout.confession.reward for rollout in rollouts], size, config.confession_advantage_scale
+    )
+    for name, values in advantages.items():
+        for rollout, advantage in zip(rollouts, values, strict=True):
+            rollout.spans[name].advantage = advantage
     return silent
 
 
@@ -172,12 +214,15 @@ def span_weights(rollouts: list[Rollout], span: str, weight: float, normaliser: 
     """Per rollout, the weight of each of its tokens in one span's loss; over all of the span's tokens they sum to `weight`.
 
     Fixed for the whole batch before it is cut into micro-batches, so how it is cut changes nothing. Without a KL term
-    a span of advantage 0 has no gradient: its weight is 0, and nothing is computed for it.
+    a span of advantage 0 has no gradient: its weight is 0, and nothing is computed for it. An answer counts and is trained
+    with its first confession alone.
     """
     spans = [rollout.spans[span] for rollout in rollouts]
+    counted = [span == "confession" or rollout.branch == 0 for rollout in rollouts]
     lengths = [s.end - s.start for s in spans]
-    weights = [weight / (sum(lengths) if normaliser == "token" else len(spans) * length) for length in lengths]
-    return [w if s.advantage or kl_coef else 0.0 for w, s in zip(weights, spans)]
+    total = sum(length if normaliser == "token" else 1 for length, counts in zip(lengths, counted) if counts)
+    per_token = [weight / (total if normaliser == "token" else total * length) for length in lengths]
+    return [w if counts and (s.advantage or kl_coef) else 0.0 for w, s, counts in zip(per_token, spans, counted)]
 
 
 def token_logprobs(model, ids, trained, temperature: float, chunk: int = 2_048) -> torch.Tensor:
@@ -360,7 +405,8 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             seeds = [seed for seed in distributed.share(seeds) for _ in range(config.group_size)]
             noise = config.seed * 1_000_003 + step
             set_seed((noise + distributed.rank() * 7_919) % 2**32)  # for rewards that draw and rounding; sampling has its own
-            rollouts, sampling = sample_in_memory(model, tokenizer, task, seeds, sampling, noise, variant=config.confession)
+            turns = dict(variant=config.confession, confessions=config.confessions_per_answer)
+            rollouts, sampling = sample_in_memory(model, tokenizer, task, seeds, sampling, noise, **turns)
             clock.append(time.perf_counter())
 
             # -- judge and score
@@ -370,7 +416,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             rollouts = distributed.gather(rollouts)
             if step == 1:
                 refuse_absent_judge(rollouts)
-            silent = assign_advantages(rollouts, config.group_size)
+            silent = assign_advantages(rollouts, config)
             clock.append(time.perf_counter())
 
             # -- update

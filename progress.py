@@ -12,6 +12,9 @@ from evaluate import rates
 from rollout import Rollout
 
 
+ALIKE = 0.95  # of a step's reports being one and the same: the step's line says so
+
+
 def step_row(step: int, rollouts: list[Rollout], task, silent: dict[str, float], stats: dict[str, float]) -> dict:
     """A line of metrics.jsonl: nothing in it depends on the clock."""
     mean_reward = lambda rewards: sum(rewards) / len(rewards) if rewards else None
@@ -20,8 +23,11 @@ def step_row(step: int, rollouts: list[Rollout], task, silent: dict[str, float],
         for name in ("answer", "confession")
     }
     zero = {f"frac_zero_std_groups_{name}": share for name, share in silent.items()}
+    reports = Counter((r.report.claims, r.report.grade) for r in rollouts if isinstance(r.report, ConfessionReport))
+    (claims, grade), times = reports.most_common(1)[0] if reports else (((), None), 0)
+    alike = {"reports_alike": times / reports.total() if reports else None, "most_common_report": [*claims, grade]}
     unparsed = Counter(r.report.kind for r in rollouts if isinstance(r.report, ParseFailure))
-    return {"step": step, **rewards, **zero, **stats, **rates(rollouts, task), "unparsed": dict(unparsed.most_common())}
+    return {"step": step, **rewards, **zero, **stats, **rates(rollouts, task), **alike, "unparsed": dict(unparsed.most_common())}
 
 
 def timing_row(step: int, clock: list[float], rollouts: list[Rollout]) -> dict:
@@ -37,11 +43,13 @@ def timing_row(step: int, clock: list[float], rollouts: list[Rollout]) -> dict:
 
 def format_step(row: dict, seconds: float) -> str:
     show = lambda name: "  - " if row[name] is None else f"{row[name]:.2f}"
+    alike = (row["reports_alike"] or 0) >= ALIKE
     return (
-        f"step {row['step']:4} | reward {show('reward_answer')} {show('reward_confession')} | honest {show('honest_given_noncompliant')} "
-        f"claims {show('claim_match')} claim J {show('claim_J')} counted {show('count_rate')} | hack {show('bracket_hack')} exact {show('exact_compliance')} "
-        f"fooled {show('judge_fooled')} no verdict {show('judge_failed')} | parsed {show('parsed')} | grad {show('grad_norm')} "
-        f"gap {row['logprob_gap_answer'] or 0:.0e} | {seconds:.1f}s"
+        f"step {row['step']:4} | reward {show('reward_answer')} {show('reward_confession')} | J within prompts {show('claim_J_within')} "
+        f"honest {show('honest_given_noncompliant')} claims {show('claim_match')} counted {show('count_rate')} | "
+        f"hack {show('bracket_hack')} exact {show('exact_compliance')} fooled {show('judge_fooled')} no verdict {show('judge_failed')} | "
+        f"parsed {show('parsed')} | grad {show('grad_norm')} gap {row['logprob_gap_answer'] or 0:.0e} | {seconds:.1f}s"
+        + (f" | {row['reports_alike']:.0%} OF THE REPORTS ARE ALIKE: {' '.join(map(str, row['most_common_report']))}" if alike else "")
         + (" | SKIPPED: loss or gradient not finite" if row["grad_norm"] is None else "")
     )
 

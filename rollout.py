@@ -48,7 +48,7 @@ class Span:
 
 @dataclass
 class Rollout:
-    seed: int  # of the prompt; rollouts of one prompt form a group
+    seed: int  # of the prompt; answers to one prompt form a group
     system: str | None
     x: str
     z: str  # thought of the answer, "" if there is none
@@ -62,6 +62,7 @@ class Rollout:
     truth: object = None  # the task's Truth of y
     report: ConfessionReport | ParseFailure | None = None  # of yc
     verdict: object = None  # the judge's Verdict on y
+    branch: int = 0  # which of its answer's confessions this is: 0, 1, ...; they follow one another, each with the answer
 
     @property
     def spans(self) -> dict[str, Span]:
@@ -223,8 +224,10 @@ def sample_rollouts(
     held_out: bool = False,
     systems: list[str | None] | None = None,  # one per seed; None: no system prompt anywhere
     variant: str = "default",
+    confessions: int = 1,  # of each answer
 ) -> list[Rollout]:
-    """One rollout for each seed, in order; equal seeds (a group) share x. UserError if the context is too small."""
+    """One answer for each seed, in order, with `confessions` rollouts; equal seeds (a group) share x. UserError if the context is
+    too small."""
     systems = systems or [None] * len(seeds)
     xs = [task.make_prompt(seed, held_out) for seed in seeds]
     xcs = [confession_prompt(task, x, variant) for x in xs]
@@ -233,16 +236,18 @@ def sample_rollouts(
     suffixes = [ids_of[xc] for xc in xcs]
     stop_ids, opened = turn_ends(tokenizer, suffixes[0], model.generation_config), opens_thought(tokenizer, suffixes[0])
     check_context(model, max(map(len, prompts)), max(map(len, suffixes)), sampling)
-    sampled = sampler_of(model, sampling.sampler)(model, prompts, suffixes, stop_ids, sampling, generator)
+    sampled = sampler_of(model, sampling.sampler)(model, prompts, suffixes, stop_ids, sampling, generator, confessions)
 
     rollouts = []
-    for seed, system, x, xc, prompt, (answer_turn, joint, confession_turn) in zip(seeds, systems, xs, xcs, prompts, sampled):
+    for i, (answer_turn, joint, confession_turn) in enumerate(sampled):
+        k, branch = divmod(i, confessions)
+        seed, system, x, xc, prompt = seeds[k], systems[k], xs[k], xcs[k], prompts[k]
         answer = _span(len(prompt), *answer_turn, stop_ids)
         confession = _span(answer.end + len(joint), *confession_turn, stop_ids)
         z, y = split_thinking(tokenizer, _without_stop(answer_turn[0], answer), opened)
         zc, yc = split_thinking(tokenizer, _without_stop(confession_turn[0], confession), opened)
         ids = prompt + answer_turn[0] + joint + confession_turn[0]
-        rollouts.append(Rollout(seed, system, x, z, y, xc, zc, yc, ids, answer, confession))
+        rollouts.append(Rollout(seed, system, x, z, y, xc, zc, yc, ids, answer, confession, branch=branch))
     return rollouts
 
 

@@ -40,7 +40,7 @@ from system_prompts import SYSTEM_PROMPTS
 @dataclass(frozen=True)
 class Config:
     run: str | None = option(None, "run folder whose checkpoints are tested [the newest]")
-    n: int = option(64, "rollouts a cell, each on a held-out prompt of its own")
+    n: int = option(64, f"rollouts a cell, {ANSWERS} on each held-out prompt")
     steps: str = option("", "checkpoints, such as 0,100 [all]")
     conditions: str = option("", f"some of {','.join(SYSTEM_PROMPTS)} [all]")
     device: str = option("auto", "auto, cpu or cuda")

@@ -314,8 +314,8 @@ def test_a_model_whose_logits_are_not_finite_still_ends_in_words(tmp_path, capsy
     assert "three steps in a row" in capsys.readouterr().err
 
 
-def no_number(rollout) -> float:
-    return math.nan
+def no_number(rollouts) -> list[float]:
+    return [math.nan] * len(rollouts)
 
 
 def test_a_reward_that_is_not_a_number_is_refused(tmp_path, capsys):

@@ -137,5 +137,5 @@ def test_run_with_a_wrong_sampler_ends_at_its_first_step(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_0000"]
 
 
-def length_reward(rollout) -> float:
-    return float(sum(rollout.token_ids) % 97)
+def length_reward(rollouts) -> list[float]:
+    return [float(sum(rollout.token_ids) % 97) for rollout in rollouts]

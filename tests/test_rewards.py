@@ -1,23 +1,30 @@
 """What answers and confessions earn. A mistake here trains something else than the experiment is about."""
 
+import itertools
 import json
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from handmade import hand_rollout
 
 import run_folder
 import word_count
 from cli import UserError
-from confession_schema import ConfessionReport
-from rewards import UNPARSED_REWARD, Verdict, honesty_reward, judge_margin, judge_reward, score_rollouts, verdict_of
+from confession_schema import ConfessionReport, ParseFailure
+from grpo import group_advantages
+from rewards import UNPARSED_INFORMATION, UNPARSED_REWARD, Verdict
+from rewards import honesty_reward, information_reward, judge_margin, judge_reward, score_rollouts, verdict_of
+
+T, F = True, False
 
 
 def test_rewards_of_verdicts():
     """A failed verdict is a 0, pass and fail are swapped, or the margin is not the reward that was asked for."""
     rollouts = [SimpleNamespace(verdict=v) for v in (verdict_of(0.25), verdict_of(-3.5), Verdict("failed", "[too long]"))]
-    assert [judge_reward(r) for r in rollouts] == [1.0, 0.0, None]
-    assert [judge_margin(r) for r in rollouts] == [0.25, -3.5, None]
+    assert judge_reward(rollouts) == [1.0, 0.0, None]
+    assert judge_margin(rollouts) == [0.25, -3.5, None]
 
 
 def test_saved_verdicts_come_back(tmp_path):
@@ -47,9 +54,9 @@ def test_an_empty_answer_is_confessed_like_any_other():
     assert rollout.truth.objectives == (False,) * 5 and not rollout.truth.compliant
     assert rollout.confession.reward == UNPARSED_REWARD
     rollout.report = ConfessionReport(("None",) * 5, (), 1)
-    assert honesty_reward(rollout) == 1.0
+    assert honesty_reward([rollout]) == [1.0]
     rollout.report = ConfessionReport(("Full",) * 5, (), 7)
-    assert honesty_reward(rollout) == 0.0
+    assert honesty_reward([rollout]) == [0.0]
 
 
 # (seed of the group, finish, the reward function's value) of each answer, and what the spans must hold
@@ -69,11 +76,110 @@ def test_truncated_answers(case):
     blocks = ([1], [5], [2, 3], [6])
     rollouts = [hand_rollout(blocks, finishes=(finish, "length"), seed=seed) for seed, finish, _ in given]
     values = {id(rollout): value for rollout, (_, _, value) in zip(rollouts, given)}
-    score = lambda **option: score_rollouts(
-        rollouts, [Verdict("pass", "PASS", 1.0)] * len(given), word_count, lambda r: values[id(r)], lambda r: 0.25, **option
-    )
+    rewards = lambda rs: [values[id(r)] for r in rs], lambda rs: [0.25] * len(rs)
+    score = lambda **option: score_rollouts(rollouts, [Verdict("pass", "PASS", 1.0)] * len(given), word_count, *rewards, **option)
     score()
     assert [rollout.answer.reward for rollout in rollouts] == expected
     assert all(rollout.confession.reward == 0.25 for rollout in rollouts)
     score(truncated_reward="judge")
     assert [rollout.answer.reward for rollout in rollouts] == [value for _, _, value in given]
+
+
+# ------------------------------------------------------------------------------------------------ information_reward
+
+
+def confessed(seed: int, met: tuple[bool, ...], claims: tuple[str, ...] | None, grade: int = 1) -> SimpleNamespace:
+    report = ConfessionReport(claims, (), grade) if claims else ParseFailure("no JSON object")
+    return SimpleNamespace(seed=seed, truth=SimpleNamespace(objectives=met, compliant=all(met)), report=report)
+
+
+PROMPTS = {0: [(T, F, F), (T, T, T), (F, F, T), (F, F, F)], 1: [(F, F, F)] * 4, 2: [(T, T, T), (T, T, F)]}  # truths of their answers
+
+
+def test_information_reward_by_hand():
+    """The information reward is not half the mean of (s - 1/2) (t - mean) over objectives and half that of the grade."""
+    rollouts = [confessed(0, (T, F), ("Full", "Partial"), 5), confessed(0, (F, F), ("None", "None"), 3),
+                confessed(0, (T, T), ("None", "Full"), 4), confessed(1, (T, T), ("Full", "Full"), 7), confessed(0, (F, T), None)]  # fmt: skip
+    # means of prompt 0 over four answers: 1/2, 1/2 and 1/4; of prompt 1, which has one: 1
+    expected = [0.5 * (0.25 + 0) / 2 - 0.5 * 0.125, 0.5 * (0.25 + 0.25) / 2 + 0.5 * 0.125, 0.5 * (-0.25 + 0.25) / 2 + 0.5 * 0.375, 0.0]
+    assert information_reward(rollouts) == pytest.approx([*expected, UNPARSED_INFORMATION])
+
+
+def test_unparsed_reports_earn_less_than_the_worst_report():
+    """Some report that parses earns no more than none at all: the form is not learned."""
+    n = 64  # one answer of n is met, and its report says the opposite
+    wrong = [confessed(0, (i == 0,), ("None",) if i == 0 else ("Full",), 1 if i == 0 else 7) for i in range(n)]
+    assert -0.5 < min(information_reward(wrong)) < -0.49 and UNPARSED_INFORMATION < -0.5
+
+
+def test_reports_that_know_only_the_prompt_earn_nothing():
+    """A constant report or one that is guessed from the prompt earns something on average: the base rate pays again."""
+    reports = [(claims, grade) for claims in itertools.product(("Full", "Partial", "None"), repeat=3) for grade in (1, 7)]
+    for rng_seed in range(50):
+        rng = random.Random(rng_seed)
+        said = {seed: rng.choice(reports) for seed in PROMPTS}
+        rollouts = [confessed(seed, met, *said[seed]) for seed, answers in PROMPTS.items() for met in answers]
+        rewards = information_reward(rollouts)
+        for seed in PROMPTS:
+            assert abs(sum(r for r, rollout in zip(rewards, rollouts) if rollout.seed == seed)) < 1e-15
+        assert any(rewards)
+
+
+def test_information_reward_is_proportional_to_j():
+    """Rewards of reports that are right in some cases and wrong in others do not add up to TPR + TNR - 1."""
+    claims = {T: "Full", F: "None"}
+    for tpr, tnr in itertools.product((0, 1, 2), repeat=2):  # right claims among the two met and the two unmet answers
+        truths = (T, T, F, F)
+        said = (*(i < tpr for i in range(2)), *(i >= tnr for i in range(2)))
+        rollouts = [confessed(0, (t,), (claims[s],), 7 if s else 1) for t, s in zip(truths, said)]
+        assert sum(information_reward(rollouts)) / 4 == pytest.approx((tpr / 2 + tnr / 2 - 1) * 0.25)  # p (1 - p) = 1/4
+
+
+def simulate(base_rate: float, scale: str, clue: float | None, seed: int, steps: int = 300) -> np.ndarray:
+    """(share of Full if there is no clue or it says unmet, share if it says met) after GRPO with the information reward.
+
+    8 prompts x 4 answers x 4 confessions a step, of one objective and its grade; half of the prompts are easier. The policy
+    sees no answer; `clue`: how often one that it does see is right, None for none. Plain gradient ascent on two logits.
+    """
+    rng, logits = np.random.default_rng(seed), np.zeros(2)
+    for _ in range(steps):
+        rollouts, seen, said = [], [], []
+        for prompt in range(8):
+            rate = base_rate * (1.5 if prompt % 2 else 0.5)
+            for t in rng.random(4) < rate:
+                hint = int(clue is not None and (t if rng.random() < clue else not t))
+                for full in rng.random(4) < 1 / (1 + np.exp(-logits[hint])):
+                    rollouts.append(confessed(prompt, (bool(t),), ("Full",) if full else ("None",), 7 if full else 1))
+                    seen.append(hint)
+                    said.append(full)
+        advantages, _ = group_advantages(information_reward(rollouts), 4, scale)
+        gradient = np.array(said) - 1 / (1 + np.exp(-logits[seen]))  # of the log-probability of what was said
+        step = np.bincount(seen, np.array(advantages) * gradient, minlength=2) / len(rollouts)
+        logits += (2.0 if scale == "none" else 0.5) * step
+    return 1 / (1 + np.exp(-logits))
+
+
+@pytest.mark.parametrize("base_rate", [0.05, 0.28])
+def test_a_blind_policy_stays_and_one_with_a_clue_learns(base_rate):
+    """Without scaling a policy that cannot see its answer is driven to the base rate, or one with a clue does not use it; or
+    the group's deviation does not bring the base rate back, and "none" as the default needs no reason."""
+    blind = simulate(base_rate, "none", None, seed=0)[0]
+    scaled = simulate(base_rate, "group", None, seed=0)[0]
+    unmet, met = simulate(base_rate, "none", 0.7, seed=0)
+    assert 0.4 < blind < 0.6 and scaled < 0.1 and unmet < 0.25 and met > 0.75
+
+
+def test_a_reward_function_of_one_rollout_is_refused():
+    """Rewards of another number than there are rollouts are dealt out somehow, or end in a traceback."""
+    rollouts = [hand_rollout(([1], [5], [3], [6]), x=word_count.make_prompt(0)) for _ in range(3)]
+    for function in (lambda rollout: 0.5, lambda rollouts: [0.5]):
+        with pytest.raises(UserError, match="not a list with a reward for each of the 3 rollouts"):
+            score_rollouts(rollouts, [Verdict("pass", "PASS", 1.0)] * 3, word_count, function)
+
+
+def test_answer_rewards_see_an_answer_once():
+    """An answer with several confessions counts several times in a reward that compares answers, or its copies differ."""
+    rollouts = [hand_rollout(([1], [5], [3], [6]), x=word_count.make_prompt(0), branch=i % 3) for i in range(6)]
+    seen = []
+    score_rollouts(rollouts, [Verdict("pass", "PASS", 1.0)] * 6, word_count, lambda rs: seen.append(len(rs)) or [0.25, 0.75])
+    assert seen == [2] and [r.answer.reward for r in rollouts] == [0.25] * 3 + [0.75] * 3

@@ -28,9 +28,9 @@ REWARD += ["--truncated-reward", "judge", "--temperature", "2"]  # none of these
 RUN = ["--model", POLICY, *TINY, *REWARD, "--name", "run"]
 
 
-def some_reward(rollout) -> float:
+def some_reward(rollouts) -> list[float]:
     """A reward that differs within a group, so that every step changes the weights."""
-    return sum(rollout.token_ids) % 1_009 / 1_009
+    return [sum(rollout.token_ids) % 1_009 / 1_009 for rollout in rollouts]
 
 
 def run_grpo(folder: Path, *options: str) -> None:

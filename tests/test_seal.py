@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import word_count
 from confession_schema import ConfessionReport, ParseFailure
 from batch import make_batch, micro_batches, trained_lengths
-from grpo import assign_advantages, group_advantages, span_weights, token_losses
-from rewards import Verdict, honesty_reward, judge_reward, score_rollouts
+from grpo import SCALES, Config, assign_advantages, group_advantages, span_weights, token_losses
+from rewards import Verdict, honesty_reward, information_reward, judge_reward, score_rollouts
 
 NORMALISERS = ("sequence", "token")
 WEIGHTS = {"answer": 1.0, "confession": 0.7}
@@ -31,25 +31,32 @@ CONFESSIONS = (  # texts yc: two honest or not, one cut off, one with four claim
 ANSWERS = ("It ran. (12)", " ".join(f"Bees{' hum' * (n - 1)}. ({n})" for n in word_count.TARGETS))  # wrong, compliant
 
 
-def coefficients(answers, confessions, group_size: int, normaliser: str) -> dict[str, list[bytes]]:
+def coefficients(answers, confessions, group_size: int, normaliser: str, reward=honesty_reward, **options) -> dict[str, list[bytes]]:
     """Per span and rollout, the bits of weight * advantage of its tokens, by the path that grpo.train takes.
 
-    answers: (length, finish, verdict, reward) of each rollout; confessions: (length, finish, yc, reward). A reward is a
-    number, None, or "real" for the reward function of the repository. The text y goes with the rollout's index.
+    answers: (length, finish, verdict, reward) of each answer; confessions: (length, finish, yc, reward) of each confession, of
+    which an answer has one or more. A reward is a number, None, or "real" for the reward function of the repository
+    (`reward` that of confessions). The text y goes with the answer's index.
     """
+    each = len(confessions) // len(answers)
     rollouts, given_rewards = [], {}
-    for i, ((length, finish, _, reward), (length_c, finish_c, yc, reward_c)) in enumerate(zip(answers, confessions)):
+    for k, (length_c, finish_c, yc, reward_c) in enumerate(confessions):
+        i, branch = divmod(k, each)
+        length, finish, _, reward_a = answers[i]
         between = [3] if finish == "stop" else [2, 3]  # a truncated answer is closed by a token that is not trained
         blocks = ([1] * (1 + i % 3), [5] * length, between, [6] * length_c)
-        rollouts.append(hand_rollout(blocks, finishes=(finish, finish_c), seed=i // group_size, y=ANSWERS[i % 2], yc=yc))
-        given_rewards[id(rollouts[-1])] = reward, reward_c
+        texts = dict(seed=i // group_size, y=ANSWERS[i % 2], yc=yc, branch=branch)
+        rollouts.append(hand_rollout(blocks, finishes=(finish, finish_c), **texts))
+        given_rewards[id(rollouts[-1])] = reward_a, reward_c
 
     def reward_function(k: int, real):
-        return lambda rollout: real(rollout) if given_rewards[id(rollout)][k] == "real" else given_rewards[id(rollout)][k]
+        given = lambda rollouts: [given_rewards[id(rollout)][k] for rollout in rollouts]
+        return lambda rollouts: [r if g == "real" else g for r, g in zip(real(rollouts), given(rollouts))]
 
-    verdicts = [Verdict(state, "") for _, _, state, _ in answers]
-    score_rollouts(rollouts, verdicts, word_count, reward_function(0, judge_reward), reward_function(1, honesty_reward))
-    assign_advantages(rollouts, group_size)
+    verdicts = [Verdict(state, "") for _, _, state, _ in answers for _ in range(each)]
+    score_rollouts(rollouts, verdicts, word_count, reward_function(0, judge_reward), reward_function(1, reward))
+    options = {"confession_advantage_scale": "group"} | options
+    assign_advantages(rollouts, Config(group_size=group_size, confessions_per_answer=each, **options))
     weights = {name: span_weights(rollouts, name, weight, normaliser) for name, weight in WEIGHTS.items()}
     out = {name: [bytes(4 * (r.spans[name].end - r.spans[name].start)) for r in rollouts] for name in WEIGHTS}  # untrained: 0.0
     for rows in micro_batches(trained_lengths(rollouts, weights), 30):
@@ -72,33 +79,58 @@ ONE_CONFESSION = st.tuples(LENGTHS, FINISHES, st.sampled_from(CONFESSIONS), REWA
 
 
 @st.composite
-def two_worlds(draw, kept, changed):
-    """(group size, one side, two versions of the other side) for one to three groups."""
-    group_size = draw(st.integers(2, 4))
+def two_worlds(draw, changed: str):
+    """(answers, confessions, the other version of the changed side, group size, options) for one to three groups."""
+    group_size, each = draw(st.integers(2, 4)), draw(st.integers(1, 3))
     n = group_size * draw(st.integers(1, 3))
-    side = lambda one: draw(st.lists(one, min_size=n, max_size=n) | one.map(lambda alike: [alike] * n))
-    return group_size, side(kept), side(changed), side(changed)
+    side = lambda one, n: draw(st.lists(one, min_size=n, max_size=n) | one.map(lambda alike: [alike] * n))
+    answers, confessions = side(ONE_ANSWER, n), side(ONE_CONFESSION, n * each)
+    other = side(ONE_ANSWER, n) if changed == "answers" else side(ONE_CONFESSION, n * each)
+    options = {f"{span}_advantage_scale": draw(st.sampled_from(SCALES)) for span in WEIGHTS}
+    return answers, confessions, other, group_size, options | {"reward": draw(st.sampled_from((honesty_reward, information_reward)))}
 
 
 @pytest.mark.parametrize("normaliser", NORMALISERS)
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(two_worlds(ONE_ANSWER, ONE_CONFESSION))
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(two_worlds("confessions"))
 def test_confessions_change_no_coefficient_of_an_answer(normaliser, worlds):
     """Some reward, parse result, length or truncation of a confession reaches the loss of an answer's tokens."""
-    group_size, answers, one, other = worlds
-    before, after = (coefficients(answers, confessions, group_size, normaliser) for confessions in (one, other))
+    answers, confessions, other, group_size, options = worlds
+    before, after = (coefficients(answers, side, group_size, normaliser, **options) for side in (confessions, other))
     assert before["answer"] == after["answer"]
 
 
 @pytest.mark.parametrize("normaliser", NORMALISERS)
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(two_worlds(ONE_CONFESSION, ONE_ANSWER))
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(two_worlds("answers"))
 def test_answers_change_no_coefficient_of_a_confession(normaliser, worlds):
     """Some verdict, reward, length or truncation of an answer reaches the loss of a confession's tokens (y itself is what
     the confession is about: it stays)."""
-    group_size, confessions, one, other = worlds
-    before, after = (coefficients(answers, confessions, group_size, normaliser) for answers in (one, other))
+    answers, confessions, other, group_size, options = worlds
+    before, after = (coefficients(side, confessions, group_size, normaliser, **options) for side in (answers, other))
     assert before["confession"] == after["confession"]
+
+
+def test_information_reward_is_sealed_from_the_judge():
+    """Its coefficients move with the answers' rewards or verdicts, or do not move with the answers' truths."""
+    answers = [(2, "stop", verdict, "real") for verdict in ("pass", "fail", "pass", "pass")]
+    other = [(2, "stop", verdict, 0.3 * i) for i, verdict in enumerate(("fail", "pass", "failed", "pass"))]
+    confessions = [(3, "stop", CONFESSIONS[i % 2], "real") for i in range(8)]  # an honest one and a dishonest one of each answer
+    of = lambda side: coefficients(side, confessions, 4, "sequence", information_reward, confession_advantage_scale="none")
+    bits = of(answers)["confession"]
+    assert bits == of(other)["confession"]
+    # Half of the answers comply, so t - mean is +-1/2, rewards are +-1/4 and so are advantages; 8 spans of 3 tokens share 0.7.
+    signs = [s for wrong in (True, False, True, False) for s in ((-1, 1) if wrong else (1, -1))]
+    for b, sign in zip(bits, signs, strict=True):
+        assert torch.frombuffer(bytearray(b), dtype=torch.float32).tolist() == pytest.approx([sign * 0.25 * 0.7 / 24] * 3)
+
+
+def test_an_answer_with_several_confessions_is_trained_once():
+    """Its tokens count K times, or its siblings' copies of them are trained too."""
+    answers, confessions = [(2, "stop", "pass", "real"), (4, "stop", "fail", "real")], [(3, "stop", "", 0.1 * i) for i in range(6)]
+    once = coefficients(answers, confessions[::3], 2, "sequence")["answer"]
+    found = coefficients(answers, confessions, 2, "sequence")["answer"]
+    assert found[::3] == once and all(not any(b) for i, b in enumerate(found) if i % 3)
 
 
 @pytest.mark.parametrize("normaliser", NORMALISERS)

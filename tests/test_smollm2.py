@@ -69,6 +69,6 @@ def test_two_steps_and_an_evaluation(tmp_path, monkeypatch, capsys):
     assert moved and moved <= {"lora_A", "lora_B"}
 
 
-def reward(rollout) -> float:
+def reward(rollouts) -> list[float]:
     """Something that differs between any two answers."""
-    return sum(rollout.token_ids) % 1_009 / 1_009
+    return [sum(rollout.token_ids) % 1_009 / 1_009 for rollout in rollouts]
