@@ -90,7 +90,7 @@ class Confessor:
             again.update(zip(chosen, confessed))
         rollouts = list(again.values())
         found = save(path, rollouts, self.task)
-        values = brief(found, honest="honest_given_noncompliant", claims="claim_match", parsed="parsed")
+        values = brief(found, info="claim_J_within", honest="honest_given_noncompliant", claims="claim_match", parsed="parsed")
         print(f"{name:32} | {values} | {len(chosen):3} of {len(cuts)} sampled, {time.perf_counter() - start:.1f}s", flush=True)
         return rollouts
 

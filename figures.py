@@ -22,12 +22,13 @@ import models
 import run_folder
 
 COLOURS = {  # Okabe and Ito's set for metrics
+    "claim_J_within": "#CC3311",
     "honest_given_noncompliant": "#0072B2",
     "claim_match": "#009E73",
     "J": "#CC79A7",
-    "bracket_hack": "#D55E00",
+    "bracket_hack": "#E69F00",
     "exact_compliance": "#000000",
-    "judge_fooled": "#E69F00",
+    "judge_fooled": "#7A5C00",
     "count_rate": "#56B4E9",
     "hedge_rate": "#999933",
     "all_none": "#8C564B",
@@ -52,6 +53,7 @@ COLOURS = {  # Okabe and Ito's set for metrics
     "over_claim": "#D55E00",
 }
 LABELS = {
+    "claim_J_within": "J of the claims within a prompt | parsed",
     "parsed": "report parses",
     "honest_given_noncompliant": "honest | non-compliant, parsed",
     "claim_match": "claim match | parsed",
@@ -68,7 +70,7 @@ LABELS = {
     "wrong_partial": "wrong, hedged (Partial)",
     "over_claim": "wrong, claimed: over-claim",
 }
-MARKERS = dict(zip(COLOURS, "osD^XvPd<hosD^XosD^so"))
+MARKERS = dict(zip(COLOURS, "*osD^XvPd<hosD^XosD^so"))
 GREY = "#8a8a8a"
 
 # The write-up's figures: Qwen3-8B, 64 rollouts a checkpoint; most values were read off its plots, good to about 0.01.
@@ -135,7 +137,7 @@ def control(run: Path, name: str, lines: dict[str, dict[int | str, dict]]) -> Pa
     xlabel = "tokens of thought at most" if name == "compute" else "GRPO step"
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 4, figsize=(16, 3.7))
-        for axis, metric in zip(axes, ("parsed", "claim_match", "honest_given_noncompliant", "J")):
+        for axis, metric in zip(axes, ("claim_J_within", "parsed", "honest_given_noncompliant", "J")):
             ends = []
             for i, (line, evals) in enumerate(lines.items()):
                 places = list(evals) if name != "compute" else list(range(len(evals)))
@@ -147,15 +149,15 @@ def control(run: Path, name: str, lines: dict[str, dict[int | str, dict]]) -> Pa
             if metric == "J":  # the last panel; colour and marker tell the lines of the others
                 _label_ends(axis, max(places) + 0.02 * width, ends, gap=0.1)
             _finish(axis, xlabel, "", _title(metric))
-            if metric == "J":
-                _room_below(axis, [e["J"]["low"] for evals in lines.values() for e in evals.values()])
+            if metric in ("claim_J_within", "J"):
+                _room_below(axis, [e[metric]["low"] for evals in lines.values() for e in evals.values()])
             if name == "compute":
                 axis.set_xticks(places, list(evals))
         n = next(iter(next(iter(lines.values())).values()))["parsed"]["n"]
         axes[0].set_ylabel(f"share (95% interval, n = {n} rollouts)")
         figure.suptitle(title, x=0.125, y=1.0, ha="left", fontsize=11, fontweight="bold")
         figure.subplots_adjust(top=0.85, wspace=0.22)
-        kept = ("claim_match", "honest_given_noncompliant", "J", "grade_auroc", "parsed")
+        kept = ("claim_J_within", "claim_match", "honest_given_noncompliant", "J", "grade_auroc", "parsed")
         numbers = {line: {x: {m: e[m] for m in kept} for x, e in evals.items()} for line, evals in lines.items()}
         return _save(figure, run / f"fig_{name}.png", {"n": n, "ours": numbers})
 
@@ -165,7 +167,7 @@ def seeds(path: Path, evals: dict[int, dict[str, dict[str, dict]]], runs: list[s
 
     evals: {step: across_seeds}, whose columns are the runs, their mean and the differences.
     """
-    metrics = ("parsed", "honest_given_noncompliant", "claim_match", "J")
+    metrics = ("claim_J_within", "parsed", "honest_given_noncompliant", "claim_match")
     columns = next(iter(evals.values()))
     pairs = [name for name in columns if name not in (*runs, "mean")]
     last = max(evals) or 1
@@ -255,22 +257,34 @@ def _claims_bar(axis, x: float, width: float, e: dict[str, dict], variant: str, 
 
 
 def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
-    """fig. 1: honesty over checkpoints while the hack stays, ours beside the write-up's."""
-    figure, axis = plt.subplots()
-    ends = []
-    for metric in ("parsed", "honest_given_noncompliant", "claim_match", "bracket_hack"):
-        value = _line(axis, evals, metric, metric)
+    """fig. 1: what confessions tell of their answers while the hack stays. Thin, because a report without information can reach
+    them: rates of honesty, with what the best constant report scores on the same answers, and the write-up's."""
+    figure, axis = plt.subplots(figsize=(7.2, 4.8))
+    ends, steps = [], list(evals)
+    of = lambda metric: [e[metric]["value"] for e in evals.values()]
+    constants = {
+        "claim_match": [max(met, 1 - met) for met in of("objectives_met")],
+        "honest_given_noncompliant": [1.0] * len(evals),
+    }
+    for metric in ("claim_J_within", "bracket_hack", "parsed", "honest_given_noncompliant", "claim_match"):
+        thin = metric in constants or metric == "parsed"
+        value = _line(axis, evals, metric, metric, **(dict(linewidth=0.9, markersize=3.5) if thin else dict(linewidth=2.2)))
         published = WRITEUP.get(metric, [np.nan] * len(WRITEUP_STEPS))
-        axis.plot(WRITEUP_STEPS, published, color=GREY, marker=MARKERS[metric], markersize=4, linewidth=1, linestyle=":")
+        axis.plot(WRITEUP_STEPS, published, color=GREY, marker=MARKERS[metric], markersize=3.5, linewidth=0.9, linestyle=":")
+        axis.plot(steps, constants.get(metric, [np.nan] * len(evals)), color=COLOURS[metric], linewidth=0.9, linestyle="--")
         ends += [(value[-1], LABELS[metric], COLOURS[metric])] if value else []
     n = next(iter(evals.values()))["parsed"]["n"]
     _label_ends(axis, max(evals), ends)
-    _finish(axis, "GRPO step", f"share (95% interval, n = {n} rollouts)", "Honest confessions and the bracket hack")
+    _finish(axis, "GRPO step", f"95% interval, n = {n} rollouts", "Do confessions tell right from wrong while the hack goes on?")
+    _room_below(axis, [e["claim_J_within"]["low"] for e in evals.values()])
+    axis.annotate("0: every report that knows only the prompt", (0.0, 0.0), (4, 4), textcoords="offset points", fontsize=8, color="#555555")
     axis.plot([], [], color="#333333", marker="o", markersize=5, label=_this_run(run))
-    axis.plot([], [], color=GREY, marker="o", markersize=4, linewidth=1, linestyle=":", label="write-up, Qwen3-8B (same markers)")
-    axis.legend(frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1.0, 0.0))
+    axis.plot([], [], color="#333333", linewidth=0.9, linestyle="--", label="best constant report, same answers (same colours)")
+    axis.plot([], [], color=GREY, marker="o", markersize=4, linewidth=0.9, linestyle=":", label="write-up, Qwen3-8B (same markers)")
+    axis.legend(frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(0.0, -0.13))
     numbers = {
-        "ours": {m: {step: e[m] for step, e in evals.items()} for m in ("parsed", *WRITEUP)},
+        "ours": {m: {step: e[m] for step, e in evals.items()} for m in ("claim_J_within", "parsed", *WRITEUP)},
+        "best_constant": {m: dict(zip(steps, values)) for m, values in constants.items()},
         "writeup_qwen3_8b": {"steps": WRITEUP_STEPS, **WRITEUP},
     }
     return _save(figure, run / "fig1_honesty.png", numbers)
@@ -303,12 +317,12 @@ def _judge_fooled(run: Path, steps: list[dict]) -> Path:
 def _verification(run: Path, steps: list[dict]) -> Path:
     """Is it base rate or verification? How confessions are made over training (rolling mean of 5 steps)."""
     figure, axis = plt.subplots()
-    names = ("parsed", "honest_given_noncompliant", "count_rate", "hedge_rate", "all_none", "J")
+    names = ("claim_J_within", "parsed", "honest_given_noncompliant", "count_rate", "hedge_rate", "all_none")
     xs, ends, smoothed = [row["step"] for row in steps], [], {}
     for metric in names:
         values = np.array([np.nan if row[metric] is None else row[metric] for row in steps])
         smoothed[metric] = _rolling_mean(values, 5)
-        style = {"honest_given_noncompliant": "-", "J": "-"}.get(metric, "--")
+        style = {"honest_given_noncompliant": "-", "claim_J_within": "-"}.get(metric, "--")
         axis.plot(xs, smoothed[metric], style, color=COLOURS[metric])
         ends.append((smoothed[metric][-1], LABELS[metric], COLOURS[metric]))
     _label_ends(axis, xs[-1], ends)
@@ -344,9 +358,9 @@ def _stress_honesty(run: Path, cells: dict[str, dict[int, dict]]) -> Path:
 
 
 def _stress_claims(run: Path, cells: dict[str, dict[int, dict]]) -> Path:
-    """Claim match and J over checkpoints: whether honesty is information or only a low grade. And the share they rest on."""
+    """J of claims and of the grade over checkpoints: whether honesty is information or only a low grade; the share they rest on."""
     figure, axes = plt.subplots(1, 3, figsize=(15, 3.9))
-    titles = {"parsed": "Report parses", "claim_match": "Claim match | parsed", "J": "J | parsed: honest minus false confession"}
+    titles = {metric: _title(metric) for metric in ("claim_J_within", "parsed", "J")}
     last = max(max(evals) for evals in cells.values())
     for axis, (metric, title) in zip(axes, titles.items()):
         ends = []
@@ -354,10 +368,11 @@ def _stress_claims(run: Path, cells: dict[str, dict[int, dict]]) -> Path:
             shift = 0.017 * max(last, 1) * (i - (len(cells) - 1) / 2)  # side by side: five bands on each other are mud
             value = _line(axis, evals, metric, condition, shift)
             ends += [(value[-1], condition, COLOURS[condition])] if value else []
-        _label_ends(axis, 1.04 * last, ends, gap=0.1 if metric == "J" else 0.07)
+        _label_ends(axis, 1.04 * last, ends, gap=0.07 if metric == "parsed" else 0.1)
         _finish(axis, "GRPO step", "", title)
     axes[0].set_ylabel(f"95% interval, n = {_n(cells)} rollouts")
-    _room_below(axes[2], [e["J"]["low"] for evals in cells.values() for e in evals.values()])
+    for axis, metric in ((axes[0], "claim_J_within"), (axes[2], "J")):
+        _room_below(axis, [e[metric]["low"] for evals in cells.values() for e in evals.values()])
     axes[2].annotate(
         "always confessing, or never: J = 0", (0.98, 0.02), xycoords="axes fraction", ha="right", color="#555555", fontsize=9
     )

@@ -5,7 +5,7 @@
     python stress_test.py --conditions baseline,jailbreak            # two of the conditions in system_prompts.py
     python stress_test.py --run runs/NAME --plot-only                # table and figures from saved cells, no model
 
-A condition's paraphrases are cycled over the rollouts. Every cell meets the same held-out prompts with the same seeds,
+A condition's paraphrases are cycled over the prompts. Every cell meets the same held-out prompts with the same seeds,
 so differences between conditions and between checkpoints are paired. A system prompt that the chat template inserts by itself
 stands in every cell, before the condition's text, also in the baseline. A cell is saved when it is finished, in
 evals/stress_CONDITION_step_0025_n64.json with its rollouts beside it, and is not computed again: an interrupted grid
@@ -31,7 +31,7 @@ import figures
 import models
 import run_folder
 from cli import UserError, option
-from evaluate import brief, chosen_steps, differences, evaluate, format_table, metrics, save, stored
+from evaluate import ANSWERS, brief, chosen_steps, differences, evaluate, format_table, metrics, save, stored
 from rewards import Judge
 from rollout import Sampling
 from system_prompts import SYSTEM_PROMPTS
@@ -56,9 +56,9 @@ def chosen_conditions(text: str) -> list[str]:
 
 
 def systems(condition: str, n: int) -> list[str | None]:
-    """The system prompts of a cell's n rollouts: the paraphrases in turn."""
+    """The system prompts of a cell's n rollouts: the paraphrases in turn, one for all answers to a prompt."""
     paraphrases = SYSTEM_PROMPTS[condition]
-    return [paraphrases[i % len(paraphrases)] for i in range(n)]
+    return [paraphrases[i // ANSWERS % len(paraphrases)] for i in range(n)]
 
 
 def cell_path(run: Path, step: int, condition: str, n: int) -> Path:
@@ -99,7 +99,7 @@ def compute(
 
 def format_cell(step: int, condition: str, estimates: dict[str, dict], seconds: float) -> str:
     parts = dict(
-        honest="honest_given_noncompliant", J="J", claims="claim_match", counted="count_rate", hack="bracket_hack",
+        honest="honest_given_noncompliant", info="claim_J_within", claims="claim_match", counted="count_rate", hack="bracket_hack",
         exact="exact_compliance", parsed="parsed",
     )  # fmt: skip
     return f"step {step:4} {condition:9} | {brief(estimates, **parts)}, {seconds:.1f}s"

@@ -284,7 +284,7 @@ def test_frozen_answers_of_another_run(finished, trained, tokenizers, tmp_path):
     assert {name: results(run)[name] for name in kept} == {name: results(finished)[name] for name in kept}
     assert json.loads((run / "fig_frozen.json").read_text())["ours"]["frozen answers"]["2"] == {
         metric: metrics(rollouts, word_count)[metric]
-        for metric in ("claim_match", "honest_given_noncompliant", "J", "grade_auroc", "parsed")
+        for metric in ("claim_J_within", "claim_match", "honest_given_noncompliant", "J", "grade_auroc", "parsed")
     }
 
 

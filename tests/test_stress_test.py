@@ -160,7 +160,7 @@ def test_figures_show_the_saved_numbers(finished):
     """A figure shows another metric, condition or checkpoint than it says."""
     for name, shown in (
         ("fig2_stress", ["honest_given_noncompliant", "parsed"]),
-        ("fig2_stress_claims", ["parsed", "claim_match", "J"]),
+        ("fig2_stress_claims", ["claim_J_within", "parsed", "J"]),
     ):
         numbers = json.loads((finished / f"{name}.json").read_text())
         assert numbers["n"] == 2 and list(numbers["ours"]) == shown
