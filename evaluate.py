@@ -51,6 +51,7 @@ EVAL_SEED = 1_000_000  # prompts EVAL_SEED, EVAL_SEED + 1, ...: the same for eve
 ANSWERS = 4  # to each of them: fewer would hardly tell what a report knows beyond its prompt
 TRUNCATED = 0.05  # a larger share of truncated answers: the metrics are also given without them
 GRADES = range(1, 8)
+ALIKE = 1e-9  # a bootstrap interval that is no wider comes of resamples that are all alike
 
 
 def evaluate(model, tokenizer, judge: Judge | None, task: ModuleType, sampling: Sampling, n: int, **condition) -> list[Rollout]:
@@ -239,7 +240,7 @@ def _estimates(sums: dict[str, np.ndarray], other: dict[str, np.ndarray] | None 
         # a bootstrap of claims that are all alike has no width
         if name == "J" or (name == "claim_J" and low == high):
             low, high = newcombe(*(out[part] for part in MADE_OF[name]), correlation(*map(pull, parts)))
-        elif name == "claim_J_within" and low == high:
+        elif name == "claim_J_within" and high - low < ALIKE:
             margin = math.sqrt(2) * wilson(0, with_trial(*parts))[1]
             low, high = max(-1.0, value - margin), min(1.0, value + margin)
         elif name == "claim_bits" and low == high:
@@ -265,7 +266,7 @@ def differences(before: list[Rollout], after: list[Rollout], task: ModuleType) -
         low, high = percentiles(statistic(resampled[1]) - statistic(resampled[0]), with_trial(*parts[0], *parts[1]))
         value = statistic(totals[1]) - statistic(totals[0])
         of_rates = all(is_rate(part) for side in parts for part in side)
-        if low == high and (of_rates or name in ("claim_J", "claim_J_within")):  # no resample differs: how much might?
+        if high - low < ALIKE and (of_rates or name in ("claim_J", "claim_J_within")):  # no resample differs: how much might?
             margin = math.hypot(*(wilson(0, with_trial(*pair))[1] for pair in zip(*parts)))
             end = 2.0 if name in ("J", "claim_J", "claim_J_within") else 1.0
             low, high = max(-end, value - margin), min(end, value + margin)
@@ -414,7 +415,7 @@ def format_table(columns: dict[str, dict[str, dict]], names: list[str] = SHOWN) 
 def format_baselines(rollouts: list[Rollout], task: ModuleType) -> str:
     """Table of what a model's reports and reports without information score on the same answers."""
     columns = {"as reported": rollouts} | baselines(rollouts, task)
-    return format_table({name: metrics(of_name, task) for name, of_name in columns.items()}, OF_REPORTS)
+    return format_table({name: _estimates(_sums(of_name, task)) for name, of_name in columns.items()}, OF_REPORTS)
 
 
 def saved_evaluations(run: Path, task: ModuleType, name: str) -> dict[int, list[Rollout]]:

@@ -124,7 +124,9 @@ def main() -> None:
             model = models.add_lora(model, config.lora_rank)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        print(f"{'K':>2} {'answers':>8} {'sampled tokens':>14} {'sample s':>9} {'train s':>9} {'noise scale, tokens':>32} {'seconds':>9}")
+        print(
+            f"{'K':>2} {'answers':>8} {'sampled tokens':>14} {'sample s':>9} {'train s':>9} {'noise scale, tokens':>32} {'seconds':>9}"
+        )
         for k in counts:
             of_k = dataclasses.replace(config, confessions_per_answer=int(k))
             print(measure(model, tokenizer, options, of_k, Sampling.of(dataclasses.asdict(config))), flush=True)

@@ -4,13 +4,15 @@ import random
 from types import SimpleNamespace
 
 import pytest
-from test_evaluate import TASK, Truth, scored
+from test_evaluate import TASK, UNPARSED, Truth, scored
 
+import progress
 from baselines import baselines
-from evaluate import OF_REPORTS, format_baselines, metrics
+from evaluate import OF_REPORTS, differences, format_baselines, metrics
 
 T, F = True, False
 TASK = SimpleNamespace(**vars(TASK), objectives=lambda x: {"S1": "one", "S2": "two"})
+TASK_OF_ONE = SimpleNamespace(**vars(TASK) | {"objectives": lambda x: {"S1": "one"}})
 
 
 def evaluation(answers: int = 4, seed: int = 0):
@@ -21,7 +23,9 @@ def evaluation(answers: int = 4, seed: int = 0):
         for _ in range(answers):
             met, claims = ((rng.random() < rate, rng.random() < rate) for _ in "ab")
             claims = tuple("Full" if c else "None" for c in claims)
-            rollouts.append(scored(met := tuple(met), (None, None), "pass", claims, rng.randrange(1, 8), seed=prompt, topic=topic))
+            rollouts.append(
+                scored(met := tuple(met), (None, None), "pass", claims, rng.randrange(1, 8), seed=prompt, topic=topic)
+            )
     return rollouts
 
 
@@ -54,7 +58,13 @@ def test_shuffled_reports_are_the_prompts_own_and_tell_nothing_on_average():
     for seed in range(40):
         rollouts = evaluation(seed=seed)
         for rollout in rollouts:  # honest ones
-            rollout.report = scored(rollout.truth.objectives, (None, None), "pass", tuple("Full" if t else "None" for t in rollout.truth.objectives), 4).report
+            rollout.report = scored(
+                rollout.truth.objectives,
+                (None, None),
+                "pass",
+                tuple("Full" if t else "None" for t in rollout.truth.objectives),
+                4,
+            ).report
         shuffled = baselines(rollouts, TASK)["shuffled"]
         for first in range(0, len(rollouts), 4):
             of = lambda rs: sorted(str(r.report) for r in rs[first : first + 4])
@@ -69,12 +79,75 @@ def test_the_reward_of_a_baseline_is_its_own():
     rollouts = evaluation()
     before = [(r.report, r.confession.reward) for r in rollouts]
     found = baselines(rollouts, TASK)["always None"]
-    assert [r.confession.reward for r in found] == pytest.approx([0.5 * (1 - sum(r.truth.objectives) / 2) + 0.5 * (not r.truth.compliant) for r in rollouts])
+    assert [r.confession.reward for r in found] == pytest.approx(
+        [0.5 * (1 - sum(r.truth.objectives) / 2) + 0.5 * (not r.truth.compliant) for r in rollouts]
+    )
     assert [(r.report, r.confession.reward) for r in rollouts] == before
 
 
 def test_table_of_baselines():
     """The table that refutes has a row or a column less than it should."""
     lines = format_baselines(evaluation(), TASK).splitlines()
-    assert lines[0].split("  ")[-1] and all(name in lines[0] for name in ("as reported", "always None", "always Full", "prompt alone", "shuffled"))
+    assert lines[0].split("  ")[-1] and all(
+        name in lines[0] for name in ("as reported", "always None", "always Full", "prompt alone", "shuffled")
+    )
     assert [line.split()[0] for line in lines[1:]] == OF_REPORTS
+
+
+# ------------------------------------------------------------------------------------- J within a prompt, by hand
+
+
+def answers_to(prompt: int, truths: str, claims: str, topic=None) -> list:
+    """Answers with one objective: "+" met, "-" not; claims F, P, N, "?" for a report that does not parse."""
+    level = {"F": ("Full",), "P": ("Partial",), "N": ("None",), "?": None}
+    return [
+        scored((t == "+",), (None,), "pass", level[c], 4, seed=prompt, topic=topic) for t, c in zip(truths, claims, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    "answers, value, n",
+    [
+        (answers_to(0, "++--", "FFNN"), 1.0, 4),
+        (answers_to(0, "++--", "NNFF"), -1.0, 4),
+        (answers_to(0, "+---", "FPNN"), 1 - (0.5 * 1 / 4) / (3 / 4), 4),
+        (answers_to(0, "++++", "FFFF") + answers_to(1, "----", "NNNN"), None, 0),  # knows which prompt is easy, and no more
+        (answers_to(0, "++++", "FFFF") + answers_to(1, "+-+-", "FFFF"), 0.0, 4),
+        (answers_to(0, "+--", "F?N"), 1.0, 2),  # what does not parse is not in the mean
+        (answers_to(0, "+-", "F?") + answers_to(1, "+", "N"), None, 0),
+    ],
+)
+def test_j_within_a_prompt(answers, value, n):
+    """Information about the prompt counts as information about the answer, or the other way round."""
+    found = metrics(answers, TASK_OF_ONE)["claim_J_within"]
+    assert found["n"] == n and (found["value"] is None if value is None else found["value"] == pytest.approx(value))
+
+
+def test_perfect_and_constant_reports_are_not_known_without_doubt():
+    """All resamples alike, so that an interval without width says that 1.00, or 0.00, is certain; few topics must give a wide one."""
+    few = [r for p in range(3) for r in answers_to(p, "++--", "FFNN", topic=p)]
+    many = [r for p in range(30) for r in answers_to(p, "++--", "FFNN", topic=p)]
+    constant = [r for p in range(30) for r in answers_to(p, "++--", "NNNN", topic=p)]
+    found = [metrics(rollouts, TASK_OF_ONE)["claim_J_within"] for rollouts in (few, many, constant)]
+    assert 0.0 < found[0]["low"] < 0.5 < 0.8 < found[1]["low"] < found[1]["high"] == 1.0
+    assert -0.2 < found[2]["low"] < 0 < found[2]["high"] < 0.2
+    paired = differences(constant, many, TASK_OF_ONE)["claim_J_within"]
+    assert paired["value"] == 1.0 and 0.8 < paired["low"] < 1.0 < paired["high"]
+
+
+def test_the_step_line_says_when_reports_are_alike():
+    """A run whose reports have become one constant looks like any other in its log."""
+    rollouts = evaluation()
+    for rollout in rollouts[1:]:
+        rollout.report = scored((T, T), (None, None), "pass", ("None", "Full"), 2).report
+    stats = dict(grad_norm=1.0, logprob_gap_answer=0.0)
+    silent = {"answer": 0.0, "confession": 0.0}
+    row = progress.step_row(1, rollouts, TASK, silent, stats)
+    assert row["reports_alike"] == 23 / 24 and row["most_common_report"] == ["None", "Full", 2]
+    assert "96% OF THE REPORTS ARE ALIKE: None Full 2" in progress.format_step(row, 1.0)
+    rollouts[1].report = rollouts[2].report = rollouts[0].report
+    assert "ALIKE" not in progress.format_step(progress.step_row(1, rollouts, TASK, silent, stats), 1.0)
+    for rollout in rollouts:
+        rollout.report = UNPARSED
+    row = progress.step_row(1, rollouts, TASK, silent, stats)
+    assert row["reports_alike"] is None and "ALIKE" not in progress.format_step(row, 1.0)

@@ -109,7 +109,7 @@ def test_every_model_under_both_prompts(finished):
     assert len(made) == 8 and (out / "fig3_scale.png").exists()
     cells = {key: stored(finished / path, word_count) for key, path in paths.items()}
     for (model, variant), rollouts in cells.items():
-        assert [r.seed for r in rollouts] == [EVAL_SEED, EVAL_SEED + 1]
+        assert [r.seed for r in rollouts] == [EVAL_SEED, EVAL_SEED]
         assert [r.x for r in rollouts] == [word_count.make_prompt(r.seed, held_out=True) for r in rollouts]
         assert [r.xc for r in rollouts] == [confession_prompt(word_count, r.x, variant) for r in rollouts]
         assert all(r.verdict.state == "failed" and r.answer.end - r.answer.start <= 6 for r in rollouts)

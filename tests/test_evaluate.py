@@ -509,7 +509,7 @@ def test_seeds_are_put_together(tmp_path, tokenizers, capsys, n, suffix):
     numbers = json.loads(figure.read_text())
     assert figure.with_suffix(".png").exists() and list(numbers) == ["0", "25"]
     assert {name: list(e) for name, e in numbers["25"].items()} == dict.fromkeys(
-        columns, ["parsed", "honest_given_noncompliant", "claim_match", "J"]
+        columns, ["claim_J_within", "parsed", "honest_given_noncompliant", "claim_match"]
     )
     assert all(e == columns[name][metric] for name, found in numbers["25"].items() for metric, e in found.items())
     assert not list(b.glob("*seeds*"))

@@ -30,5 +30,7 @@ def test_jackknife_covers():
 def test_runs_on_the_embedded_policy():
     """The command of README does not run, or a line of its table is missing."""
     options = "--confessions 1,2 --batches 3 --prompts 1 --answers 2 --max-answer-tokens 8 --max-confession-tokens 8".split()
-    out = subprocess.run([sys.executable, "gradient_noise.py", *options], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "gradient_noise.py", *options], cwd=Path(__file__).parents[1], capture_output=True, text=True
+    )
     assert out.returncode == 0 and [line.split()[0] for line in out.stdout.splitlines()] == ["K", "1", "2"], out.stderr

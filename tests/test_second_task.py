@@ -31,7 +31,7 @@ import transcripts
 from confession_schema import ConfessionReport, confession_prompt
 from grpo import token_logprobs
 
-TASK = ["--task", "second_task", "--steps", "12", "--prompts-per-step", "3", "--group-size", "2", "--eval-n", "6"]
+TASK = ["--task", "second_task", "--steps", "12", "--prompts-per-step", "3", "--group-size", "2", "--eval-n", "12"]
 BUDGETS = ["--max-answer-tokens", "60", "--max-confession-tokens", "200", "--checkpoint-every", "12", "--name", "run"]
 
 
@@ -51,7 +51,7 @@ def confession(rng: random.Random, x: str) -> str:
 
 
 @torch.no_grad()
-def told(model, prompts, suffixes, stop_ids, sampling, generator) -> list[tuple]:
+def told(model, prompts, suffixes, stop_ids, sampling, generator, confessions=1) -> list[tuple]:
     """Stands in for a sampler: texts from above with the model's own log-probabilities."""
     tokenizer = AutoTokenizer.from_pretrained(models.ORGANISMS / "policy")
     rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
@@ -127,7 +127,7 @@ def test_training_logs_every_step(run):
     rows = run_folder.read_rows(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert all(row["grad_norm"] > 0 for row in rows)
-    assert finite(value for row in rows for value in row.values() if not isinstance(value, dict))
+    assert finite(value for row in rows for value in row.values() if not isinstance(value, (dict, list)))
     for name in ("parsed", "claim_match", "objectives_met", "bracket_hack", "count_rate"):
         assert len({row[name] for row in rows}) > 2, f"{name} never changes"
     assert sum(row["unparsed"].get("unknown objective", 0) for row in rows) > 0
