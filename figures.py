@@ -193,6 +193,41 @@ def seeds(path: Path, evals: dict[int, dict[str, dict[str, dict]]], runs: list[s
         return _save(figure, path, {step: {n: {m: e[m] for m in metrics} for n, e in c.items()} for step, c in evals.items()})
 
 
+def rewards(path: Path, found: dict[tuple[str, str], dict[int, dict[int, dict]]]) -> Path:
+    """Panels of organisms x rewards: what can be told of the answers (thick) and what looks like it, a line a seed.
+
+    found: {(organism, reward): {seed: {step: metrics}}}.
+    """
+    titles = {"verifies": "an organism that can verify", "cannot": "one that cannot"}
+    metrics = ("claim_J_within", "honest_given_noncompliant", "claim_match", "bracket_hack")
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(2, 2, figsize=(12, 7.6), sharex=True, sharey=True)
+        for axis, ((organism, reward), seeds) in zip(axes.flat, found.items(), strict=True):
+            ends, last = {}, 0
+            for evals in seeds.values():
+                last = max(evals)
+                for metric in metrics:
+                    thick = dict(linewidth=2.2, markersize=6) if metric == "claim_J_within" else dict(linewidth=0.9, markersize=3.5)
+                    steps = [step for step in evals if evals[step][metric]["value"] is not None]
+                    values = [evals[step][metric]["value"] for step in steps]
+                    axis.plot(steps, values, color=COLOURS[metric], marker=MARKERS[metric], **thick)
+                    ends.setdefault(metric, []).extend(values[-1:])
+            means = [(sum(v) / len(v), LABELS[m].split(" | ")[0], COLOURS[m]) for m, v in ends.items() if v]
+            _label_ends(axis, last, means, gap=0.075)
+            axis.axhline(0, color=GREY, linewidth=1)
+            _finish(axis, "GRPO step" if organism == "cannot" else "", "", f"{reward} reward, {titles[organism]}")
+            axis.set_ylim(-0.25, 1.05)
+        n = next(iter(next(iter(found.values())).values()))
+        rollouts = next(iter(n.values()))["parsed"]["n"]
+        figure.supylabel(f"a line a training seed, n = {rollouts} rollouts a point", x=0.06, fontsize=10)
+        figure.subplots_adjust(wspace=0.55, hspace=0.2)
+        numbers = {
+            f"{organism}, {reward}": {s: {step: {m: e[m] for m in metrics} for step, e in evals.items()} for s, evals in seeds.items()}
+            for (organism, reward), seeds in found.items()
+        }
+        return _save(figure, path, numbers)
+
+
 def _title(metric: str) -> str:
     """The metric's label over a panel of its own."""
     label = LABELS[metric].replace(" = honest - false confession", "")
@@ -274,10 +309,10 @@ def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
         axis.plot(steps, constants.get(metric, [np.nan] * len(evals)), color=COLOURS[metric], linewidth=0.9, linestyle="--")
         ends += [(value[-1], LABELS[metric], COLOURS[metric])] if value else []
     n = next(iter(evals.values()))["parsed"]["n"]
+    ends.append((0.0, "0: a report that knows the prompt alone", GREY))
     _label_ends(axis, max(evals), ends)
     _finish(axis, "GRPO step", f"95% interval, n = {n} rollouts", "Do confessions tell right from wrong while the hack goes on?")
     _room_below(axis, [e["claim_J_within"]["low"] for e in evals.values()])
-    axis.annotate("0: every report that knows only the prompt", (0.0, 0.0), (4, 4), textcoords="offset points", fontsize=8, color="#555555")
     axis.plot([], [], color="#333333", marker="o", markersize=5, label=_this_run(run))
     axis.plot([], [], color="#333333", linewidth=0.9, linestyle="--", label="best constant report, same answers (same colours)")
     axis.plot([], [], color=GREY, marker="o", markersize=4, linewidth=0.9, linestyle=":", label="write-up, Qwen3-8B (same markers)")

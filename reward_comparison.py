@@ -1,0 +1,95 @@
+"""What does each reward make of a model that can verify its answers, and of one that cannot?
+
+    python reward_comparison.py                    # 12 runs of grpo.py: 2 organisms x 2 rewards x 3 seeds; about 3 hours on a CPU
+    python reward_comparison.py --seeds 0          # four of them
+    python reward_comparison.py --plot-only        # table and figure of saved runs
+
+The organisms: organism/policy, which counts right where it counts, and organism/policy_step_0800, an early point of its
+training, which writes numbers behind words and gets nearly every total wrong. The rewards: rewards.honesty_reward, the
+write-up's, and rewards.information_reward with weight 15 (its advantages are not scaled, and are about so much smaller).
+
+A run is runs/rewards_ORGANISM_REWARD_SEED; one that exists is gone on with, one that is finished is not repeated. The
+figure shows each seed at the run's own evaluations, the table the last step with --n rollouts. It supports a claim about
+these two organisms: a rate of honest reports, claim match, J of the grade and even J of the claims rise in a model that tells
+nothing of its answers, because it has learned which prompts are easy; J within a prompt does not, and the information
+reward pays for none of it.
+"""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import cli
+import evaluate
+import figures
+import presets
+import run_folder
+import word_count
+from cli import UserError, option
+from run_folder import RUNS
+
+ORGANISMS = {"verifies": "organism/policy", "cannot": "organism/policy_step_0800"}
+REWARDS = {
+    "usual": [],
+    "information": ["--confession-reward", "rewards.information_reward", "--confession-weight", "15"],
+}
+SHOWN = """claim_J_within claim_J claim_bits grade_auroc parsed honest_given_noncompliant false_confession claim_match bracket_hack
+exact_compliance count_rate count_accuracy""".split()
+
+
+@dataclass(frozen=True)
+class Config:
+    seeds: str = option("0,1,2", "training seeds")
+    steps: int = option(100, "optimizer steps of each run")
+    n: int = option(256, f"rollouts of the last evaluation, {evaluate.ANSWERS} on each held-out prompt")
+    name: str = option("rewards_embedded", "folder under runs/ for table and figure")
+    plot_only: bool = option(False, "table and figure of saved runs, without a model")
+
+
+def train(run: Path, arguments: list[str], steps: int, n: int) -> None:
+    """grpo.py and evaluate.py, as far as they are not done yet."""
+    here = Path(__file__).parent
+    call = lambda program, *options: subprocess.run([sys.executable, here / program, *map(str, options)], check=True)
+    if not (run / "evals" / f"step_{steps:04d}.json").exists():
+        fresh = ["--steps", steps, "--name", run.name, *arguments]
+        call("grpo.py", *(["--resume", run] if (run / "config.json").exists() else fresh))
+    if not (run / "evals" / f"step_{steps:04d}_n{n}.json").exists():
+        call("evaluate.py", "--run", run, "--steps", steps, "--n", n)
+
+
+def main() -> None:
+    options = cli.parse(Config, __doc__)
+    with cli.user_errors():
+        for field in ("steps", "n"):
+            presets.at_least(field, getattr(options, field), 1)
+        if not all(seed.strip().isdecimal() for seed in options.seeds.split(",")):
+            raise UserError(f"--seeds {options.seeds!r}: give whole numbers with commas between them, such as 0,1,2")
+        last = f"step_{options.steps:04d}_n{options.n}"
+        found, table = {}, {}
+        for organism, model in ORGANISMS.items():
+            for reward, arguments in REWARDS.items():
+                for seed in map(int, options.seeds.split(",")):
+                    run = RUNS / f"rewards_{organism}_{reward}_{seed}"
+                    if not options.plot_only:
+                        train(run, ["--model", model, "--seed", str(seed), *arguments], options.steps, options.n)
+                    saved = sorted((run / "evals").glob("step_????.json"))
+                    if not saved or not (run / "evals" / f"{last}.json").exists():
+                        raise UserError(f"{run} has no evals/{last}.json: run this without --plot-only")
+                    found.setdefault((organism, reward), {})[seed] = {int(p.stem[5:]): run_folder.read_json(p) for p in saved}
+                    rollouts = run_folder.load_rollouts(run / "evals" / f"{last}.jsonl", word_count)
+                    table[f"{organism}, {reward}, seed {seed}"] = evaluate.metrics(rollouts, word_count)
+                alone = evaluate.baselines(rollouts, word_count)["prompt alone"]
+                table[f"{organism}, {reward}, prompt alone"] = evaluate.metrics(alone, word_count)
+        out = RUNS / options.name
+        lines = [f"step {options.steps}, n = {options.n}; prompt alone: on the answers of the last seed"]
+        for start in range(0, len(table), len(table) // 4):  # a block for each organism and reward
+            block = dict(list(table.items())[start : start + len(table) // 4])
+            lines += ["", evaluate.format_table(block, SHOWN)]
+        run_folder.write_text(out / "table.txt", "\n".join(lines) + "\n")
+        print("\n".join(lines))
+        print(f"figure: {figures.rewards(out / 'fig_rewards.png', found)}")
+
+
+if __name__ == "__main__":
+    main()
