@@ -303,7 +303,8 @@ def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
     }
     for metric in ("claim_J_within", "bracket_hack", "parsed", "honest_given_noncompliant", "claim_match"):
         thin = metric in constants or metric == "parsed"
-        value = _line(axis, evals, metric, metric, **(dict(linewidth=0.9, markersize=3.5) if thin else dict(linewidth=2.2)))
+        style = dict(interval=False, linewidth=0.9, markersize=3.5) if thin else dict(linewidth=2.2)
+        value = _line(axis, evals, metric, metric, **style)
         published = WRITEUP.get(metric, [np.nan] * len(WRITEUP_STEPS))
         axis.plot(WRITEUP_STEPS, published, color=GREY, marker=MARKERS[metric], markersize=3.5, linewidth=0.9, linestyle=":")
         axis.plot(steps, constants.get(metric, [np.nan] * len(evals)), color=COLOURS[metric], linewidth=0.9, linestyle="--")
@@ -415,13 +416,17 @@ def _stress_claims(run: Path, cells: dict[str, dict[int, dict]]) -> Path:
     return _save(figure, run / "fig2_stress_claims.png", _stress_numbers(cells, *titles))
 
 
-def _line(axis, evals: dict[int, dict], metric: str, name: str, shift: float | None = None, **style) -> list[float]:
-    """A metric over checkpoints in the colour and marker of `name`, with an interval band, or with error bars if there is
+def _line(
+    axis, evals: dict[int, dict], metric: str, name: str, shift: float | None = None, interval: bool = True, **style
+) -> list[float]:
+    """A metric over checkpoints in the colour and marker of `name`, with its interval as a band, or as error bars if there is
     one point or they are shifted sideways; returns the values drawn. `style` goes to plot."""
     steps = [step for step in evals if evals[step][metric]["value"] is not None]
     value, low, high = (np.array([evals[step][metric][key] for step in steps]) for key in ("value", "low", "high"))
     xs = np.array(steps) + (shift or 0.0)
-    if shift is None and len(xs) > 1:
+    if not interval:
+        pass
+    elif shift is None and len(xs) > 1:
         axis.fill_between(xs, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
     else:
         axis.vlines(xs, low, high, color=COLOURS[name], alpha=0.5, linewidth=1.2)
