@@ -5,8 +5,10 @@ import torch
 from handmade import one_thread  # noqa: F401
 from test_engine import SEEDS, SYSTEMS, short_windows  # noqa: F401
 from test_rollout import full_logprobs
+from test_runs import RUN, run_grpo
 
 import engine
+import run_folder
 import word_count
 from batch import make_batch
 from decoder import two_turns
@@ -137,3 +139,22 @@ def test_groups_and_tokens_of_branches(tiny_models):
     assert weights["confession"] == pytest.approx([1 / sum(confessions)] * 4 * K)
     batch = make_batch(rollouts, weights, torch.device("cpu"))
     assert int(batch.trained.sum()) == sum(answers[: 2 * K : K]) + sum(confessions)
+
+
+def test_a_run_with_several_confessions_resumes_to_the_same_bytes(tmp_path):
+    """Branches are lost on the way to the file, or the run cannot be gone on with."""
+    options = ["--confessions-per-answer", "2", "--group-size", "2", "--confession-advantage-scale", "none"]
+    run_grpo(tmp_path, *RUN, *options)
+    run = tmp_path / "runs" / "run"
+    steps = sorted(run.glob("rollouts/step_*.jsonl"))
+    for path in steps:
+        rollouts = run_folder.load_rollouts(path, word_count)
+        assert [r.branch for r in rollouts] == [0, 1] * (len(rollouts) // 2) and len(rollouts) % 4 == 0
+        for a, b in zip(rollouts[::2], rollouts[1::2]):
+            assert (a.seed, a.y, a.answer) == (b.seed, b.y, b.answer) and a.confession != b.confession
+            assert a.confession.advantage == pytest.approx(-b.confession.advantage) != 0.0
+    before = steps[-1].read_bytes()
+    last = run_folder.checkpoint_steps(run)[-1]
+    run_folder.checkpoint(run, last).rename(tmp_path / "aside")
+    run_grpo(tmp_path, "--resume", "runs/run")
+    assert steps[-1].read_bytes() == before

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batch import make_batch, micro_batches, trained_lengths
-from grpo import Config, group_advantages, k3, span_weights, token_logprobs, token_losses, update
+from grpo import Config, group_advantages, k3, resolve, span_weights, token_logprobs, token_losses, update
 from decoder import Decoder
 
 CPU = torch.device("cpu")
@@ -47,6 +47,28 @@ def test_group_advantages_divide_by_std_plus_eps():
     """The deviation is not the population's, or eps is left out: 0.5 / (0.5 + 0.1)."""
     assert group_advantages([1.0, 0.0], 2, eps=0.1)[0] == pytest.approx([5 / 6, -5 / 6])
     assert group_advantages([1.0, 0.0], 2)[0] == pytest.approx([0.5 / 0.5001, -0.5 / 0.5001])
+
+
+@pytest.mark.parametrize(
+    "scale, expected",
+    [
+        ("group", [1, -1, 1, -1, 0]),
+        ("batch", [a / math.sqrt(30 / 8) for a in (0.5, -0.5, 2, -2, 0)]),  # of 1, 0, 5, 1, 3, 3, 4, -1: mean 2
+        ("none", [0.5, -0.5, 2, -2, 0]),
+    ],
+)
+def test_advantage_scales(scale, expected):
+    """An advantage is divided by another deviation than was asked for, or rewards without a value are part of it."""
+    rewards = [1, 0, 5, 1, 3, 3, 4, -1, None, None]
+    advantages, silent = group_advantages(rewards, 2, scale, eps=0.0)
+    assert advantages[:5] == pytest.approx(expected) and advantages[-2:] == [0.0, 0.0] and silent == 2 / 5
+
+
+def test_the_information_reward_is_not_scaled_unless_asked():
+    """By default its advantages are divided by the group's deviation, which brings the base rate back."""
+    resolved = lambda **options: resolve(Config(**options)).confession_advantage_scale
+    assert resolved() == "group" and resolved(confession_reward="rewards.information_reward") == "none"
+    assert resolved(confession_reward="rewards.information_reward", confession_advantage_scale="batch") == "batch"
 
 
 @pytest.mark.parametrize("n", [3, 6, 8, 13])
