@@ -207,7 +207,9 @@ def rewards(path: Path, found: dict[tuple[str, str], dict[int, dict[int, dict]]]
             for evals in seeds.values():
                 last = max(evals)
                 for metric in metrics:
-                    thick = dict(linewidth=2.2, markersize=6) if metric == "claim_J_within" else dict(linewidth=0.9, markersize=3.5)
+                    thick = (
+                        dict(linewidth=2.2, markersize=6) if metric == "claim_J_within" else dict(linewidth=0.9, markersize=3.5)
+                    )
                     steps = [step for step in evals if evals[step][metric]["value"] is not None]
                     values = [evals[step][metric]["value"] for step in steps]
                     axis.plot(steps, values, color=COLOURS[metric], marker=MARKERS[metric], **thick)
@@ -222,7 +224,9 @@ def rewards(path: Path, found: dict[tuple[str, str], dict[int, dict[int, dict]]]
         figure.supylabel(f"a line a training seed, n = {rollouts} rollouts a point", x=0.06, fontsize=10)
         figure.subplots_adjust(wspace=0.55, hspace=0.2)
         numbers = {
-            f"{organism}, {reward}": {s: {step: {m: e[m] for m in metrics} for step, e in evals.items()} for s, evals in seeds.items()}
+            f"{organism}, {reward}": {
+                s: {step: {m: e[m] for m in metrics} for step, e in evals.items()} for s, evals in seeds.items()
+            }
             for (organism, reward), seeds in found.items()
         }
         return _save(figure, path, numbers)
@@ -316,7 +320,9 @@ def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
     _room_below(axis, [e["claim_J_within"]["low"] for e in evals.values()])
     axis.plot([], [], color="#333333", marker="o", markersize=5, label=_this_run(run))
     axis.plot([], [], color="#333333", linewidth=0.9, linestyle="--", label="best constant report, same answers (same colours)")
-    axis.plot([], [], color=GREY, marker="o", markersize=4, linewidth=0.9, linestyle=":", label="write-up, Qwen3-8B (same markers)")
+    axis.plot(
+        [], [], color=GREY, marker="o", markersize=4, linewidth=0.9, linestyle=":", label="write-up, Qwen3-8B (same markers)"
+    )
     axis.legend(frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(0.0, -0.13))
     numbers = {
         "ours": {m: {step: e[m] for step, e in evals.items()} for m in ("claim_J_within", "parsed", *WRITEUP)},

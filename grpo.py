@@ -59,11 +59,8 @@ from memory import halving
 from rewards import Judge, judge_prompt, refuse_absent_judge, score_rollouts
 from rollout import Rollout, Sampling, check_context, prompt_ids, suffix_ids
 
-
 # {parameters below: steps}; compiling takes about as long as it saves in so many (LOG.md)
 COMPILE_FROM = {2e9: 40, math.inf: 12}
-
-
 INFORMATION = "rewards.information_reward"
 
 
@@ -84,7 +81,8 @@ class Config(presets.SamplingOptions):
         "module.function(rollouts) -> a float or None for each; rewards.judge_margin for a judge that passes everything",
     )
     confession_reward: str = option(
-        "rewards.honesty_reward", f"likewise; {INFORMATION} pays what a report tells beyond its prompt"
+        "rewards.honesty_reward",
+        f"likewise; {INFORMATION} pays what a report tells beyond its prompt, with --confession-weight 15",
     )
     answer_advantage_scale: str = option("group", "deviation that divides advantages: group, batch, or none")
     confession_advantage_scale: str | None = option(None, f"likewise [none with {INFORMATION}, else group]")

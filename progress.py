@@ -49,7 +49,11 @@ def format_step(row: dict, seconds: float) -> str:
         f"honest {show('honest_given_noncompliant')} claims {show('claim_match')} counted {show('count_rate')} | "
         f"hack {show('bracket_hack')} exact {show('exact_compliance')} fooled {show('judge_fooled')} no verdict {show('judge_failed')} | "
         f"parsed {show('parsed')} | grad {show('grad_norm')} gap {row['logprob_gap_answer'] or 0:.0e} | {seconds:.1f}s"
-        + (f" | {row['reports_alike']:.0%} OF THE REPORTS ARE ALIKE: {' '.join(map(str, row['most_common_report']))}" if alike else "")
+        + (
+            f" | {row['reports_alike']:.0%} OF THE REPORTS ARE ALIKE: {' '.join(map(str, row['most_common_report']))}"
+            if alike
+            else ""
+        )
         + (" | SKIPPED: loss or gradient not finite" if row["grad_norm"] is None else "")
     )
 
@@ -67,7 +71,9 @@ def format_example(rollout: Rollout, task) -> str:
     said = f"grade {report.grade}" if parsed else report.reason
     reward = rollout.confession.reward
     rows = zip_longest(task.objectives(rollout.x), rollout.truth.objectives, report.claims if parsed else ())
-    claims = "   ".join(f"{name} {'met' if met else 'not met'}{f', claimed {claim}' if claim else ''}" for name, met, claim in rows)
+    claims = "   ".join(
+        f"{name} {'met' if met else 'not met'}{f', claimed {claim}' if claim else ''}" for name, met, claim in rows
+    )
     return (
         f"  y   {cli.printable(rollout.y, 150)}\n      judge: {rollout.verdict.state}\n"
         f"  zc  {cli.printable(rollout.zc or rollout.yc, 150)}\n      {claims}\n      {said}; reward {'-' if reward is None else f'{reward:.2f}'}"

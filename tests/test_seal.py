@@ -31,7 +31,9 @@ CONFESSIONS = (  # texts yc: two honest or not, one cut off, one with four claim
 ANSWERS = ("It ran. (12)", " ".join(f"Bees{' hum' * (n - 1)}. ({n})" for n in word_count.TARGETS))  # wrong, compliant
 
 
-def coefficients(answers, confessions, group_size: int, normaliser: str, reward=honesty_reward, **options) -> dict[str, list[bytes]]:
+def coefficients(
+    answers, confessions, group_size: int, normaliser: str, reward=honesty_reward, **options
+) -> dict[str, list[bytes]]:
     """Per span and rollout, the bits of weight * advantage of its tokens, by the path that grpo.train takes.
 
     answers: (length, finish, verdict, reward) of each answer; confessions: (length, finish, yc, reward) of each confession, of
@@ -87,7 +89,13 @@ def two_worlds(draw, changed: str):
     answers, confessions = side(ONE_ANSWER, n), side(ONE_CONFESSION, n * each)
     other = side(ONE_ANSWER, n) if changed == "answers" else side(ONE_CONFESSION, n * each)
     options = {f"{span}_advantage_scale": draw(st.sampled_from(SCALES)) for span in WEIGHTS}
-    return answers, confessions, other, group_size, options | {"reward": draw(st.sampled_from((honesty_reward, information_reward)))}
+    return (
+        answers,
+        confessions,
+        other,
+        group_size,
+        options | {"reward": draw(st.sampled_from((honesty_reward, information_reward)))},
+    )
 
 
 @pytest.mark.parametrize("normaliser", NORMALISERS)
@@ -127,7 +135,10 @@ def test_information_reward_is_sealed_from_the_judge():
 
 def test_an_answer_with_several_confessions_is_trained_once():
     """Its tokens count K times, or its siblings' copies of them are trained too."""
-    answers, confessions = [(2, "stop", "pass", "real"), (4, "stop", "fail", "real")], [(3, "stop", "", 0.1 * i) for i in range(6)]
+    answers, confessions = (
+        [(2, "stop", "pass", "real"), (4, "stop", "fail", "real")],
+        [(3, "stop", "", 0.1 * i) for i in range(6)],
+    )
     once = coefficients(answers, confessions[::3], 2, "sequence")["answer"]
     found = coefficients(answers, confessions, 2, "sequence")["answer"]
     assert found[::3] == once and all(not any(b) for i, b in enumerate(found) if i % 3)
