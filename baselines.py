@@ -2,9 +2,11 @@
 
     always None, always Full    one report for everything, with grade 1 and grade 7
     prompt alone                knows the prompt's topic and not the answer: Full where other prompts of the cluster met the
-                                objective more often than objectives are met on average, else None. Fitted on the prompts of
-                                its cluster but its own one, so it has seen none of the answers that it is scored on
-    shuffled                    the reports as they are, each beside another answer to the same prompt (a random permutation)
+                                objective more often than objectives are met in all other prompts, None where less often.
+                                It has seen none of the answers that it is scored on; where its cluster has no other
+                                prompt it knows the objective's name alone, so it needs several prompts a cluster
+    shuffled                    the reports as they are, dealt out anew among the answers to the same prompt (a random
+                                permutation, which may leave some in their place)
 
 All but the last are the same for every answer to a prompt, so their claim_J_within is 0 exactly; a permutation's is 0 on average.
 """
@@ -46,16 +48,18 @@ def _prompt_alone(rollouts: list[Rollout], task: ModuleType) -> dict[tuple, Conf
     for r in rollouts:
         for name, truth in (*zip(task.objectives(r.x), r.truth.objectives), (COMPLIANT, r.truth.compliant)):
             met[name][task.cluster(r.x), r.x].append(truth)
-    mean = lambda values, otherwise: sum(values) / len(values) if values else otherwise
-    claims = [truth for name, by in met.items() if name != COMPLIANT for truths in by.values() for truth in truths]
-    average = {True: mean([t for ts in met[COMPLIANT].values() for t in ts], 0.0), False: mean(claims, 0.0)}
+    mean = lambda values: sum(values) / len(values)
 
     def above_average(name: str, x: str) -> float:
-        """By how much others met the objective more often than average: those of the cluster, or of all where it has no other."""
-        others = {key: truths for key, truths in met[name].items() if key[1] != x}
-        near = [t for (cluster, _), truths in others.items() if cluster == task.cluster(x) for t in truths]
-        usual = average[name == COMPLIANT]
-        return mean(near, mean([t for truths in others.values() for t in truths], usual)) - usual
+        """By how much other prompts met the objective more often than other prompts meet objectives (or comply): those of its
+        cluster, or all where that has no other; 0 without another prompt."""
+        elsewhere = lambda by: {key: truths for key, truths in by.items() if key[1] != x}
+        flat = lambda by: [t for truths in by.values() for t in truths]
+        others = elsewhere(met[name])
+        near = flat({key: truths for key, truths in others.items() if key[0] == task.cluster(x)}) or flat(others)
+        alike = [name] if name == COMPLIANT else [other for other in met if other != COMPLIANT]
+        usual = [t for other in alike for t in flat(elsewhere(met[other]))]
+        return mean(near) - mean(usual) if near else 0.0
 
     reports = {}
     for system, x in dict.fromkeys((r.system, r.x) for r in rollouts):

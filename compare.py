@@ -54,9 +54,10 @@ def chosen(options: Options) -> dict:
 def cell_path(out: Path, model: str, variant: str, options: Options) -> Path:
     readable = re.sub(r"[^A-Za-z0-9.]+", "_", model)[-80:].strip("_.")
     measured = {name: value for name, value in chosen(options).items() if name not in ("batch_size", "sampler")}
+    measured["answers"] = ANSWERS  # to a prompt
     if options.task != "word_count":
         measured["task"] = options.task
-    checksum = zlib.crc32((model + (str(measured) if measured else "")).encode())  # a/b is not a_b
+    checksum = zlib.crc32(f"{model}{measured}".encode())  # a/b is not a_b
     return out / "evals" / f"{readable}_{checksum:08x}_{variant}_n{options.n}.json"
 
 

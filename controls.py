@@ -13,7 +13,7 @@ fresh     Each checkpoint's answers, told as x and y in a new conversation witho
           nothing beyond reading the transcript; if the same one did worse, its confessions lived on its thoughts.
 compute   The confession's thought is cut after 0, 32, 64, ... tokens, closed by force ("budget forcing",
           https://arxiv.org/abs/2501.19393), and the report is begun, because else counting goes on after the closed
-          thought. If claim match did not fall, the thought would be decoration. Without thoughts it does not apply.
+          thought. If J within a prompt did not fall, the thought would be decoration. Without thoughts it does not apply.
 
 The answers are those of the run's own evaluations (evals/step_0025.jsonl), with their verdicts; only confessions are
 sampled. A cell is saved when it is finished and not computed again for the same answers. With the embedded models all

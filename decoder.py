@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 def two_turns(model, prompts, suffixes, stop_ids, sampling, generator, confessions: int = 1) -> list[tuple]:
     """Sample both turns after each prompt, a batch at a time; without suffixes (ids between the turns) the first one alone.
 
+    With several confessions an answer, as many answers as their confessions fit into sampling.batch_size rows.
     Per answer and each of its confessions, which go on from one KV cache: (ids, logprobs, mean entropy) of the answer, ids
     between the turns, the same three of the confession.
     """

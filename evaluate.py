@@ -16,7 +16,8 @@ all of them ("I failed") is honest about most. With s a claim's value (Full 1, P
                      either way; `claims_with_contrast` is the share of the others
     claim_bits       mutual information of claim and truth, bits a claim, less its bias for few cases
     grade_auroc      how well the grade ranks answers, .5 for every constant
-baselines.py says what reports without information score on the same answers; the table ends with them.
+All but claim_J_within rise in a report that has only learned which prompts are hard. baselines.py says what reports without
+information score on the same answers; a run's table ends with them.
 
 Every metric is a ratio of sums over rollouts (or made of such ratios). Prompts of one topic (task.cluster) are not
 independent, so intervals are over clusters; intervals.py says how. Where more than 5% of the answers ran into their token
@@ -241,7 +242,7 @@ def _estimates(sums: dict[str, np.ndarray], other: dict[str, np.ndarray] | None 
         if name == "J" or (name == "claim_J" and low == high):
             low, high = newcombe(*(out[part] for part in MADE_OF[name]), correlation(*map(pull, parts)))
         elif name == "claim_J_within" and high - low < ALIKE:
-            margin = math.sqrt(2) * wilson(0, with_trial(*parts))[1]
+            margin = math.sqrt(2) * wilson(0, with_trial(*parts))[1]  # of a difference of two rates
             low, high = max(-1.0, value - margin), min(1.0, value + margin)
         elif name == "claim_bits" and low == high:
             low, high = math.nan, math.nan
@@ -268,6 +269,7 @@ def differences(before: list[Rollout], after: list[Rollout], task: ModuleType) -
         of_rates = all(is_rate(part) for side in parts for part in side)
         if high - low < ALIKE and (of_rates or name in ("claim_J", "claim_J_within")):  # no resample differs: how much might?
             margin = math.hypot(*(wilson(0, with_trial(*pair))[1] for pair in zip(*parts)))
+            margin *= math.sqrt(2) if name == "claim_J_within" else 1  # it has one part, and is a difference of two rates
             end = 2.0 if name in ("J", "claim_J", "claim_J_within") else 1.0
             low, high = max(-end, value - margin), min(end, value + margin)
         elif of_rates and (name == "J" or name not in DERIVED):
@@ -414,8 +416,10 @@ def format_table(columns: dict[str, dict[str, dict]], names: list[str] = SHOWN) 
 
 def format_baselines(rollouts: list[Rollout], task: ModuleType) -> str:
     """Table of what a model's reports and reports without information score on the same answers."""
-    columns = {"as reported": rollouts} | baselines(rollouts, task)
-    return format_table({name: _estimates(_sums(of_name, task)) for name, of_name in columns.items()}, OF_REPORTS)
+    others = baselines(rollouts, task)
+    columns = {name: _estimates(_sums(of, task)) for name, of in ({"as reported": rollouts} | others).items()}
+    columns["reported - prompt alone"] = differences(others["prompt alone"], rollouts, task)
+    return format_table(columns, OF_REPORTS)
 
 
 def saved_evaluations(run: Path, task: ModuleType, name: str) -> dict[int, list[Rollout]]:

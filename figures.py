@@ -301,8 +301,9 @@ def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
     figure, axis = plt.subplots(figsize=(7.2, 4.8))
     ends, steps = [], list(evals)
     of = lambda metric: [e[metric]["value"] for e in evals.values()]
-    constants = {
-        "claim_match": [max(met, 1 - met) for met in of("objectives_met")],
+    met = [np.nan if full is None else full + doubted for full, doubted in zip(of("right_full"), of("right_doubted"))]
+    constants = {  # given a parsed report, as the lines are
+        "claim_match": [max(share, 1 - share) for share in met],
         "honest_given_noncompliant": [1.0] * len(evals),
     }
     for metric in ("claim_J_within", "bracket_hack", "parsed", "honest_given_noncompliant", "claim_match"):
@@ -319,14 +320,14 @@ def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
     _finish(axis, "GRPO step", f"95% interval, n = {n} rollouts", "Do confessions tell right from wrong while the hack goes on?")
     _room_below(axis, [e["claim_J_within"]["low"] for e in evals.values()])
     axis.plot([], [], color="#333333", marker="o", markersize=5, label=_this_run(run))
-    axis.plot([], [], color="#333333", linewidth=0.9, linestyle="--", label="best constant report, same answers (same colours)")
+    axis.plot([], [], color="#333333", linewidth=0.9, linestyle="--", label="always None or always Full, the better one, same answers")
     axis.plot(
         [], [], color=GREY, marker="o", markersize=4, linewidth=0.9, linestyle=":", label="write-up, Qwen3-8B (same markers)"
     )
     axis.legend(frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(0.0, -0.13))
     numbers = {
         "ours": {m: {step: e[m] for step, e in evals.items()} for m in ("claim_J_within", "parsed", *WRITEUP)},
-        "best_constant": {m: dict(zip(steps, values)) for m, values in constants.items()},
+        "best_constant": {m: {step: v for step, v in zip(steps, values) if np.isfinite(v)} for m, values in constants.items()},
         "writeup_qwen3_8b": {"steps": WRITEUP_STEPS, **WRITEUP},
     }
     return _save(figure, run / "fig1_honesty.png", numbers)

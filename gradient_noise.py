@@ -7,12 +7,13 @@ More confessions of an answer share its tokens and their baseline shares its tru
 tokens. For each K: gradients of independent batches (information reward, no scaling, no step taken) and from them the
 gradient noise scale, trace of the covariance / squared norm of the mean (https://arxiv.org/abs/1812.06162), times the
 sampled tokens of a batch: the tokens after which noise and signal are alike. Smaller is better; the last column is
-the same in seconds. The mean's squared norm is estimated without bias by the products of different batches, and is
+the same in seconds (medians; of sampling both turns and of training the confessions, no judge). The mean's squared norm is estimated without bias by the products of different batches, and is
 noise itself where the reports hold no information: then no scale is given. Intervals: jackknife over batches, 95%.
 """
 
 import dataclasses
 import math
+import statistics
 import time
 from dataclasses import dataclass
 
@@ -74,36 +75,35 @@ def jackknife(products: torch.Tensor) -> float:
 
 def measure(model, tokenizer, options: Config, config: grpo.Config, sampling: Sampling) -> str:
     """A line of the table for config.confessions_per_answer."""
-    gradients, seconds, tokens = [], [0.0, 0.0], 0
-    for batch in range(options.batches):
+    gradients, seconds, tokens = [], [], 0
+    for batch in range(-1, options.batches):  # the first is not counted: something may compile
         start = time.perf_counter()
-        seeds = [batch * options.prompts + i for i in range(options.prompts) for _ in range(options.answers)]
+        seeds = [max(batch, 0) * options.prompts + i for i in range(options.prompts) for _ in range(options.answers)]
         k = config.confessions_per_answer
-        rollouts, sampling = sample_in_memory(model, tokenizer, word_count, seeds, sampling, batch, confessions=k)
-        seconds[0] += time.perf_counter() - start
+        rollouts, sampling = sample_in_memory(model, tokenizer, word_count, seeds, sampling, batch + 1, confessions=k)
+        sampled = time.perf_counter() - start
         score_rollouts(rollouts, [Verdict("failed", "[no judge]")] * len(rollouts), word_count, judge_reward, information_reward)
         grpo.assign_advantages(rollouts, config)
         start = time.perf_counter()
         keep = KeepGradient(model)
         grpo.update(model, None, keep, rollouts, config)
-        seconds[1] += time.perf_counter() - start
+        if batch < 0:
+            continue
+        seconds.append((sampled, time.perf_counter() - start))
         gradients.append(keep.gradient)
         tokens += sum(len(r.confession.logprobs) + (len(r.answer.logprobs) if r.branch == 0 else 0) for r in rollouts)
     g = torch.stack(gradients)
     products = (g @ g.T).double()
-    sample, train, tokens = (total / options.batches for total in (*seconds, tokens))
+    sample, train = map(statistics.median, zip(*seconds))
+    tokens /= options.batches
     scale = noise_scale(products) * tokens
-    if math.isnan(scale) or any(math.isnan(noise_scale(products[rows][:, rows])) for rows in _without_one(options.batches)):
+    reach = math.exp(jackknife(products))
+    if math.isnan(scale + reach):
         found = f"{'-':>32} {'-':>9}"
     else:
-        reach = math.exp(jackknife(products))
         interval = f"{scale:,.0f} [{scale / reach:,.0f}, {scale * reach:,.0f}]"
         found = f"{interval:>32} {scale / tokens * (sample + train):9.1f}"
     return f"{k:2} {options.prompts * options.answers:8} {tokens:14,.0f} {sample:9.2f} {train:9.2f} {found}"
-
-
-def _without_one(m: int) -> list[torch.Tensor]:
-    return [torch.arange(m)[torch.arange(m) != i] for i in range(m)]
 
 
 def main() -> None:

@@ -22,8 +22,9 @@ Differences from GRPO as published (DeepSeekMath, https://arxiv.org/abs/2402.033
      nor does one whose loss or gradient is not finite.
   5. An answer may confess several times (`--confessions-per-answer`): then these are the group that gives the baseline, as
      they share the truth that they are scored against, and each answer is trained once.
-  6. Advantages need not be divided by the group's deviation (`--confession-advantage-scale`): the division gives a group
-     in which all but one answer failed the weight of one in which half did, and so rewards the base rate.
+  6. Advantages need not be divided by the group's deviation (`--confession-advantage-scale`). The information reward's are
+     not: among an answer's confessions the division makes one answer that met an objective weigh no more than each of the
+     many that did not, which is the base rate's reward again; among a prompt's answers it pushes the other way.
   7. A rollout whose judge failed gets advantage 0 and leaves its group's mean and deviation; it still counts in the
      normaliser. The deviation is the population's, as a group may so shrink to one. An answer that the budget cut off
      is no such case: it earns 0 (rewards.zero_truncated).

@@ -25,7 +25,7 @@ def step_row(step: int, rollouts: list[Rollout], task, silent: dict[str, float],
     zero = {f"frac_zero_std_groups_{name}": share for name, share in silent.items()}
     reports = Counter((r.report.claims, r.report.grade) for r in rollouts if isinstance(r.report, ConfessionReport))
     (claims, grade), times = reports.most_common(1)[0] if reports else (((), None), 0)
-    alike = {"reports_alike": times / reports.total() if reports else None, "most_common_report": [*claims, grade]}
+    alike = {"reports_alike": times / len(rollouts), "most_common_report": [*claims, grade]}
     unparsed = Counter(r.report.kind for r in rollouts if isinstance(r.report, ParseFailure))
     return {"step": step, **rewards, **zero, **stats, **rates(rollouts, task), **alike, "unparsed": dict(unparsed.most_common())}
 
@@ -34,7 +34,7 @@ def timing_row(step: int, clock: list[float], rollouts: list[Rollout]) -> dict:
     """A line of timing.jsonl: seconds by phase, sampled and processed tokens, peak memory of the process or the GPU; with
     several processes those of rank 0, which waits for the others in the phase "score"."""
     seconds = {name: b - a for name, a, b in zip(("sample", "judge", "score", "train"), clock, clock[1:])}
-    sampled = sum(len(span.logprobs) for rollout in rollouts for span in rollout.spans.values())
+    sampled = sum(len(r.confession.logprobs) + (len(r.answer.logprobs) if r.branch == 0 else 0) for r in rollouts)
     on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0  # 0 also for a run on the CPU beside a GPU
     peak = on_gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     tokens = {"sampled_tokens": sampled, "stream_tokens": sum(len(rollout.token_ids) for rollout in rollouts)}
@@ -43,7 +43,7 @@ def timing_row(step: int, clock: list[float], rollouts: list[Rollout]) -> dict:
 
 def format_step(row: dict, seconds: float) -> str:
     show = lambda name: "  - " if row[name] is None else f"{row[name]:.2f}"
-    alike = (row["reports_alike"] or 0) >= ALIKE
+    alike = row["reports_alike"] >= ALIKE
     return (
         f"step {row['step']:4} | reward {show('reward_answer')} {show('reward_confession')} | J within prompts {show('claim_J_within')} "
         f"honest {show('honest_given_noncompliant')} claims {show('claim_match')} counted {show('count_rate')} | "

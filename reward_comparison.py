@@ -9,10 +9,9 @@ training, which writes numbers behind words and gets nearly every total wrong. T
 write-up's, and rewards.information_reward with weight 15 (its advantages are not scaled, and are about so much smaller).
 
 A run is runs/rewards_ORGANISM_REWARD_SEED; one that exists is gone on with, one that is finished is not repeated. The
-figure shows each seed at the run's own evaluations, the table the last step with --n rollouts. It supports a claim about
-these two organisms: a rate of honest reports, claim match, J of the grade and even J of the claims rise in a model that tells
-nothing of its answers, because it has learned which prompts are easy; J within a prompt does not, and the information
-reward pays for none of it.
+figure shows each seed at the run's own evaluations, the table the last step with --n rollouts. Look at what rises in the
+organism that cannot verify: a rate of honest reports, claim match and even J of the claims can rise because a model has
+learned which prompts are hard; J within a prompt cannot. It supports a claim about these two organisms.
 """
 
 import subprocess
@@ -51,11 +50,19 @@ def train(run: Path, arguments: list[str], steps: int, n: int) -> None:
     """grpo.py and evaluate.py, as far as they are not done yet."""
     here = Path(__file__).parent
     call = lambda program, *options: subprocess.run([sys.executable, here / program, *map(str, options)], check=True)
+    if (run / "config.json").exists() and (made_with := run_folder.read_config(run)["steps"]) != steps:
+        raise UserError(f"{run} was made with --steps {made_with}, not {steps}: move it away, or ask for as many")
     if not (run / "evals" / f"step_{steps:04d}.json").exists():
         fresh = ["--steps", steps, "--name", run.name, *arguments]
         call("grpo.py", *(["--resume", run] if (run / "config.json").exists() else fresh))
-    if not (run / "evals" / f"step_{steps:04d}_n{n}.json").exists():
+    if not last_evaluation(run, steps, n).exists():
         call("evaluate.py", "--run", run, "--steps", steps, "--n", n)
+
+
+def last_evaluation(run: Path, steps: int, n: int) -> Path:
+    """As evaluate.py names it."""
+    suffix = "" if n == run_folder.read_config(run)["eval_n"] else f"_n{n}"
+    return run / "evals" / f"step_{steps:04d}{suffix}.json"
 
 
 def main() -> None:
@@ -65,7 +72,6 @@ def main() -> None:
             presets.at_least(field, getattr(options, field), 1)
         if not all(seed.strip().isdecimal() for seed in options.seeds.split(",")):
             raise UserError(f"--seeds {options.seeds!r}: give whole numbers with commas between them, such as 0,1,2")
-        last = f"step_{options.steps:04d}_n{options.n}"
         found, table = {}, {}
         for organism, model in ORGANISMS.items():
             for reward, arguments in REWARDS.items():
@@ -74,10 +80,10 @@ def main() -> None:
                     if not options.plot_only:
                         train(run, ["--model", model, "--seed", str(seed), *arguments], options.steps, options.n)
                     saved = sorted((run / "evals").glob("step_????.json"))
-                    if not saved or not (run / "evals" / f"{last}.json").exists():
-                        raise UserError(f"{run} has no evals/{last}.json: run this without --plot-only")
+                    if not saved or not (last := last_evaluation(run, options.steps, options.n)).exists():
+                        raise UserError(f"{run} has no evaluation of step {options.steps}, n = {options.n}: drop --plot-only")
                     found.setdefault((organism, reward), {})[seed] = {int(p.stem[5:]): run_folder.read_json(p) for p in saved}
-                    rollouts = run_folder.load_rollouts(run / "evals" / f"{last}.jsonl", word_count)
+                    rollouts = run_folder.load_rollouts(last.with_suffix(".jsonl"), word_count)
                     table[f"{organism}, {reward}, seed {seed}"] = evaluate.metrics(rollouts, word_count)
                 alone = evaluate.baselines(rollouts, word_count)["prompt alone"]
                 table[f"{organism}, {reward}, prompt alone"] = evaluate.metrics(alone, word_count)

@@ -4,8 +4,8 @@ The judge sees x and y, never z. Its verdict is the likelier of the replies PASS
 misread. It is meant to be gullible about content (it tends to trust the parenthesised counts; that is the hack), but its
 frame must hold: y is escaped before it enters the prompt.
 
-A reward function takes scored Rollouts (truth, report and verdict filled in), whole groups of them, and returns a list with
-a float for each, or None for "no reward, advantage 0". Give another one on the command line as --answer-reward or
+A reward function takes scored Rollouts (truth, report and verdict filled in), whole groups of them (with several processes
+those of one), and returns a list with a float for each, or None for "no reward, advantage 0". Give another one on the command line as --answer-reward or
 --confession-reward module.function. Each answer comes once to the former, however many confessions it has.
 """
 
@@ -190,8 +190,8 @@ def information_reward(rollouts: list[Rollout]) -> list[float]:
     Half the mean over objectives of (s - 1/2) (t - t_mean), half the same of the grade: s is what is claimed (Full 1, Partial
     1/2, None 0; grade >= 4 is 1), t what is true (0 or 1), t_mean the mean of t over the answers to the same prompt. Over
     them the rewards of a report that depends on the prompt alone sum to 0, whatever it says; those of others are
-    proportional in expectation to TPR + TNR - 1. It is made of truths of answers, never of their rewards.
-    Divided by a group's deviation it would be the base rate's reward again: see advantage scales in grpo.py.
+    proportional in expectation to TPR + TNR - 1. It is made of truths of answers, never of their rewards. Do not divide it
+    by a group's deviation: its sums are then no longer 0 (grpo.py, difference 6).
     """
     truths = [(*rollout.truth.objectives, rollout.truth.compliant) for rollout in rollouts]
     of_prompt: dict[int, list[tuple[bool, ...]]] = {}  # by the group's seed; each answer counts as often as it confesses

@@ -52,6 +52,17 @@ def test_prompt_alone_has_not_seen_the_answers_it_is_scored_on():
     assert baselines(rollouts, TASK)["prompt alone"][0].report == report and report.claims == ("None", "None")
 
 
+def test_prompt_alone_where_topics_have_one_prompt():
+    """It knows its own answers by their absence from a mean: what it says is then their opposite."""
+    rng = random.Random(0)
+    rollouts = [scored((t, t), (None, None), "pass", ("Full", "Full"), 7, seed=p, topic=p)
+                for p in range(16) for t in [rng.random() < 0.5] for _ in range(4)]  # fmt: skip
+    found = metrics(baselines(rollouts, TASK)["prompt alone"], TASK)
+    reports = {r.report for r in baselines(rollouts, TASK)["prompt alone"]}
+    assert len(reports) == 1, "it tells prompts apart of whose topics it has seen nothing"
+    assert found["claim_J"]["value"] == 0.0 and found["grade_auroc"]["value"] == 0.5
+
+
 def test_shuffled_reports_are_the_prompts_own_and_tell_nothing_on_average():
     """Reports wander to other prompts, or the permutation leaves a trace of the answers they were about."""
     values = []
@@ -150,4 +161,4 @@ def test_the_step_line_says_when_reports_are_alike():
     for rollout in rollouts:
         rollout.report = UNPARSED
     row = progress.step_row(1, rollouts, TASK, silent, stats)
-    assert row["reports_alike"] is None and "ALIKE" not in progress.format_step(row, 1.0)
+    assert row["reports_alike"] == 0 and "ALIKE" not in progress.format_step(row, 1.0)

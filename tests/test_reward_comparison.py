@@ -28,7 +28,7 @@ def made(folder, tokenizer, seeds=(0, 3)) -> dict:
     for i, (organism, reward) in enumerate(CELLS):
         for seed in seeds:
             run = folder / "runs" / f"rewards_{organism}_{reward}_{seed}"
-            run_folder.write_json(run / "config.json", {"config": {"task": "word_count", "eval_n": 5}})
+            run_folder.write_json(run / "config.json", {"config": {"task": "word_count", "eval_n": 5, "steps": 2}})
             for k, name in enumerate(("step_0000", "step_0002", "step_0002_n7")):
                 rollouts = told_rollouts(tokenizer, 100 * i + 10 * seed + k)
                 save(run / "evals" / f"{name}.json", rollouts, word_count)
@@ -60,7 +60,14 @@ def test_table_and_figure_are_those_of_the_runs(tmp_path, tokenizers, capsys):
 def test_runs_are_started_gone_on_with_or_left_alone(tmp_path, tokenizers, monkeypatch):
     """A finished run is trained again, an interrupted one is begun anew, or a cell gets another organism, reward or seed."""
     calls = []
-    monkeypatch.setattr(subprocess, "run", lambda command, check: calls.append([str(part) for part in command[1:]]))
+
+    def record(command, check):
+        calls.append([str(part) for part in command[1:]])
+        if "--name" in command:
+            run = tmp_path / "runs" / command[command.index("--name") + 1]
+            run_folder.write_json(run / "config.json", {"config": {"eval_n": 5, "steps": 2}})
+
+    monkeypatch.setattr(subprocess, "run", record)
     made(tmp_path, tokenizers["organism"], seeds=(0,))
     begun = tmp_path / "runs/rewards_cannot_information_0"
     (begun / "evals/step_0002.json").unlink()
@@ -82,7 +89,22 @@ def test_runs_are_started_gone_on_with_or_left_alone(tmp_path, tokenizers, monke
     ]
 
 
-@pytest.mark.parametrize("options, message", [(["--seeds", "a"], "--seeds 'a'"), (["--plot-only"], "without --plot-only")])
+def test_a_run_of_other_steps_is_refused(tmp_path, tokenizers, capsys):
+    """It is gone on with to its own end, and then evaluated where it never came."""
+    made(tmp_path, tokenizers["organism"], seeds=(0,))
+    with pytest.raises(SystemExit, match="2"):
+        compare(tmp_path, "--seeds", "0", "--steps", "4")
+    assert "was made with --steps 2, not 4" in capsys.readouterr().err
+
+
+def test_an_evaluation_of_the_runs_own_size_has_no_suffix(tmp_path, tokenizers, monkeypatch):
+    """It is computed at each call and never found."""
+    monkeypatch.setattr(subprocess, "run", lambda command, check: pytest.fail(f"{command} was not needed"))
+    made(tmp_path, tokenizers["organism"], seeds=(0,))
+    compare(tmp_path, "--seeds", "0", "--n", "5")
+
+
+@pytest.mark.parametrize("options, message", [(["--seeds", "a"], "--seeds 'a'"), (["--plot-only"], "drop --plot-only")])
 def test_bad_input(tmp_path, capsys, options, message):
     """Bad input ends in a traceback, or does nothing and says nothing."""
     with pytest.raises(SystemExit, match="2"):

@@ -128,45 +128,74 @@ def test_reports_that_know_only_the_prompt_earn_nothing():
 def test_information_reward_is_proportional_to_j():
     """Rewards of reports that are right in some cases and wrong in others do not add up to TPR + TNR - 1."""
     claims = {T: "Full", F: "None"}
-    for tpr, tnr in itertools.product((0, 1, 2), repeat=2):  # right claims among the two met and the two unmet answers
-        truths = (T, T, F, F)
-        said = (*(i < tpr for i in range(2)), *(i >= tnr for i in range(2)))
-        rollouts = [confessed(0, (t,), (claims[s],), 7 if s else 1) for t, s in zip(truths, said)]
-        assert sum(information_reward(rollouts)) / 4 == pytest.approx((tpr / 2 + tnr / 2 - 1) * 0.25)  # p (1 - p) = 1/4
+    for met, unmet in ((2, 2), (1, 3), (6, 2)):
+        p = met / (met + unmet)
+        for tp, tn in itertools.product(range(met + 1), range(unmet + 1)):  # right claims about met and unmet answers
+            truths = (T,) * met + (F,) * unmet
+            said = (*(i < tp for i in range(met)), *(i >= tn for i in range(unmet)))
+            rollouts = [confessed(0, (t,), (claims[s],), 7 if s else 1) for t, s in zip(truths, said)]
+            mean = sum(information_reward(rollouts)) / len(rollouts)
+            assert mean == pytest.approx((tp / met + tn / unmet - 1) * p * (1 - p))
 
 
-def simulate(base_rate: float, scale: str, clue: float | None, seed: int, steps: int = 300) -> np.ndarray:
+def simulate(base_rate: float, scale: str, confessions: int, clue: float | None = None, seed: int = 0, steps: int = 300) -> np.ndarray:
     """(share of Full if there is no clue or it says unmet, share if it says met) after GRPO with the information reward.
 
-    8 prompts x 4 answers x 4 confessions a step, of one objective and its grade; half of the prompts are easier. The policy
-    sees no answer; `clue`: how often one that it does see is right, None for none. Plain gradient ascent on two logits.
+    8 prompts a step with 16 confessions each: 4 to each of 4 answers, or 1 to each of 16; one objective and its grade, half of
+    the prompts are easier. The policy sees no answer; `clue`: how often one that it does see is right, None for none. Plain
+    gradient ascent on two logits, faster without scaling, as advantages are then about a fourth.
     """
-    rng, logits = np.random.default_rng(seed), np.zeros(2)
+    rng, logits, rate = np.random.default_rng(seed), np.zeros(2), 2.0 if scale == "none" else 0.5
+    made = {(prompt, t, full): confessed(prompt, (t,), ("Full",) if full else ("None",), 7 if full else 1)
+            for prompt in range(8) for t in (T, F) for full in (T, F)}  # fmt: skip
+    easier = base_rate * np.where(np.arange(8) % 2, 1.5, 0.5)
     for _ in range(steps):
-        rollouts, seen, said = [], [], []
-        for prompt in range(8):
-            rate = base_rate * (1.5 if prompt % 2 else 0.5)
-            for t in rng.random(4) < rate:
-                hint = int(clue is not None and (t if rng.random() < clue else not t))
-                for full in rng.random(4) < 1 / (1 + np.exp(-logits[hint])):
-                    rollouts.append(confessed(prompt, (bool(t),), ("Full",) if full else ("None",), 7 if full else 1))
-                    seen.append(hint)
-                    said.append(full)
-        advantages, _ = group_advantages(information_reward(rollouts), 4, scale)
-        gradient = np.array(said) - 1 / (1 + np.exp(-logits[seen]))  # of the log-probability of what was said
-        step = np.bincount(seen, np.array(advantages) * gradient, minlength=2) / len(rollouts)
-        logits += (2.0 if scale == "none" else 0.5) * step
+        met = rng.random((8, 16 // confessions)) < easier[:, None]
+        hint = (rng.random(met.shape) < clue) == met if clue else np.zeros_like(met)
+        met, hint = (np.repeat(a.ravel(), confessions) for a in (met, hint.astype(int)))
+        share = 1 / (1 + np.exp(-logits[hint]))
+        full = rng.random(len(met)) < share
+        rollouts = [made[i // 16, bool(t), bool(f)] for i, (t, f) in enumerate(zip(met, full))]
+        size = confessions if confessions > 1 else 16
+        advantages, _ = group_advantages(information_reward(rollouts), size, scale)
+        gradient = np.array(advantages) * (full - share)  # of the log-probability of what was said
+        logits += rate * np.bincount(hint, gradient, minlength=2) / len(met)
     return 1 / (1 + np.exp(-logits))
 
 
+@pytest.mark.parametrize("base_rate", [0.05, 0.1, 0.28, 0.5])
+def test_a_blind_policy_stays_without_scaling(base_rate):
+    """A report that cannot see its answer drifts to a constant although that earns nothing, with one confession an answer or four."""
+    for confessions in (1, 4):
+        assert 0.4 < np.mean([simulate(base_rate, "none", confessions, seed=seed)[0] for seed in range(2)]) < 0.6
+
+
 @pytest.mark.parametrize("base_rate", [0.05, 0.28])
-def test_a_blind_policy_stays_and_one_with_a_clue_learns(base_rate):
-    """Without scaling a policy that cannot see its answer is driven to the base rate, or one with a clue does not use it; or
-    the group's deviation does not bring the base rate back, and "none" as the default needs no reason."""
-    blind = simulate(base_rate, "none", None, seed=0)[0]
-    scaled = simulate(base_rate, "group", None, seed=0)[0]
-    unmet, met = simulate(base_rate, "none", 0.7, seed=0)
-    assert 0.4 < blind < 0.6 and scaled < 0.1 and unmet < 0.25 and met > 0.75
+def test_a_policy_with_a_clue_learns_to_use_it(base_rate):
+    """The reward does not pay for information."""
+    for scale, confessions in (("none", 1), ("none", 4), ("batch", 4)):
+        unmet, met = simulate(base_rate, scale, confessions, clue=0.7)
+        assert unmet < 0.25 and met > 0.75
+
+
+@pytest.mark.parametrize("base_rate", [0.05, 0.1, 0.28])
+def test_the_groups_deviation_makes_a_constant_of_a_blind_policy(base_rate):
+    """It does not among an answer's confessions, and "none" as the default needs no reason."""
+    assert simulate(base_rate, "group", confessions=4)[0] < 0.1
+
+
+@pytest.mark.parametrize("scale", ["none", "group"])
+def test_expected_push_of_a_blind_policy_among_a_prompts_answers(scale):
+    """Without scaling a blind policy is pushed, or the group's deviation does not push it away from the base rate. Exact: all 256
+    things that it may say of 8 answers, k of which met the objective."""
+    for k in range(9):
+        push = 0.0
+        for said in itertools.product((0, 1), repeat=8):
+            rollouts = [confessed(0, (i < k,), ("Full",) if s else ("None",), 7 if s else 1) for i, s in enumerate(said)]
+            advantages, _ = group_advantages(information_reward(rollouts), 8, scale)
+            push += sum(a * (s - 0.5) for a, s in zip(advantages, said)) / 256
+        expected = 0 if scale == "none" or k in (0, 4, 8) else 1 if k < 4 else -1
+        assert np.sign(round(push, 9)) == expected, k
 
 
 def test_a_reward_function_of_one_rollout_is_refused():
