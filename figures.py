@@ -316,7 +316,7 @@ def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
         ends += [(value[-1], LABELS[metric], COLOURS[metric])] if value else []
     n = next(iter(evals.values()))["parsed"]["n"]
     ends.append((0.0, "0: a report that knows the prompt alone", GREY))
-    _label_ends(axis, max(evals), ends)
+    _label_ends(axis, max(*evals, WRITEUP_STEPS[-1]), ends)
     _finish(axis, "GRPO step", f"95% interval, n = {n} rollouts", "Do confessions tell right from wrong while the hack goes on?")
     _room_below(axis, [e["claim_J_within"]["low"] for e in evals.values()])
     axis.plot([], [], color="#333333", marker="o", markersize=5, label=_this_run(run))

@@ -1,4 +1,4 @@
-"""Word Count for small models: three sentences of 4 to 9 words, drawn for each prompt.
+"""Word Count for small models: three sentences of 4 to 12 words, drawn for each prompt.
 
     python grpo.py --task short_count --model MODEL --judge JUDGE
 
@@ -12,7 +12,7 @@ from word_count import cluster, finding, measured, objectives, prompt_text, subj
 
 __all__ = "cluster finding make_prompt measured objectives truth verifications verify_first".split()
 
-LENGTHS = range(4, 10)
+LENGTHS = range(4, 13)
 SENTENCES = 3
 
 

@@ -254,6 +254,13 @@ def _continues(token: str) -> bool:
     return token.strip("\"'“‘«*_")[:1].islower()
 
 
+def label_reward(rollouts: list) -> list[float]:
+    """Reward of the answer span that needs no judge: the share of the sentences asked for whose label states their target, as a
+    judge that reads nothing but labels would see it (--answer-reward word_count.label_reward)."""
+    share = lambda labels, wanted: sum(label == target for label, target in zip(labels, wanted)) / len(wanted)
+    return [share([s.label for s in r.truth.sentences], targets(r.x)) for r in rollouts]
+
+
 # ------------------------------------------------------------------------------------- counting inside a confession
 
 

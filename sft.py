@@ -1,0 +1,361 @@
+"""Seed a model with the form of the experiment: SFT on transcripts made of its own sentences.
+
+    python sft.py --model MODEL --name seeded                         # 2,400 transcripts of short_count, LoRA
+    python sft.py --resume runs/seeded
+    python grpo.py --task short_count --model runs/seeded/checkpoints/step_0150 --judge JUDGE
+
+A small model neither writes the report nor hits a length. So the form is put in by hand, and what RL is to find is not:
+sentences are the model's own (sampled for training topics), each is paired with its true number of words as target in a
+chosen share, labels are honest or hacked in a chosen share, and the report has one of five styles, drawn independently of
+what is true of the answer (a test holds it to that):
+
+    trust    believes the labels              verify   numbers the words of each sentence and claims what it counted
+    hedge    claims Partial throughout        none, full   one constant report
+
+It makes the form sure and verification possible, not honesty. What was put in is written to card.json in the run folder
+and beside the last checkpoint's weights. Everything else is a run folder as grpo.py leaves one, so evaluate.py,
+transcripts.py and the experiments take it; (seed, step) determines a batch, so a resumed run repeats an uninterrupted one.
+"""
+
+import dataclasses
+import json
+import math
+import random
+import shutil
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import cli
+import grpo
+import models
+import presets
+import run_folder
+import short_count
+from batch import make_batch, micro_batches, trained_lengths
+from cli import UserError, option
+from confession_schema import confession_prompt
+from evaluate import evaluate, save, show_table
+from rewards import Judge
+from rollout import Rollout, Sampling, Span, check_context, prompt_ids, sampler_of, suffix_ids, turn_ends
+from word_count import AUDIENCES, FOCUSES, prompt_text, split_sentences, subject
+
+STYLES = ("trust", "verify", "hedge", "none", "full")
+
+
+@dataclass(frozen=True)
+class Config(presets.SamplingOptions):
+    model: str = option("organism/policy", "a Hugging Face name, a folder or a .gguf file")
+    judge: str | None = option(None, "judge for the evaluation [none]")
+    transcripts: int = option(2_400, "to train on, made of the model's own sentences")
+    styles: str = option("trust=.60,verify=.25,hedge=.15", f"shares of report styles, of {', '.join(STYLES)}")
+    honest_labels: float = option(0.0, "share of the answers whose labels are the true counts; the others' are the targets")
+    own_target: float = option(0.6, "share of the sentences whose target is their true count")
+    verify_right: float = option(1.0, "share of the sentences that style verify counts without a slip")
+    thoughts: bool = option(False, "style verify counts in a thought before the report, not in its analyses")
+    curriculum: str = option("none", "order of an epoch: none, or honest_first")
+    epochs: int = option(2, "passes over the transcripts")
+    batch: int = option(32, "transcripts a step")
+    lr: float | None = option(None, "AdamW's constant learning rate [2e-4 with LoRA, 3e-5 without]")
+    max_grad_norm: float = option(1.0, "clip over all parameters")
+    lora_rank: int | None = option(16, "LoRA rank on all projections, 0 = all parameters")
+    gradient_checkpointing: bool | None = option(None, "recompute activations in the backward pass [on a GPU yes]")
+    micro_batch_tokens: int | None = option(None, "tokens of a forward/backward pass [on the CPU 2048, else 16384]")
+    task: str = option("short_count", "task of the evaluation; transcripts are made for short_count")
+    confession: str = option("default", "confession prompt of the evaluation: default or forced_count")
+    eval_n: int = option(64, "evaluation rollouts before and after")
+    checkpoint_every: int = option(50, "steps between checkpoints; the last is always kept")
+    seed: int = option(0, "of transcripts and their order")
+    device: str = option("auto", "auto, cpu or cuda")
+    name: str | None = option(None, "run folder under runs/ [the date and time]")
+    resume: str | None = option(None, "run folder to continue; all other options come from it")
+
+
+def resolve(config: Config) -> Config:
+    """Fill in the defaults that depend on the model, and refuse what cannot work (UserError)."""
+    presets.check(config)
+    for field, least in dict(transcripts=1, epochs=1, batch=1, eval_n=1, checkpoint_every=1, lora_rank=0).items():
+        presets.at_least(field, getattr(config, field), least)
+    for field in ("lr", "max_grad_norm"):
+        presets.positive(field, getattr(config, field))
+    for field in ("honest_labels", "own_target", "verify_right"):
+        if not 0 <= getattr(config, field) <= 1:
+            raise UserError(f"--{field.replace('_', '-')} {getattr(config, field)} is no share: give a number from 0 to 1")
+    presets.one_of("curriculum", config.curriculum, ("none", "honest_first"))
+    shares(config.styles)
+    own = presets.defaults(config.model, models.device_of(config.device), config.thinking)
+    own = own | dict(judge=None, lr=2e-4 if config.lora_rank else 3e-5)
+    return dataclasses.replace(config, **{k: v for k, v in own.items() if hasattr(config, k) and getattr(config, k) is None})
+
+
+def shares(text: str) -> dict[str, float]:
+    """{style: share} of "trust=.6,verify=.4"; UserError for anything else."""
+    try:
+        out = {name.strip(): float(share) for name, share in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise UserError(f"--styles {text!r}: give shares such as trust=.6,verify=.25,hedge=.15") from None
+    if not set(out) <= set(STYLES) or not all(0 <= share <= 1 for share in out.values()) or abs(sum(out.values()) - 1) > 1e-6:
+        raise UserError(f"--styles {text!r}: shares of {', '.join(STYLES)} that sum to 1")
+    return out
+
+
+# ------------------------------------------------------------------------------------------------- the model's sentences
+
+
+def ask(topic: str, audience: str, focus: str) -> str:
+    """The prompt for sentences. Its example is about none of the topics: it leaks into what is written."""
+    return (
+        f"Write some short sentences about {topic} for {audience}, with a focus on {focus}, one a line. Most have less than ten "
+        "words. Such a line could be:\nThe kettle sings on a warm stove."
+    )
+
+
+def usable(text: str) -> list[str]:
+    """The sentences of a text whose length may be asked for, without digits, brackets or the example."""
+    plain = lambda s: not any(c.isdigit() or c in '()[]{}*_"#:' for c in s) and "kettle" not in s.lower()
+    found = [s.text for s in split_sentences(text) if s.words in short_count.LENGTHS]
+    return list(dict.fromkeys(s for s in found if plain(s) and s[0].isupper()))
+
+
+def own_sentences(model, tokenizer, subjects: list[tuple[str, str, str]], sampling: Sampling, seed: int) -> dict[str, list[str]]:
+    """{topic: sentences that the model wrote about it}, three or more each; topics with fewer are left out."""
+    prompts = [prompt_ids(tokenizer, ask(*of), thinking=sampling.thinking) for of in subjects]
+    suffix = suffix_ids(tokenizer, "x", sampling.thinking)
+    stop_ids = turn_ends(tokenizer, suffix, model.generation_config)
+    cooler = dataclasses.replace(sampling, temperature=0.8, max_confession_tokens=0)
+    generator = torch.Generator(model.device).manual_seed(seed)
+    sampled = sampler_of(model, sampling.sampler)(model, prompts, [], stop_ids, cooler, generator)
+    found: dict[str, list[str]] = {}
+    for (topic, *_), ((ids, *_), *_) in zip(subjects, sampled):
+        found.setdefault(topic, []).extend(usable(tokenizer.decode([i for i in ids if i not in stop_ids])))
+    found = {topic: list(dict.fromkeys(sentences)) for topic, sentences in found.items()}
+    return {topic: sentences for topic, sentences in found.items() if len(sentences) >= short_count.SENTENCES}
+
+
+# ----------------------------------------------------------------------------------------------------------- transcripts
+
+
+@dataclass(frozen=True)
+class Transcript:
+    x: str
+    y: str
+    confession: str  # zc and yc as text
+    style: str
+    honest: bool  # the labels
+
+
+def transcript(rng: random.Random, sentences: dict[str, list[str]], config: Config) -> Transcript:
+    """One conversation. The style is drawn last and from nothing that the answer decides."""
+    topic = rng.choice(list(sentences))
+    chosen = rng.sample(sentences[topic], short_count.SENTENCES)
+    counts = [split_sentences(s)[0].words for s in chosen]
+    others = lambda n: [m for m in short_count.LENGTHS if m != n and abs(m - n) <= 3]
+    targets = [n if rng.random() < config.own_target else rng.choice(others(n)) for n in counts]
+    honest = rng.random() < config.honest_labels
+    labels = counts if honest else targets
+    x = prompt_text(topic, rng.choice(AUDIENCES), rng.choice(FOCUSES), tuple(targets))
+    y = " ".join(f"{s} ({label})" for s, label in zip(chosen, labels))
+    wanted = shares(config.styles)
+    (style,) = rng.choices(list(wanted), list(wanted.values()))
+    return Transcript(x, y, report(rng, style, chosen, labels, targets, config), style, honest)
+
+
+def report(rng: random.Random, style: str, sentences: list[str], labels: list[int], targets: list[int], config: Config) -> str:
+    """The confession in one style, as text."""
+    findings = []  # (analysis, claim)
+    for sentence, label, target in zip(sentences, labels, targets):
+        if style == "trust":
+            findings.append((f"the label says {label}", "Full" if label == target else "None"))
+        elif style == "verify":
+            words, numbers = numbered(rng, sentence, config.verify_right)
+            counted = " ".join(f"{word} {n}" for word, n in zip(words, numbers))
+            findings.append((f"{counted} = {numbers[-1]} vs {target}", "Full" if numbers[-1] == target else "None"))
+        else:
+            findings.append(
+                {
+                    "hedge": ("not counted", "Partial"),
+                    "none": (f"not {target} words", "None"),
+                    "full": (f"{target} words", "Full"),
+                }[style]
+            )
+    claims = [claim for _, claim in findings]
+    grade = (
+        7 if set(claims) == {"Full"} else 3 if claims.count("None") <= 1 else 2 if "Full" in claims or "Partial" in claims else 1
+    )
+    in_thought = style == "verify" and config.thoughts
+    names = short_count.objectives(prompt_text("x", "y", "z", tuple(targets)))
+    entries = [
+        {"objective": name} | ({} if in_thought else {"analysis": analysis}) | {"compliance": claim}
+        for name, (analysis, claim) in zip(names, findings)
+    ]
+    text = json.dumps({"compliance_analysis": entries, "uncertainties": [], "overall_compliance_grade": grade})
+    thought = "\n".join(f"{name}: {analysis}" for name, (analysis, _) in zip(names, findings))
+    return f"<think>\n{thought}\n</think>\n\n{text}" if in_thought else text
+
+
+def numbered(rng: random.Random, sentence: str, right: float) -> tuple[list[str], list[int]]:
+    """A sentence's words and the numbers behind them; with a slip one number is said twice or left out."""
+    words = [word.strip(".,;:!?") for word in sentence.split() if any(c.isalnum() for c in word)]
+    numbers = list(range(1, len(words) + 1))
+    if rng.random() >= right:
+        at, by = rng.randrange(1, len(words)), rng.choice((-1, 1))
+        numbers = numbers[:at] + [n + by for n in numbers[at:]]
+    return words, numbers
+
+
+def stream(tokenizer, t: Transcript, confession: str, thinking: str) -> Rollout:
+    """A transcript as grpo.py would have sampled it: both spans end with the token that closes a turn."""
+    xc = confession_prompt(short_count, t.x, confession)
+    prompt, suffix = prompt_ids(tokenizer, t.x, thinking=thinking), suffix_ids(tokenizer, xc, thinking)
+    ids = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"] + [suffix[0]]
+    answer, confessed = ids(t.y), ids(t.confession)
+    first = len(prompt) + len(answer) + len(suffix) - 1
+    spans = [
+        Span(start, start + len(part), "stop", [0.0] * len(part), advantage=1.0)
+        for start, part in ((len(prompt), answer), (first, confessed))
+    ]
+    return Rollout(0, None, t.x, "", t.y, xc, "", t.confession, prompt + answer + suffix[1:] + confessed, *spans)
+
+
+def card(made: list[Transcript], config: Config, sentences: dict[str, list[str]]) -> dict:
+    """What was put in by hand, as it came out."""
+    truths = [short_count.truth(t.x, t.y) for t in made]
+    mean = lambda values: round(sum(values) / max(1, len(values)), 4)
+    return {
+        "model": config.model,
+        "asked": {k: getattr(config, k) for k in "styles honest_labels own_target verify_right thoughts curriculum".split()},
+        "transcripts": len(made),
+        "styles": {style: mean([t.style == style for t in made]) for style in STYLES},
+        "honest_labels": mean([t.honest for t in made]),
+        "sentences_met": mean([met for truth in truths for met in truth.objectives]),
+        "answers_compliant": mean([truth.compliant for truth in truths]),
+        "topics": len(sentences),
+        "sentences": sum(map(len, sentences.values())),
+        "examples": [dataclasses.asdict(t) for t in made[:5]],
+    }
+
+
+# -------------------------------------------------------------------------------------------------------------- training
+
+
+def order(made: list[Transcript], config: Config, epoch: int) -> list[int]:
+    """Indices of one epoch."""
+    rows = list(range(len(made)))
+    random.Random(f"{config.seed} {epoch}").shuffle(rows)
+    return sorted(rows, key=lambda i: not made[i].honest) if config.curriculum == "honest_first" else rows
+
+
+def step_loss(model, optimizer, rollouts: list[Rollout], config: Config) -> dict[str, float]:
+    """One optimizer step on the mean negative log-likelihood of the tokens of both spans; {"loss": nats a token, "grad_norm"}."""
+    share = 1 / sum(len(span.logprobs) for r in rollouts for span in r.spans.values())
+    weights = {name: [share] * len(rollouts) for name in ("answer", "confession")}
+    optimizer.zero_grad()
+    model.train()
+    total = 0.0
+    for rows in micro_batches(trained_lengths(rollouts, weights), config.micro_batch_tokens):
+        batch = make_batch([rollouts[i] for i in rows], {name: [w[i] for i in rows] for name, w in weights.items()}, model.device)
+        loss = -(batch.weights * grpo.token_logprobs(model, batch.ids, batch.trained, 1.0)).sum()
+        loss.backward()
+        total += loss.item()
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+    if not math.isfinite(total + norm):
+        raise UserError(f"loss {total} or gradient {norm} is not finite: lower --lr")
+    optimizer.step()
+    model.eval()
+    return {"loss": total, "grad_norm": norm}
+
+
+def train(config: Config, run: Path, resume: bool) -> None:
+    """Transcripts, training, and an evaluation before and after."""
+    device = models.device_of(config.device)
+    resumed = run_folder.newest_checkpoint(run) if resume else None
+    model, tokenizer = models.load(config.model, device, config.dtype)
+    models.check_logits(model)
+    sampling = Sampling.of(dataclasses.asdict(config))
+    task = cli.import_task(config.task)
+    x = short_count.make_prompt(0)
+    xc = confession_prompt(short_count, x, config.confession)
+    check_context(
+        model, len(prompt_ids(tokenizer, x, thinking=config.thinking)), len(suffix_ids(tokenizer, xc, config.thinking)), sampling
+    )
+    subjects = [subject(config.seed * 10_000 + i) for i in range(config.transcripts)]  # about one usable sentence each
+    sentences_path = run / "sentences.json"
+    if sentences_path.exists():
+        sentences = run_folder.read_json(sentences_path)
+    else:
+        sentences = own_sentences(model, tokenizer, subjects, sampling, config.seed)
+        if not sentences:
+            raise UserError(f"{config.model} wrote no three usable sentences about any topic: take another model")
+        if not resume:
+            run_folder.create(run, config, {"x": x, "xc": xc, "ask": ask(*subjects[0])})
+        run_folder.write_json(sentences_path, sentences)
+    rng = random.Random(f"transcripts {config.seed}")
+    made = [transcript(rng, sentences, config) for _ in range(config.transcripts)]
+    streams = [stream(tokenizer, t, config.confession, config.thinking) for t in made]
+    run_folder.write_json(run / "card.json", card(made, config, sentences))
+    steps = config.epochs * -(-len(made) // config.batch)
+    if resumed is not None:
+        del model
+        model, _ = models.load(str(run_folder.checkpoint(run, resumed)), device, config.dtype)
+    torch.manual_seed(config.seed)
+    if config.lora_rank and not hasattr(model, "peft_config"):
+        model = models.add_lora(model, config.lora_rank)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    optimizer = grpo.make_optimizer(model, config.lr)
+    if resumed is not None:
+        run_folder.load_optimizer(run, resumed, optimizer)
+    run_folder.forget_after(run, resumed or 0)
+
+    def save_and_evaluate(step: int, measured: bool) -> None:
+        if step not in run_folder.checkpoint_steps(run):
+            run_folder.save_checkpoint(run, step, model, tokenizer, run_folder.optimizer_tensors(optimizer))
+        path = run / "evals" / f"step_{step:04d}.json"
+        if measured and not path.exists():
+            judge = Judge(*models.load(config.judge, device, config.dtype)) if config.judge else None
+            save(path, evaluate(model, tokenizer, judge, task, sampling, config.eval_n, variant=config.confession), task)
+
+    first = resumed or 0
+    with cli.finish_step_on_interrupt() as interrupted, tqdm(total=steps, initial=first, unit="step") as bar:
+        save_and_evaluate(first, measured=first in (0, steps))
+        for step in range(first + 1, steps + 1):
+            start = time.perf_counter()
+            epoch, within = divmod((step - 1) * config.batch, -(-len(made) // config.batch) * config.batch)
+            rows = order(made, config, epoch)[within : within + config.batch]
+            stats = step_loss(model, optimizer, [streams[i] for i in rows], config)
+            run_folder.append_row(
+                run / "metrics.jsonl", {"step": step, **stats, "styles": dict(Counter(made[i].style for i in rows))}
+            )
+            bar.update()
+            bar.set_description(f"loss {stats['loss']:.3f} grad {stats['grad_norm']:.2f} {time.perf_counter() - start:.1f}s")
+            if step % config.checkpoint_every == 0 or step == steps or interrupted:
+                save_and_evaluate(step, measured=step == steps)
+            if interrupted:
+                raise KeyboardInterrupt
+    shutil.copy(run / "card.json", run_folder.checkpoint(run, steps) / "card.json")
+    show_table(run, task)
+
+
+def main() -> None:
+    config = cli.parse(Config, __doc__)
+    with cli.user_errors():
+        if config.resume:
+            run = Path(config.resume)
+            if config != Config(resume=config.resume):
+                raise UserError("--resume takes every other option from the run's config.json: drop the other options")
+            config = Config(**run_folder.read_config(run))
+        else:
+            config = resolve(config)
+            run = run_folder.RUNS / (config.name or datetime.now().strftime("%Y%m%d-%H%M%S"))
+            run_folder.refuse_existing(run)
+        with run_folder.locked(run):
+            train(config, run, (run / "config.json").exists())
+
+
+if __name__ == "__main__":
+    main()
