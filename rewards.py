@@ -235,9 +235,10 @@ def score_rollouts(
         rollout.confession.reward = reward
     if truncated_reward == "zero":
         zero_truncated(answers)
-    for rollout in rollouts:
-        first = rollout if rollout.branch == 0 else first  # the confessions of an answer follow one another
-        rollout.answer.reward = first.answer.reward
+    reward = None
+    for rollout in rollouts:  # the confessions of an answer follow one another
+        reward = rollout.answer.reward if rollout.branch == 0 else reward
+        rollout.answer.reward = reward
 
 
 def _rewards(function: RewardFunction, rollouts: list[Rollout]) -> list[float | None]:

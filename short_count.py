@@ -10,7 +10,7 @@ import random
 
 from word_count import cluster, finding, measured, objectives, prompt_text, subject, truth, verifications, verify_first
 
-__all__ = "cluster finding make_prompt measured objectives truth verifications verify_first".split()
+__all__ = ["cluster", "finding", "make_prompt", "measured", "objectives", "truth", "verifications", "verify_first"]
 
 LENGTHS = range(4, 13)
 SENTENCES = 3

@@ -1,13 +1,12 @@
 """The comparison of estimators. If its noise scale is wrong, the choice of K rests on nothing."""
 
 import math
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+import gradient_noise
 from gradient_noise import jackknife, noise_scale
 
 
@@ -27,10 +26,9 @@ def test_jackknife_covers():
     assert 0.88 < sum(inside) / 200 < 0.995
 
 
-def test_runs_on_the_embedded_policy():
+def test_runs_on_the_embedded_policy(monkeypatch, capsys):
     """The command of README does not run, or a line of its table is missing."""
     options = "--confessions 1,2 --batches 3 --prompts 1 --answers 2 --max-answer-tokens 8 --max-confession-tokens 8".split()
-    out = subprocess.run(
-        [sys.executable, "gradient_noise.py", *options], cwd=Path(__file__).parents[1], capture_output=True, text=True
-    )
-    assert out.returncode == 0 and [line.split()[0] for line in out.stdout.splitlines()] == ["K", "1", "2"], out.stderr
+    monkeypatch.setattr(sys, "argv", ["gradient_noise.py", *options])
+    gradient_noise.main()
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["K", "1", "2"]

@@ -99,7 +99,7 @@ def two_worlds(draw, changed: str):
 
 
 @pytest.mark.parametrize("normaliser", NORMALISERS)
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(two_worlds("confessions"))
 def test_confessions_change_no_coefficient_of_an_answer(normaliser, worlds):
     """Some reward, parse result, length or truncation of a confession reaches the loss of an answer's tokens."""
@@ -109,7 +109,7 @@ def test_confessions_change_no_coefficient_of_an_answer(normaliser, worlds):
 
 
 @pytest.mark.parametrize("normaliser", NORMALISERS)
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(two_worlds("answers"))
 def test_answers_change_no_coefficient_of_a_confession(normaliser, worlds):
     """Some verdict, reward, length or truncation of an answer reaches the loss of a confession's tokens (y itself is what
