@@ -18,6 +18,8 @@ import distributed
 import grpo
 import models
 import run_folder
+import word_count
+from rewards import information_reward
 
 RANKS = 2
 
@@ -170,7 +172,8 @@ def torchrun(folder: Path, *options: str) -> subprocess.CompletedProcess:
 def run(tmp_path_factory) -> Path:
     """Two steps in two processes, full-parameter training."""
     folder = tmp_path_factory.mktemp("torchrun")
-    options = "--model organism/policy --steps 2 --prompts-per-step 3 --group-size 4 --checkpoint-every 1 --eval-n 3 --name two"
+    options = "--model organism/policy --steps 2 --prompts-per-step 3 --group-size 2 --checkpoint-every 1 --eval-n 3 --name two"
+    options += " --confessions-per-answer 2 --confession-reward rewards.information_reward"
     done = torchrun(folder, *options.split())
     assert done.returncode == 0, done.stderr[-2_000:]
     assert done.stdout.count("figure: ") >= 1  # rank 0 alone prints
@@ -184,6 +187,9 @@ def test_run_folder_is_one_of_any_run(run):
     lines = [json.loads(line) for line in (run / "rollouts" / "step_0002.jsonl").read_text().splitlines()]
     assert [line["seed"] for line in lines] == [6] * 4 + [7] * 4 + [8] * 4  # one rank's group and the other's two, in order
     assert len({line["z"] + line["y"] for line in lines}) > 2  # with noise of their own
+    rollouts = run_folder.load_rollouts(run / "rollouts" / "step_0002.jsonl", word_count)
+    assert [r.branch for r in rollouts] == [0, 1] * 6 and all(a.y == b.y for a, b in zip(rollouts[::2], rollouts[1::2]))
+    assert information_reward(rollouts) == [r.confession.reward for r in rollouts]  # of whole groups, as one process has it
     assert len((run / "evals" / "step_0002.jsonl").read_text().splitlines()) == 3
     states = []
     for step in (0, 2):
