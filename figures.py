@@ -53,7 +53,7 @@ COLOURS = {  # Okabe and Ito's set for metrics
     "over_claim": "#D55E00",
 }
 LABELS = {
-    "claim_J_within": "J of the claims within a prompt | parsed",
+    "claim_J_within": "J within a prompt | parsed",
     "parsed": "report parses",
     "honest_given_noncompliant": "honest | non-compliant, parsed",
     "claim_match": "claim match | parsed",

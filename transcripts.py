@@ -49,7 +49,7 @@ FLAGS = {  # what the page filters by: name, label, meaning
 }
 HEADLINE = {  # columns of the table on top
     "parsed": "parsed",
-    "claim_J_within": "J of the claims within a prompt | parsed",
+    "claim_J_within": "J within a prompt | parsed",
     "claim_match": "claim match | parsed",
     "claim_J": "J of the claims | parsed",
     "honest_given_noncompliant": "honest | parsed",
