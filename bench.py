@@ -311,7 +311,7 @@ def grpo_rows(names: list[str], model, limit: Limit, size, config: Config) -> di
             continue
         with row(label):
             if recomputing:
-                trained.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                models.recompute_activations(trained)
             else:
                 trained.gradient_checkpointing_disable()
             model.eval(), trained.eval()  # a row that ran out of memory leaves them in training mode

@@ -4,7 +4,8 @@ two_turns() does what decoder.two_turns, the plain reference, does. The model's 
 tokens, each a row of length one that knows its slot and position; an attention function registered with transformers
 writes their keys and values into a cache of blocks and attends there. So one code path both decodes (one token a slot)
 and feeds prompts (many tokens a slot). A rollout takes blocks as it grows; where none is left, the one that started last
-gives up its blocks and goes on later from the tokens it has.
+gives up its blocks and goes on later from the tokens it has. Rollouts share the blocks that their streams begin with: a
+group its prompt, the confessions of one answer the answer too.
 
 Rollout and position select the random number that draws a token, so slots, order and evictions change a sample by
 rounding only. On CUDA each layer's forward is compiled (once for all layers and numbers of rows), a decode step is one

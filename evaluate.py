@@ -52,7 +52,7 @@ EVAL_SEED = 1_000_000  # prompts EVAL_SEED, EVAL_SEED + 1, ...: the same for eve
 ANSWERS = 4  # to each of them: fewer would hardly tell what a report knows beyond its prompt
 TRUNCATED = 0.05  # a larger share of truncated answers: the metrics are also given without them
 GRADES = range(1, 8)
-ALIKE = 1e-9  # a bootstrap interval that is no wider comes of resamples that are all alike
+FLAT = 1e-9  # a bootstrap interval that is no wider comes of resamples that are all alike
 
 
 def evaluate(model, tokenizer, judge: Judge | None, task: ModuleType, sampling: Sampling, n: int, **condition) -> list[Rollout]:
@@ -241,8 +241,8 @@ def _estimates(sums: dict[str, np.ndarray], other: dict[str, np.ndarray] | None 
         # a bootstrap of claims that are all alike has no width
         if name == "J" or (name == "claim_J" and low == high):
             low, high = newcombe(*(out[part] for part in MADE_OF[name]), correlation(*map(pull, parts)))
-        elif name == "claim_J_within" and high - low < ALIKE:
-            margin = math.sqrt(2) * wilson(0, with_trial(*parts))[1]  # of a difference of two rates
+        elif name == "claim_J_within" and high - low < FLAT:
+            margin = _unseen(name, with_trial(*parts))
             low, high = max(-1.0, value - margin), min(1.0, value + margin)
         elif name == "claim_bits" and low == high:
             low, high = math.nan, math.nan
@@ -250,6 +250,12 @@ def _estimates(sums: dict[str, np.ndarray], other: dict[str, np.ndarray] | None 
             low, high = auroc_interval(value, *map(with_trial, parts))
         out[name] = _estimate(value, low, high, n)
     return out
+
+
+def _unseen(name: str, *clusters: int) -> float:
+    """How far a metric may be from what no resample departs from: rates that were 0 in so many clusters may be Wilson's bound."""
+    margin = math.hypot(*(wilson(0, n)[1] for n in clusters))
+    return math.sqrt(2) * margin if name == "claim_J_within" else margin  # it has one part, and is a difference of two rates
 
 
 def differences(before: list[Rollout], after: list[Rollout], task: ModuleType) -> dict[str, dict]:
@@ -267,9 +273,8 @@ def differences(before: list[Rollout], after: list[Rollout], task: ModuleType) -
         low, high = percentiles(statistic(resampled[1]) - statistic(resampled[0]), with_trial(*parts[0], *parts[1]))
         value = statistic(totals[1]) - statistic(totals[0])
         of_rates = all(is_rate(part) for side in parts for part in side)
-        if high - low < ALIKE and (of_rates or name in ("claim_J", "claim_J_within")):  # no resample differs: how much might?
-            margin = math.hypot(*(wilson(0, with_trial(*pair))[1] for pair in zip(*parts)))
-            margin *= math.sqrt(2) if name == "claim_J_within" else 1  # it has one part, and is a difference of two rates
+        if high - low < FLAT and (of_rates or name in ("claim_J", "claim_J_within")):  # no resample differs: how much might?
+            margin = _unseen(name, *(with_trial(*pair) for pair in zip(*parts)))
             end = 2.0 if name in ("J", "claim_J", "claim_J_within") else 1.0
             low, high = max(-end, value - margin), min(end, value + margin)
         elif of_rates and (name == "J" or name not in DERIVED):
@@ -374,16 +379,20 @@ def _estimate(value: float, low: float, high: float, n: int) -> dict:
 
 SHOWN = """claim_J_within claims_with_contrast claim_J claim_bits grade_auroc parsed exact_compliance objectives_met bracket_hack
 judge_failed judge_pass judge_fooled judge_accuracy judge_kappa judge_margin claim_match honest_given_noncompliant
-false_confession J right_full right_doubted
-wrong_none wrong_partial over_claim hedge_rate all_none honesty_reward constant_none_grade_1 constant_full_grade_7 count_rate count_accuracy
-answer_truncated confession_truncated answer_tokens confession_tokens answer_entropy confession_entropy""".split()
+false_confession J right_full right_doubted wrong_none wrong_partial over_claim hedge_rate all_none honesty_reward
+constant_none_grade_1 constant_full_grade_7 count_rate count_accuracy answer_truncated confession_truncated answer_tokens confession_tokens answer_entropy confession_entropy""".split()
 # Of the reports that parsed alone, so read them beside the share that did.
-GIVEN_REPORT = """claim_J_within claims_with_contrast claim_bits claim_match claim_J honest_given_noncompliant false_confession J grade_auroc right_full right_doubted wrong_none
-wrong_partial over_claim hedge_rate all_none""".split()
-
-
+GIVEN_REPORT = """claim_J_within claims_with_contrast claim_bits claim_match claim_J honest_given_noncompliant false_confession
+J grade_auroc right_full right_doubted wrong_none wrong_partial over_claim hedge_rate all_none""".split()
+# What only a report decides, shown for the baselines.
 OF_REPORTS = """claim_J_within claim_J claim_bits grade_auroc claim_match honest_given_noncompliant false_confession J
-honesty_reward""".split()  # what only a report decides, shown for the baselines
+honesty_reward""".split()
+
+
+NO_CONTRAST = (
+    "no claim of a parsed report has a contrast among the answers to its prompt (one answer a prompt, or all alike): nothing here "
+    "can tell whether reports know their answers"
+)
 
 
 def brief(estimates: dict[str, dict], **names: str) -> str:
@@ -440,6 +449,8 @@ def show_table(run: Path, task: ModuleType, suffix: str = "") -> None:
         columns["last - first"] = differences(rollouts[min(rollouts)], rollouts[max(rollouts)], task)
     last = max(rollouts)
     table = f"{format_table(columns)}\n\nstep {last}, the same answers\n{format_baselines(rollouts[last], task)}"
+    if columns[f"step {last}"]["claim_J_within"]["n"] == 0:
+        table += f"\nnote: {NO_CONTRAST}"
     run_folder.write_text(run / f"table{suffix}.txt", table + "\n")
     print(table)
 
@@ -477,7 +488,7 @@ def main() -> None:
         runs = [Path(name) for name in (options.seeds or options.run or str(run_folder.newest())).split(",")]
         run, config = runs[0], run_folder.read_config(runs[0])
         task = cli.import_task(config["task"])
-        suffix = "" if options.n == config["eval_n"] else f"_n{options.n}"  # the run's own evaluations have no suffix
+        suffix = suffix_of(options.n, config)
         if options.seeds:
             show_seeds(runs, task, f"{options.cells}_step_????_n{options.n}" if options.cells else f"step_????{suffix}")
             return
@@ -490,6 +501,11 @@ def main() -> None:
                 rollouts = evaluate(model, tokenizer, judge, task, sampling, options.n, variant=config["confession"])
                 save(run / "evals" / f"step_{step:04d}{suffix}.json", rollouts, task)
         show_table(run, task, suffix)
+
+
+def suffix_of(n: int, config: dict) -> str:
+    """Of the files of an evaluation of n rollouts; the run's own evaluations have none."""
+    return "" if n == config["eval_n"] else f"_n{n}"
 
 
 def chosen_steps(text: str, available: list[int], run: Path) -> list[int]:

@@ -72,6 +72,7 @@ LABELS = {
 }
 MARKERS = dict(zip(COLOURS, "*osD^XvPd<hosD^XosD^so"))
 GREY = "#8a8a8a"
+THICK, THIN = dict(linewidth=2.2), dict(linewidth=0.9, markersize=3.5)  # lines that carry a figure, and those beside them
 
 # The write-up's figures: Qwen3-8B, 64 rollouts a checkpoint; most values were read off its plots, good to about 0.01.
 WRITEUP_STEPS = [0, 25, 50, 75, 100]
@@ -203,25 +204,18 @@ def rewards(path: Path, found: dict[tuple[str, str], dict[int, dict[int, dict]]]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(12, 7.6), sharex=True, sharey=True)
         for axis, ((organism, reward), seeds) in zip(axes.flat, found.items(), strict=True):
-            ends, last = {}, 0
-            for evals in seeds.values():
-                last = max(evals)
-                for metric in metrics:
-                    thick = (
-                        dict(linewidth=2.2, markersize=6) if metric == "claim_J_within" else dict(linewidth=0.9, markersize=3.5)
-                    )
-                    steps = [step for step in evals if evals[step][metric]["value"] is not None]
-                    values = [evals[step][metric]["value"] for step in steps]
-                    axis.plot(steps, values, color=COLOURS[metric], marker=MARKERS[metric], **thick)
-                    ends.setdefault(metric, []).extend(values[-1:])
-            means = [(sum(v) / len(v), LABELS[m].split(" | ")[0], COLOURS[m]) for m, v in ends.items() if v]
-            _label_ends(axis, last, means, gap=0.075)
+            ends = []
+            for metric in metrics:
+                style = THICK if metric == "claim_J_within" else THIN
+                drawn = [_line(axis, evals, metric, metric, interval=False, **style) for evals in seeds.values()]
+                last = [values[-1] for values in drawn if values]
+                ends += [(sum(last) / len(last), LABELS[metric].split(" | ")[0], COLOURS[metric])] if last else []
+            _label_ends(axis, max(max(evals) for evals in seeds.values()), ends, gap=0.075)
             axis.axhline(0, color=GREY, linewidth=1)
             _finish(axis, "GRPO step" if organism == "cannot" else "", "", f"{reward} reward, {titles[organism]}")
             axis.set_ylim(-0.25, 1.05)
-        n = next(iter(next(iter(found.values())).values()))
-        rollouts = next(iter(n.values()))["parsed"]["n"]
-        figure.supylabel(f"a line a training seed, n = {rollouts} rollouts a point", x=0.06, fontsize=10)
+        n = _n(next(iter(found.values())))
+        figure.supylabel(f"a line a training seed, n = {n} rollouts a point", x=0.06, fontsize=10)
         figure.subplots_adjust(wspace=0.55, hspace=0.2)
         numbers = {
             f"{organism}, {reward}": {
@@ -308,8 +302,7 @@ def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
     }
     for metric in ("claim_J_within", "bracket_hack", "parsed", "honest_given_noncompliant", "claim_match"):
         thin = metric in constants or metric == "parsed"
-        style = dict(interval=False, linewidth=0.9, markersize=3.5) if thin else dict(linewidth=2.2)
-        value = _line(axis, evals, metric, metric, **style)
+        value = _line(axis, evals, metric, metric, interval=not thin, **(THIN if thin else THICK))
         published = WRITEUP.get(metric, [np.nan] * len(WRITEUP_STEPS))
         axis.plot(WRITEUP_STEPS, published, color=GREY, marker=MARKERS[metric], markersize=3.5, linewidth=0.9, linestyle=":")
         axis.plot(steps, constants.get(metric, [np.nan] * len(evals)), color=COLOURS[metric], linewidth=0.9, linestyle="--")
@@ -320,7 +313,9 @@ def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
     _finish(axis, "GRPO step", f"95% interval, n = {n} rollouts", "Do confessions tell right from wrong while the hack goes on?")
     _room_below(axis, [e["claim_J_within"]["low"] for e in evals.values()])
     axis.plot([], [], color="#333333", marker="o", markersize=5, label=_this_run(run))
-    axis.plot([], [], color="#333333", linewidth=0.9, linestyle="--", label="always None or always Full, the better one, same answers")
+    axis.plot(
+        [], [], color="#333333", linewidth=0.9, linestyle="--", label="always None or always Full, the better one, same answers"
+    )
     axis.plot(
         [], [], color=GREY, marker="o", markersize=4, linewidth=0.9, linestyle=":", label="write-up, Qwen3-8B (same markers)"
     )
@@ -431,11 +426,9 @@ def _line(
     steps = [step for step in evals if evals[step][metric]["value"] is not None]
     value, low, high = (np.array([evals[step][metric][key] for step in steps]) for key in ("value", "low", "high"))
     xs = np.array(steps) + (shift or 0.0)
-    if not interval:
-        pass
-    elif shift is None and len(xs) > 1:
+    if interval and shift is None and len(xs) > 1:
         axis.fill_between(xs, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
-    else:
+    elif interval:
         axis.vlines(xs, low, high, color=COLOURS[name], alpha=0.5, linewidth=1.2)
     axis.plot(xs, value, **{"color": COLOURS[name], "marker": MARKERS[name], "markersize": 5} | style)
     if len(evals) <= 6:

@@ -7,8 +7,9 @@ More confessions of an answer share its tokens and their baseline shares its tru
 tokens. For each K: gradients of independent batches (information reward, no scaling, no step taken) and from them the
 gradient noise scale, trace of the covariance / squared norm of the mean (https://arxiv.org/abs/1812.06162), times the
 sampled tokens of a batch: the tokens after which noise and signal are alike. Smaller is better; the last column is
-the same in seconds (medians; of sampling both turns and of training the confessions, no judge). The mean's squared norm is estimated without bias by the products of different batches, and is
-noise itself where the reports hold no information: then no scale is given. Intervals: jackknife over batches, 95%.
+the same in seconds (medians; of sampling both turns and of training the confessions, no judge). The mean's squared norm
+is estimated without bias by the products of different batches, and is noise itself where the reports hold no information:
+then no scale is given. Intervals: jackknife over batches, 95%.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ import word_count
 from evaluate import sample_in_memory
 from intervals import student_t
 from rewards import Verdict, information_reward, judge_reward, score_rollouts
-from rollout import Sampling
+from rollout import Sampling, sampled_tokens
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def measure(model, tokenizer, options: Config, config: grpo.Config, sampling: Sa
             continue
         seconds.append((sampled, time.perf_counter() - start))
         gradients.append(keep.gradient)
-        tokens += sum(len(r.confession.logprobs) + (len(r.answer.logprobs) if r.branch == 0 else 0) for r in rollouts)
+        tokens += sampled_tokens(rollouts)
     g = torch.stack(gradients)
     products = (g @ g.T).double()
     sample, train = map(statistics.median, zip(*seconds))
@@ -116,14 +117,13 @@ def main() -> None:
             raise cli.UserError(f"--confessions {options.confessions!r}: give whole numbers of 1 and more, such as 1,4,8")
         sampled = {field.name: getattr(options, field.name) for field in dataclasses.fields(presets.SamplingOptions)}
         config = grpo.resolve(grpo.Config(
-            **sampled, model=options.model, judge="none", compile=False, group_size=options.answers, task_weight=0.0,
+            **sampled, model=options.model, judge="never loaded", compile=False, group_size=options.answers, task_weight=0.0,
             max_grad_norm=1e9, confession_reward=grpo.INFORMATION, device=options.device,
         ))  # fmt: skip
         model, tokenizer = models.load(config.model, models.device_of(config.device), config.dtype)
-        if config.lora_rank:
-            model = models.add_lora(model, config.lora_rank)
+        model = models.with_lora(model, config.lora_rank)
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            models.recompute_activations(model)
         print(
             f"{'K':>2} {'answers':>8} {'sampled tokens':>14} {'sample s':>9} {'train s':>9} {'noise scale, tokens':>32} {'seconds':>9}"
         )

@@ -126,8 +126,7 @@ def resolve(config: Config) -> Config:
         )
     at_least = dict(
         steps=1, prompts_per_step=1, group_size=2, confessions_per_answer=1, updates_per_batch=1, micro_batch_tokens=1, eval_n=1,
-        checkpoint_every=1,
-        lora_rank=0, clip_low=0, clip_high=0, kl_coef=0, task_weight=0, confession_weight=0,
+        checkpoint_every=1, lora_rank=0, clip_low=0, clip_high=0, kl_coef=0, task_weight=0, confession_weight=0,
     )  # fmt: skip
     for field, minimum in at_least.items():
         presets.at_least(field, getattr(config, field), minimum)
@@ -141,6 +140,11 @@ def resolve(config: Config) -> Config:
         config = dataclasses.replace(config, confession_advantage_scale=scale)
     for field in ("answer_advantage_scale", "confession_advantage_scale"):
         presets.one_of(field, getattr(config, field), SCALES)
+    if config.confessions_per_answer > config.batch_size:
+        raise UserError(
+            f"--confessions-per-answer {config.confessions_per_answer} is more than --batch-size {config.batch_size}: an answer's "
+            "confessions are decoded together, so raise --batch-size"
+        )
     defaults = presets.defaults(config.model, models.device_of(config.device), config.thinking)
     if config.compile is None and defaults["compile"]:
         parameters = models.num_parameters(config.model)
@@ -359,11 +363,10 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
     check_context(model, longest(xs, prompt_ids), longest(xcs, suffix_ids), sampling)
     models.check_logits(model)
     torch.manual_seed(config.seed)  # for the adapters' initialisation; sampling has its own generators
-    if config.lora_rank and not hasattr(model, "peft_config"):
-        model = models.add_lora(model, config.lora_rank)
+    model = models.with_lora(model, config.lora_rank)
     learner = model if config.lora_rank else distributed.sharded(model)  # what is trained; `model` is what samples
     if config.gradient_checkpointing:
-        learner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        models.recompute_activations(learner)
     compiles = config.compile and device.type == "cuda"
     if compiles:
         models.compile_layers(learner)
@@ -463,13 +466,7 @@ def main() -> None:
     config = cli.parse(Config, __doc__)
     with cli.user_errors(), distributed.launched():
         if config.resume:
-            run = Path(config.resume)
-            saved = run_folder.read_config(run)
-            if config != Config(resume=config.resume):
-                raise UserError("--resume takes every other option from the run's config.json: drop the other options")
-            if set(saved) != {field.name for field in dataclasses.fields(Config)}:
-                raise UserError(f"{run} was made by another version of grpo.py: resume it with the commit in its config.json")
-            resume, config = True, Config(**saved)
+            run, resume, config = Path(config.resume), True, run_folder.resumed_config(config, "grpo.py")
         else:
             resume, config = False, resolve(config)
             run = run_folder.RUNS / (config.name or distributed.on_first(datetime.now().strftime, "%Y%m%d-%H%M%S"))

@@ -208,6 +208,16 @@ def add_lora(model, rank: int):
     return peft().get_peft_model(model, config).eval()
 
 
+def with_lora(model, rank: int):
+    """The model with adapters of that rank to train; as it is if it has some, or with rank 0."""
+    return add_lora(model, rank) if rank and not hasattr(model, "peft_config") else model
+
+
+def recompute_activations(model) -> None:
+    """Gradient checkpointing, as all programs train with it."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
 def logits_of(model, hidden: torch.Tensor) -> torch.Tensor:
     """Logits (..., V) of the last hidden states (..., D), as the model's own forward makes them: some scale or cap what comes
     out of the head. check_logits() says whether it is the same."""

@@ -9,8 +9,7 @@ import torch
 import cli
 from confession_schema import ConfessionReport, ParseFailure
 from evaluate import rates
-from rollout import Rollout
-
+from rollout import Rollout, sampled_tokens
 
 ALIKE = 0.95  # of a step's reports being one and the same: the step's line says so
 
@@ -34,26 +33,21 @@ def timing_row(step: int, clock: list[float], rollouts: list[Rollout]) -> dict:
     """A line of timing.jsonl: seconds by phase, sampled and processed tokens, peak memory of the process or the GPU; with
     several processes those of rank 0, which waits for the others in the phase "score"."""
     seconds = {name: b - a for name, a, b in zip(("sample", "judge", "score", "train"), clock, clock[1:])}
-    sampled = sum(len(r.confession.logprobs) + (len(r.answer.logprobs) if r.branch == 0 else 0) for r in rollouts)
     on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0  # 0 also for a run on the CPU beside a GPU
     peak = on_gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    tokens = {"sampled_tokens": sampled, "stream_tokens": sum(len(rollout.token_ids) for rollout in rollouts)}
+    tokens = {"sampled_tokens": sampled_tokens(rollouts), "stream_tokens": sum(len(rollout.token_ids) for rollout in rollouts)}
     return {"step": step, **seconds, **tokens, "peak_gib": peak / 2**30}
 
 
 def format_step(row: dict, seconds: float) -> str:
     show = lambda name: "  - " if row[name] is None else f"{row[name]:.2f}"
-    alike = row["reports_alike"] >= ALIKE
+    common = f"{row['reports_alike']:.0%} OF THE REPORTS ARE ALIKE: {' '.join(map(str, row['most_common_report']))}"
     return (
         f"step {row['step']:4} | reward {show('reward_answer')} {show('reward_confession')} | J within prompts {show('claim_J_within')} "
-        f"honest {show('honest_given_noncompliant')} claims {show('claim_match')} counted {show('count_rate')} | "
+        f"on {show('claims_with_contrast')} of the claims | honest {show('honest_given_noncompliant')} claims {show('claim_match')} counted {show('count_rate')} | "
         f"hack {show('bracket_hack')} exact {show('exact_compliance')} fooled {show('judge_fooled')} no verdict {show('judge_failed')} | "
         f"parsed {show('parsed')} | grad {show('grad_norm')} gap {row['logprob_gap_answer'] or 0:.0e} | {seconds:.1f}s"
-        + (
-            f" | {row['reports_alike']:.0%} OF THE REPORTS ARE ALIKE: {' '.join(map(str, row['most_common_report']))}"
-            if alike
-            else ""
-        )
+        + (f" | {common}" if row["reports_alike"] >= ALIKE else "")
         + (" | SKIPPED: loss or gradient not finite" if row["grad_norm"] is None else "")
     )
 

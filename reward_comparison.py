@@ -14,6 +14,7 @@ organism that cannot verify: a rate of honest reports, claim match and even J of
 learned which prompts are hard; J within a prompt cannot. It supports a claim about these two organisms.
 """
 
+import itertools
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import figures
 import presets
 import run_folder
 import word_count
+from baselines import baselines
 from cli import UserError, option
 from run_folder import RUNS
 
@@ -60,9 +62,7 @@ def train(run: Path, arguments: list[str], steps: int, n: int) -> None:
 
 
 def last_evaluation(run: Path, steps: int, n: int) -> Path:
-    """As evaluate.py names it."""
-    suffix = "" if n == run_folder.read_config(run)["eval_n"] else f"_n{n}"
-    return run / "evals" / f"step_{steps:04d}{suffix}.json"
+    return run / "evals" / f"step_{steps:04d}{evaluate.suffix_of(n, run_folder.read_config(run))}.json"
 
 
 def main() -> None:
@@ -72,26 +72,22 @@ def main() -> None:
             presets.at_least(field, getattr(options, field), 1)
         if not all(seed.strip().isdecimal() for seed in options.seeds.split(",")):
             raise UserError(f"--seeds {options.seeds!r}: give whole numbers with commas between them, such as 0,1,2")
-        found, table = {}, {}
-        for organism, model in ORGANISMS.items():
-            for reward, arguments in REWARDS.items():
-                for seed in map(int, options.seeds.split(",")):
-                    run = RUNS / f"rewards_{organism}_{reward}_{seed}"
-                    if not options.plot_only:
-                        train(run, ["--model", model, "--seed", str(seed), *arguments], options.steps, options.n)
-                    saved = sorted((run / "evals").glob("step_????.json"))
-                    if not saved or not (last := last_evaluation(run, options.steps, options.n)).exists():
-                        raise UserError(f"{run} has no evaluation of step {options.steps}, n = {options.n}: drop --plot-only")
-                    found.setdefault((organism, reward), {})[seed] = {int(p.stem[5:]): run_folder.read_json(p) for p in saved}
-                    rollouts = run_folder.load_rollouts(last.with_suffix(".jsonl"), word_count)
-                    table[f"{organism}, {reward}, seed {seed}"] = evaluate.metrics(rollouts, word_count)
-                alone = evaluate.baselines(rollouts, word_count)["prompt alone"]
-                table[f"{organism}, {reward}, prompt alone"] = evaluate.metrics(alone, word_count)
+        found, lines = {}, [f"step {options.steps}, n = {options.n}; prompt alone: on the answers of the last seed"]
+        for (organism, model), (reward, arguments) in itertools.product(ORGANISMS.items(), REWARDS.items()):
+            cell, columns = f"{organism}, {reward}", {}
+            for seed in map(int, options.seeds.split(",")):
+                run = RUNS / f"rewards_{organism}_{reward}_{seed}"
+                if not options.plot_only:
+                    train(run, ["--model", model, "--seed", str(seed), *arguments], options.steps, options.n)
+                saved = sorted((run / "evals").glob("step_????.json"))
+                if not saved or not (last := last_evaluation(run, options.steps, options.n)).exists():
+                    raise UserError(f"{run} has no evaluation of step {options.steps}, n = {options.n}: drop --plot-only")
+                found.setdefault((organism, reward), {})[seed] = {int(p.stem[5:]): run_folder.read_json(p) for p in saved}
+                rollouts = run_folder.load_rollouts(last.with_suffix(".jsonl"), word_count)
+                columns[f"{cell}, seed {seed}"] = evaluate.metrics(rollouts, word_count)
+            columns[f"{cell}, prompt alone"] = evaluate.metrics(baselines(rollouts, word_count)["prompt alone"], word_count)
+            lines += ["", evaluate.format_table(columns, SHOWN)]
         out = RUNS / options.name
-        lines = [f"step {options.steps}, n = {options.n}; prompt alone: on the answers of the last seed"]
-        for start in range(0, len(table), len(table) // 4):  # a block for each organism and reward
-            block = dict(list(table.items())[start : start + len(table) // 4])
-            lines += ["", evaluate.format_table(block, SHOWN)]
         run_folder.write_text(out / "table.txt", "\n".join(lines) + "\n")
         print("\n".join(lines))
         print(f"figure: {figures.rewards(out / 'fig_rewards.png', found)}")

@@ -5,8 +5,9 @@ misread. It is meant to be gullible about content (it tends to trust the parenth
 frame must hold: y is escaped before it enters the prompt.
 
 A reward function takes scored Rollouts (truth, report and verdict filled in), whole groups of them (with several processes
-those of one), and returns a list with a float for each, or None for "no reward, advantage 0". Give another one on the command line as --answer-reward or
---confession-reward module.function. Each answer comes once to the former, however many confessions it has.
+those of one), and returns a list with a float for each, or None for "no reward, advantage 0". Give another one on the
+command line as --answer-reward or --confession-reward module.function. Each answer comes once to the former, however many
+confessions it has.
 """
 
 import math

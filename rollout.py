@@ -91,6 +91,11 @@ class Sampling:
         return cls(**{field.name: options[field.name] for field in dataclasses.fields(cls) if field.name in options})
 
 
+def sampled_tokens(rollouts: list[Rollout]) -> int:
+    """Tokens that were sampled for them; an answer with several confessions was sampled once."""
+    return sum(len(r.confession.logprobs) + (len(r.answer.logprobs) if r.branch == 0 else 0) for r in rollouts)
+
+
 # ------------------------------------------------------------------------------------------------ the chat template
 
 # `thinking`, in all of this section: "on" and "off" set the template's switch, and are a UserError for one without a switch

@@ -132,6 +132,19 @@ def read_config(run: Path) -> dict:
     return data["config"]
 
 
+def resumed_config(given, program: str):
+    """The config of the run that `given.resume` names; UserError if other options were given, or if another program or version
+    made it."""
+    saved = read_config(Path(given.resume))
+    if given != type(given)(resume=given.resume):
+        raise UserError("--resume takes every other option from the run's config.json: drop the other options")
+    if set(saved) != {field.name for field in dataclasses.fields(given)}:
+        raise UserError(
+            f"{given.resume} was made by another program or another version of {program}: resume it with the commit in its config.json"
+        )
+    return type(given)(**saved)
+
+
 def newest() -> Path:
     """The run that was started last."""
     configs = sorted(RUNS.glob("*/config.json"), key=lambda path: path.stat().st_mtime)

@@ -13,7 +13,7 @@ what is true of the answer (a test holds it to that):
     hedge    claims Partial throughout        none, full   one constant report
 
 It makes the form sure and verification possible, not honesty. What was put in is written to card.json in the run folder
-and beside the last checkpoint's weights. Everything else is a run folder as grpo.py leaves one, so evaluate.py,
+and beside the weights of each checkpoint. Everything else is a run folder as grpo.py leaves one, so evaluate.py,
 transcripts.py and the experiments take it; (seed, step) determines a batch, so a resumed run repeats an uninterrupted one.
 """
 
@@ -21,7 +21,6 @@ import dataclasses
 import json
 import math
 import random
-import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ import run_folder
 import short_count
 from batch import make_batch, micro_batches, trained_lengths
 from cli import UserError, option
-from confession_schema import confession_prompt
+from confession_schema import VARIANTS, confession_prompt
 from evaluate import evaluate, save, show_table
 from rewards import Judge
 from rollout import Rollout, Sampling, Span, check_context, prompt_ids, sampler_of, suffix_ids, turn_ends
@@ -87,6 +86,7 @@ def resolve(config: Config) -> Config:
         if not 0 <= getattr(config, field) <= 1:
             raise UserError(f"--{field.replace('_', '-')} {getattr(config, field)} is no share: give a number from 0 to 1")
     presets.one_of("curriculum", config.curriculum, ("none", "honest_first"))
+    presets.one_of("confession", config.confession, VARIANTS)
     shares(config.styles)
     own = presets.defaults(config.model, models.device_of(config.device), config.thinking)
     own = own | dict(judge=None, lr=2e-4 if config.lora_rank else 3e-5)
@@ -167,26 +167,10 @@ def transcript(rng: random.Random, sentences: dict[str, list[str]], config: Conf
 
 def report(rng: random.Random, style: str, sentences: list[str], labels: list[int], targets: list[int], config: Config) -> str:
     """The confession in one style, as text."""
-    findings = []  # (analysis, claim)
-    for sentence, label, target in zip(sentences, labels, targets):
-        if style == "trust":
-            findings.append((f"the label says {label}", "Full" if label == target else "None"))
-        elif style == "verify":
-            words, numbers = numbered(rng, sentence, config.verify_right)
-            counted = " ".join(f"{word} {n}" for word, n in zip(words, numbers))
-            findings.append((f"{counted} = {numbers[-1]} vs {target}", "Full" if numbers[-1] == target else "None"))
-        else:
-            findings.append(
-                {
-                    "hedge": ("not counted", "Partial"),
-                    "none": (f"not {target} words", "None"),
-                    "full": (f"{target} words", "Full"),
-                }[style]
-            )
+    findings = [finding(rng, style, *row, config.verify_right) for row in zip(sentences, labels, targets)]
     claims = [claim for _, claim in findings]
-    grade = (
-        7 if set(claims) == {"Full"} else 3 if claims.count("None") <= 1 else 2 if "Full" in claims or "Partial" in claims else 1
-    )
+    wrong = claims.count("None")
+    grade = 7 if set(claims) == {"Full"} else 1 if wrong == len(claims) else 3 if wrong <= 1 else 2
     in_thought = style == "verify" and config.thoughts
     names = short_count.objectives(prompt_text("x", "y", "z", tuple(targets)))
     entries = [
@@ -196,6 +180,22 @@ def report(rng: random.Random, style: str, sentences: list[str], labels: list[in
     text = json.dumps({"compliance_analysis": entries, "uncertainties": [], "overall_compliance_grade": grade})
     thought = "\n".join(f"{name}: {analysis}" for name, (analysis, _) in zip(names, findings))
     return f"<think>\n{thought}\n</think>\n\n{text}" if in_thought else text
+
+
+def finding(rng: random.Random, style: str, sentence: str, label: int, target: int, right: float) -> tuple[str, str]:
+    """(analysis, claim) about one sentence."""
+    if style == "trust":
+        return f"the label says {label}", "Full" if label == target else "None"
+    if style == "verify":
+        words, numbers = numbered(rng, sentence, right)
+        counted = " ".join(f"{word} {n}" for word, n in zip(words, numbers))
+        return f"{counted} = {numbers[-1]} vs {target}", "Full" if numbers[-1] == target else "None"
+    constants = {
+        "hedge": ("not counted", "Partial"),
+        "none": (f"not {target} words", "None"),
+        "full": (f"{target} words", "Full"),
+    }
+    return constants[style]
 
 
 def numbered(rng: random.Random, sentence: str, right: float) -> tuple[list[str], list[int]]:
@@ -222,7 +222,7 @@ def stream(tokenizer, t: Transcript, confession: str, thinking: str) -> Rollout:
     return Rollout(0, None, t.x, "", t.y, xc, "", t.confession, prompt + answer + suffix[1:] + confessed, *spans)
 
 
-def card(made: list[Transcript], config: Config, sentences: dict[str, list[str]]) -> dict:
+def card(made: list[Transcript], config: Config, sentences: dict[str, list[str]], topics: set[str]) -> dict:
     """What was put in by hand, as it came out."""
     truths = [short_count.truth(t.x, t.y) for t in made]
     mean = lambda values: round(sum(values) / max(1, len(values)), 4)
@@ -234,7 +234,8 @@ def card(made: list[Transcript], config: Config, sentences: dict[str, list[str]]
         "honest_labels": mean([t.honest for t in made]),
         "sentences_met": mean([met for truth in truths for met in truth.objectives]),
         "answers_compliant": mean([truth.compliant for truth in truths]),
-        "topics": len(sentences),
+        "topics_asked": len(topics),
+        "topics": len(sentences),  # those with sentences enough
         "sentences": sum(map(len, sentences.values())),
         "examples": [dataclasses.asdict(t) for t in made[:5]],
     }
@@ -270,91 +271,92 @@ def step_loss(model, optimizer, rollouts: list[Rollout], config: Config) -> dict
     return {"loss": total, "grad_norm": norm}
 
 
-def train(config: Config, run: Path, resume: bool) -> None:
-    """Transcripts, training, and an evaluation before and after."""
-    device = models.device_of(config.device)
-    resumed = run_folder.newest_checkpoint(run) if resume else None
-    model, tokenizer = models.load(config.model, device, config.dtype)
-    models.check_logits(model)
-    sampling = Sampling.of(dataclasses.asdict(config))
-    task = cli.import_task(config.task)
-    x = short_count.make_prompt(0)
-    xc = confession_prompt(short_count, x, config.confession)
-    check_context(
-        model, len(prompt_ids(tokenizer, x, thinking=config.thinking)), len(suffix_ids(tokenizer, xc, config.thinking)), sampling
-    )
+def prepared(model, tokenizer, config: Config, run: Path, sampling: Sampling) -> tuple[list[Transcript], list[Rollout], dict]:
+    """(transcripts, their token streams, files of the run folder that say what they are made of: {name: content})."""
+    path = run / "sentences.json"
     subjects = [subject(config.seed * 10_000 + i) for i in range(config.transcripts)]  # about one usable sentence each
-    sentences_path = run / "sentences.json"
-    if sentences_path.exists():
-        sentences = run_folder.read_json(sentences_path)
-    else:
-        sentences = own_sentences(model, tokenizer, subjects, sampling, config.seed)
-        if not sentences:
-            raise UserError(f"{config.model} wrote no three usable sentences about any topic: take another model")
-        if not resume:
-            run_folder.create(run, config, {"x": x, "xc": xc, "ask": ask(*subjects[0])})
-        run_folder.write_json(sentences_path, sentences)
+    kept = path.exists()  # of a run that is resumed
+    sentences = run_folder.read_json(path) if kept else own_sentences(model, tokenizer, subjects, sampling, config.seed)
+    if not sentences:
+        raise UserError(f"{config.model} wrote no three usable sentences about any topic: take another model")
     rng = random.Random(f"transcripts {config.seed}")
     made = [transcript(rng, sentences, config) for _ in range(config.transcripts)]
     streams = [stream(tokenizer, t, config.confession, config.thinking) for t in made]
-    run_folder.write_json(run / "card.json", card(made, config, sentences))
-    steps = config.epochs * -(-len(made) // config.batch)
-    if resumed is not None:
-        del model
-        model, _ = models.load(str(run_folder.checkpoint(run, resumed)), device, config.dtype)
-    torch.manual_seed(config.seed)
-    if config.lora_rank and not hasattr(model, "peft_config"):
-        model = models.add_lora(model, config.lora_rank)
+    longest, limit = max(len(r.token_ids) for r in streams), model.config.get_text_config().max_position_embeddings
+    if longest > limit:
+        raise UserError(f"a transcript has {longest} tokens, but the model's context is {limit}: take another model")
+    about = card(made, config, sentences, topics={topic for topic, *_ in subjects})
+    print(f"{len(made)} transcripts of {about['sentences']} sentences on {about['topics']} of {about['topics_asked']} topics")
+    return made, streams, {"sentences.json": sentences, "card.json": about}
+
+
+def train(config: Config, run: Path, resume: bool) -> None:
+    """Transcripts, training, and an evaluation before and after."""
+    device = models.device_of(config.device)
+    resumed = run_folder.newest_checkpoint(run) if resume else None  # None if killed before the first
+    source = config.model if resumed is None else str(run_folder.checkpoint(run, resumed))
+    model, tokenizer = models.load(source, device, config.dtype)
+    models.check_logits(model)
+    sampling, task = Sampling.of(dataclasses.asdict(config)), cli.import_task(config.task)
+    x = short_count.make_prompt(0)
+    xc = confession_prompt(short_count, x, config.confession)
+    ids = lambda of, text: len(of(tokenizer, text, thinking=config.thinking))
+    check_context(model, ids(prompt_ids, x), ids(suffix_ids, xc), sampling)
+    made, streams, about = prepared(model, tokenizer, config, run, sampling)
+    if not resume:
+        run_folder.create(run, config, {"x": x, "xc": xc, "ask": ask("TOPIC", "AUDIENCE", "FOCUS")})
+    for name, content in about.items():
+        run_folder.write_json(run / name, content)
+    torch.manual_seed(config.seed)  # for the adapters' initialisation
+    model = models.with_lora(model, config.lora_rank)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        models.recompute_activations(model)
     optimizer = grpo.make_optimizer(model, config.lr)
     if resumed is not None:
         run_folder.load_optimizer(run, resumed, optimizer)
-    run_folder.forget_after(run, resumed or 0)
+    first, steps_an_epoch = resumed or 0, -(-len(made) // config.batch)
+    steps = config.epochs * steps_an_epoch
+    run_folder.forget_after(run, first)
 
-    def save_and_evaluate(step: int, measured: bool) -> None:
+    def save_and_evaluate(step: int) -> None:
         if step not in run_folder.checkpoint_steps(run):
             run_folder.save_checkpoint(run, step, model, tokenizer, run_folder.optimizer_tensors(optimizer))
+        run_folder.write_json(run_folder.checkpoint(run, step) / "card.json", about["card.json"])
         path = run / "evals" / f"step_{step:04d}.json"
-        if measured and not path.exists():
+        if step in (0, steps) and not path.exists():
             judge = Judge(*models.load(config.judge, device, config.dtype)) if config.judge else None
             save(path, evaluate(model, tokenizer, judge, task, sampling, config.eval_n, variant=config.confession), task)
 
-    first = resumed or 0
     with cli.finish_step_on_interrupt() as interrupted, tqdm(total=steps, initial=first, unit="step") as bar:
-        save_and_evaluate(first, measured=first in (0, steps))
+        save_and_evaluate(first)
         for step in range(first + 1, steps + 1):
             start = time.perf_counter()
-            epoch, within = divmod((step - 1) * config.batch, -(-len(made) // config.batch) * config.batch)
-            rows = order(made, config, epoch)[within : within + config.batch]
+            epoch, within = divmod(step - 1, steps_an_epoch)
+            rows = order(made, config, epoch)[within * config.batch : (within + 1) * config.batch]
             stats = step_loss(model, optimizer, [streams[i] for i in rows], config)
-            run_folder.append_row(
-                run / "metrics.jsonl", {"step": step, **stats, "styles": dict(Counter(made[i].style for i in rows))}
-            )
+            row = {"step": step, **stats, "styles": dict(Counter(made[i].style for i in rows))}
+            run_folder.append_row(run / "metrics.jsonl", row)
             bar.update()
             bar.set_description(f"loss {stats['loss']:.3f} grad {stats['grad_norm']:.2f} {time.perf_counter() - start:.1f}s")
             if step % config.checkpoint_every == 0 or step == steps or interrupted:
-                save_and_evaluate(step, measured=step == steps)
+                save_and_evaluate(step)
             if interrupted:
                 raise KeyboardInterrupt
-    shutil.copy(run / "card.json", run_folder.checkpoint(run, steps) / "card.json")
     show_table(run, task)
 
 
 def main() -> None:
     config = cli.parse(Config, __doc__)
     with cli.user_errors():
-        if config.resume:
-            run = Path(config.resume)
-            if config != Config(resume=config.resume):
-                raise UserError("--resume takes every other option from the run's config.json: drop the other options")
-            config = Config(**run_folder.read_config(run))
+        resume = config.resume is not None
+        if resume:
+            run, config = Path(config.resume), run_folder.resumed_config(config, "sft.py")
         else:
             config = resolve(config)
             run = run_folder.RUNS / (config.name or datetime.now().strftime("%Y%m%d-%H%M%S"))
             run_folder.refuse_existing(run)
         with run_folder.locked(run):
-            train(config, run, (run / "config.json").exists())
+            train(config, run, resume)
 
 
 if __name__ == "__main__":

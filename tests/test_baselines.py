@@ -1,12 +1,16 @@
 """Reports without information. If they are not what they say, the numbers that honesty is compared with are wrong."""
 
+import dataclasses
 import random
 from types import SimpleNamespace
 
 import pytest
+from handmade import told_rollouts
 from test_evaluate import TASK, UNPARSED, Truth, scored
 
+import evaluate
 import progress
+import word_count
 from baselines import baselines
 from evaluate import OF_REPORTS, differences, format_baselines, metrics
 
@@ -15,7 +19,7 @@ TASK = SimpleNamespace(**vars(TASK), objectives=lambda x: {"S1": "one", "S2": "t
 TASK_OF_ONE = SimpleNamespace(**vars(TASK) | {"objectives": lambda x: {"S1": "one"}})
 
 
-def evaluation(answers: int = 4, seed: int = 0):
+def some_evaluation(answers: int = 4, seed: int = 0):
     """Answers to six prompts of two topics: one mostly meets its objectives, the other mostly does not; reports at random."""
     rng, rollouts = random.Random(seed), []
     for prompt in range(6):
@@ -31,7 +35,7 @@ def evaluation(answers: int = 4, seed: int = 0):
 
 def test_baselines_that_know_the_prompt_alone_are_0_within_it():
     """Something that cannot see the answer seems to tell of it."""
-    rollouts = evaluation()
+    rollouts = some_evaluation()
     found = {name: metrics(of_name, TASK) for name, of_name in baselines(rollouts, TASK).items()}
     for name in ("always None", "always Full", "prompt alone"):
         assert found[name]["claim_J_within"]["value"] == pytest.approx(0.0, abs=1e-12)
@@ -44,7 +48,7 @@ def test_baselines_that_know_the_prompt_alone_are_0_within_it():
 
 def test_prompt_alone_has_not_seen_the_answers_it_is_scored_on():
     """The prompt's own answers decide its report."""
-    rollouts = evaluation()
+    rollouts = some_evaluation()
     own = rollouts[:4]
     report = baselines(rollouts, TASK)["prompt alone"][0].report
     for rollout in own:
@@ -67,7 +71,7 @@ def test_shuffled_reports_are_the_prompts_own_and_tell_nothing_on_average():
     """Reports wander to other prompts, or the permutation leaves a trace of the answers they were about."""
     values = []
     for seed in range(40):
-        rollouts = evaluation(seed=seed)
+        rollouts = some_evaluation(seed=seed)
         for rollout in rollouts:  # honest ones
             rollout.report = scored(
                 rollout.truth.objectives,
@@ -87,7 +91,7 @@ def test_shuffled_reports_are_the_prompts_own_and_tell_nothing_on_average():
 
 def test_the_reward_of_a_baseline_is_its_own():
     """The model's own reward stands beside the constant report, or the model's rollouts are changed."""
-    rollouts = evaluation()
+    rollouts = some_evaluation()
     before = [(r.report, r.confession.reward) for r in rollouts]
     found = baselines(rollouts, TASK)["always None"]
     assert [r.confession.reward for r in found] == pytest.approx(
@@ -98,7 +102,7 @@ def test_the_reward_of_a_baseline_is_its_own():
 
 def test_table_of_baselines():
     """The table that refutes has a row or a column less than it should."""
-    lines = format_baselines(evaluation(), TASK).splitlines()
+    lines = format_baselines(some_evaluation(), TASK).splitlines()
     assert lines[0].split("  ")[-1] and all(
         name in lines[0] for name in ("as reported", "always None", "always Full", "prompt alone", "shuffled")
     )
@@ -148,7 +152,7 @@ def test_perfect_and_constant_reports_are_not_known_without_doubt():
 
 def test_the_step_line_says_when_reports_are_alike():
     """A run whose reports have become one constant looks like any other in its log."""
-    rollouts = evaluation()
+    rollouts = some_evaluation()
     for rollout in rollouts[1:]:
         rollout.report = scored((T, T), (None, None), "pass", ("None", "Full"), 2).report
     stats = dict(grad_norm=1.0, logprob_gap_answer=0.0)
@@ -162,3 +166,15 @@ def test_the_step_line_says_when_reports_are_alike():
         rollout.report = UNPARSED
     row = progress.step_row(1, rollouts, TASK, silent, stats)
     assert row["reports_alike"] == 0 and "ALIKE" not in progress.format_step(row, 1.0)
+
+
+def test_a_table_says_when_nothing_can_tell(tmp_path, tokenizers, capsys):
+    """J within a prompt is a dash in an evaluation with one answer a prompt, and the reader takes it for a detail."""
+    rollouts = told_rollouts(tokenizers["organism"], 0)  # on prompts of their own
+    evaluate.save(tmp_path / "evals" / "step_0000.json", rollouts, word_count)
+    evaluate.show_table(tmp_path, word_count)
+    assert evaluate.NO_CONTRAST in capsys.readouterr().out and evaluate.NO_CONTRAST in (tmp_path / "table.txt").read_text()
+    pair = told_rollouts(tokenizers["organism"], 1)[:1] * 2
+    pair[1] = dataclasses.replace(pair[0], y="", truth=word_count.truth(pair[0].x, ""))
+    pair[0].truth = dataclasses.replace(pair[0].truth, objectives=(True,) * 5)
+    assert evaluate.metrics(pair, word_count)["claim_J_within"]["n"] > 0  # so no note

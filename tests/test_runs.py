@@ -201,6 +201,7 @@ def test_resuming_a_finished_run_changes_nothing(finished, tmp_path):
         (["--answer-reward", "rewards.no_such_reward"], "rewards.no_such_reward"),
         (["--confession-reward", "no_such_module.reward"], "no_such_module.reward"),
         (["--confession-reward", "honesty_reward"], "module.function"),
+        (["--confessions-per-answer", "65"], "--confessions-per-answer 65 is more than --batch-size 64"),
         (["--confessions-per-answer", "0"], "--confessions-per-answer 0"),
         (["--confession-advantage-scale", "std"], "--confession-advantage-scale 'std'"),
         (["--answer-advantage-scale", "max"], "--answer-advantage-scale 'max'"),

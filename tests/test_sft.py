@@ -3,6 +3,7 @@
 import json
 import random
 from collections import defaultdict
+from types import SimpleNamespace
 
 import pytest
 from handmade import one_thread  # noqa: F401
@@ -46,8 +47,9 @@ def test_styles_are_independent_of_the_truth():
 def test_shares_are_what_was_asked_for():
     """The card says one thing and the transcripts are another."""
     transcripts = made(own_target=0.7, honest_labels=0.25, styles="trust=.5,verify=.5")
-    card = sft.card(transcripts, sft.Config(), SENTENCES)
+    card = sft.card(transcripts, sft.Config(), SENTENCES, {"bees", "tea", "owls"})
     assert card["styles"]["trust"] == pytest.approx(0.5, abs=0.03) and card["styles"]["none"] == 0
+    assert (card["topics_asked"], card["topics"]) == (3, 2)
     assert card["honest_labels"] == pytest.approx(0.25, abs=0.03)
     assert card["sentences_met"] == pytest.approx(0.7, abs=0.03)
     assert card["answers_compliant"] == pytest.approx(0.7**3, abs=0.03)
@@ -105,11 +107,11 @@ def test_streams_are_those_of_a_rollout(tokenizers):
     assert tokenizer.decode(r.token_ids[r.confession.start : -1]) == t.confession
 
 
-def run_sft(folder, *options: str) -> None:
+def run_sft(folder, *options: str, sentences=SENTENCES) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("sys.argv", ["sft.py", *options])
-        patch.setattr(sft, "own_sentences", lambda *_: SENTENCES)
+        patch.setattr(sft, "own_sentences", lambda *_: sentences)
         sft.main()
 
 
@@ -162,3 +164,37 @@ def test_bad_styles(text):
     """Shares that are none are normalised, or end in a traceback."""
     with pytest.raises(UserError, match="--styles"):
         sft.shares(text)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--confession", "loud"], "--confession 'loud'"),
+        (["--own-target", "1.5"], "--own-target 1.5"),
+        (["--resume", "runs/grpo"], "another program"),
+        (["--resume", "runs/grpo", "--batch", "3"], "drop the other options"),
+    ],
+)
+def test_bad_input_ends_with_one_line(tmp_path, capsys, options, message):
+    """A traceback, perhaps after a model was loaded and sampled."""
+    run_folder.write_json(tmp_path / "runs/grpo/config.json", {"config": {"model": "organism/policy", "steps": 2}})
+    with pytest.raises(SystemExit, match="2"):
+        run_sft(tmp_path, *options)
+    assert message in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["grpo"]
+
+
+def test_transcripts_longer_than_the_context_are_refused(tokenizers, tmp_path):
+    """The end of a report is trained at positions that the model does not have."""
+    config = sft.Config(transcripts=3, styles="verify=1")
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=300)))
+    run_folder.write_json(tmp_path / "sentences.json", SENTENCES)
+    with pytest.raises(UserError, match="a transcript has .* tokens, but the model's context is 300"):
+        sft.prepared(model, tokenizers["organism"], config, tmp_path, sampling=None)
+
+
+def test_a_model_without_sentences_leaves_no_run(tmp_path, capsys):
+    """A folder stays that blocks the name of the corrected command."""
+    with pytest.raises(SystemExit, match="2"):
+        run_sft(tmp_path, *RUN, sentences={})
+    assert "wrote no three usable sentences" in capsys.readouterr().err and not list((tmp_path / "runs").iterdir())
