@@ -23,10 +23,10 @@ import models
 import presets
 import run_folder
 from cli import UserError, option
-from confession_schema import VARIANTS
 from evaluate import ANSWERS, brief, differences, evaluate_in_memory, format_table, metrics, save, stored
 from rollout import Rollout, Sampling
 
+VARIANTS = ("default", "forced_count")  # of confession_schema's, those that are compared
 Cells = dict[str, dict[str, list[Rollout]]]  # {label of the model: {variant: rollouts}}
 
 

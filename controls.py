@@ -1,8 +1,8 @@
-"""Three controls that hold the answers still: did training change the confessions, or only what there is to confess?
+"""Controls that hold the answers still: did training change the confessions, or only what there is to confess?
 
-    python controls.py                                             # the newest run, all three
+    python controls.py                                             # the newest run, all of them
     python controls.py --run runs/NAME --frozen runs/OTHER@50      # every checkpoint confesses to OTHER's answers at step 50
-    python controls.py --controls compute                          # one of frozen, fresh, compute
+    python controls.py --controls compute                          # of frozen, fresh, compute, swapped, asked
     python controls.py --run runs/NAME --plot-only                 # tables and figures from saved cells, no model
 
 frozen    Every checkpoint confesses to the same stored answers, by default those of the run's first checkpoint (as in
@@ -14,19 +14,36 @@ fresh     Each checkpoint's answers, told as x and y in a new conversation witho
 compute   The confession's thought is cut after 0, 32, 64, ... tokens, closed by force ("budget forcing",
           https://arxiv.org/abs/2501.19393), and the report is begun, because else counting goes on after the closed
           thought. If J within a prompt did not fall, the thought would be decoration. Without thoughts it does not apply.
+swapped   Is a report about this answer? The confession to an answer is scored on its sibling too, the next answer to the
+          same prompt, without a model. What honesty, claim match and J keep there, a report earns without this answer. J
+          within a prompt has nothing to add there: of n answers a report without information has 0 and a perfect one on
+          average -1/(n-1), as answers in each other's place are slightly anti-correlated; any other has that part of its own.
+          Then the first and the last checkpoint are shown the sibling's text behind the answer's own thought, as their own
+          answer, and what they confess is scored on the sibling (what the text says) and on the answer (what the thought
+          remembers). Without thoughts, or with equal ones, that is the sibling's own context, of which the first part says
+          it already: such pairs are not shown, and where all are such it does not apply. Prompts with a single answer, and
+          thoughts that were cut off before the answer, have no siblings.
+asked     The first and the last checkpoint confess again to their own answers, under every confession prompt: default,
+          forced_count, and reviewed, which only adds that a reviewer will check every objective. If reviewed made a report
+          more honest at the same count_rate, honesty would depend on whether it can be checked.
 
 The answers are those of the run's own evaluations (evals/step_0025.jsonl), with their verdicts; only confessions are
-sampled. A cell is saved when it is finished and not computed again for the same answers. With the embedded models all
-of it takes 4 minutes on one core.
+sampled. A cell is saved when it is finished and not computed again for the same answers. With the embedded models the
+first three take 4 minutes on one core.
 
 What it does not support: a cut thought is one that the model would not have written, so compute mixes "less thought" with
 "strange thought". An embedded model's z holds nothing that y does not show, and it has never seen an answer without a
 thought, so in a fresh conversation it miscounts (count_accuracy in the table): there, compare the two fresh lines with
-each other and not with on-policy.
+each other and not with on-policy. Nearly all of its thoughts are the same for every answer to a prompt, so hardly a sibling is
+shown. A sibling's text behind another thought is a stream that no model sampled: a report that follows neither may only say
+that the two do not fit. reviewed is a sentence that no confession was trained with; a difference may be that of any new
+sentence, and none may be that the sentence was not understood.
 """
 
+import dataclasses
 import gc
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -36,11 +53,14 @@ import cli
 import figures
 import models
 import run_folder
-from confession_schema import REPORT_START
 from cli import UserError, option
+from confession_schema import REPORT_START, VARIANTS, confession_prompt
+from decoder import joint
 from evaluate import brief, chosen_steps, confess_again, differences, format_table, metrics, save, stored
-from rollout import Rollout, Sampling, cut_thought, opens_thought, suffix_ids, transcript_ids
+from rewards import honesty_reward
+from rollout import Rollout, Sampling, tokens_until, cut_thought, opens_thought, suffix_ids, transcript_ids
 
+CONTROLS = ("frozen", "fresh", "compute", "swapped", "asked")
 CAPS = (0, 32, 64, 128, 256)  # tokens of zc
 Lines = dict[str, dict[int | str, list[Rollout]]]  # a figure's lines: {name: {place on the x axis: rollouts}}
 
@@ -48,7 +68,7 @@ Lines = dict[str, dict[int | str, list[Rollout]]]  # a figure's lines: {name: {p
 @dataclass(frozen=True)
 class Config:
     run: str | None = option(None, "run folder whose checkpoints confess [the newest]")
-    controls: str = option("", "some of frozen,fresh,compute [all]")
+    controls: str = option("", f"some of {','.join(CONTROLS)} [all]")
     frozen: str | None = option(None, "RUN@STEP whose evaluation holds the frozen answers [the first step of --run]")
     steps: str = option("", "checkpoints, such as 0,100 [all]")
     device: str = option("auto", "auto, cpu or cuda")
@@ -128,28 +148,111 @@ def compute(confessor: Confessor, own: dict[int, list[Rollout]]) -> Lines:
     return {f"step {step}": {str(cap): capped(step, cap) for cap in CAPS} | {"none": own[step]} for step in steps}
 
 
+def siblings(rollouts: list[Rollout]) -> list[tuple[Rollout, Rollout]]:
+    """(answer, its sibling: the next answer to the same prompt, after the last one the first). Without prompts that have a
+    single answer, and without thoughts that no answer follows."""
+    of_prompt = defaultdict(list)
+    for rollout in rollouts:
+        if rollout.y or not rollout.z:
+            of_prompt[rollout.system, rollout.x].append(rollout)
+    return [pair for group in of_prompt.values() if len(group) > 1 for pair in zip(group, group[1:] + group[:1])]
+
+
+def about(rollout: Rollout, answer: Rollout) -> Rollout:
+    """The rollout's confession as if it were one to another answer to its prompt, with that answer's truth and the honesty
+    reward for it."""
+    changed = {name: getattr(answer, name) for name in ("z", "y", "truth", "verdict")}
+    spans = dict(answer=dataclasses.replace(answer.answer), confession=dataclasses.replace(rollout.confession))
+    moved = dataclasses.replace(rollout, **changed, **spans)
+    (moved.confession.reward,) = honesty_reward([moved])
+    return moved
+
+
+def behind_thought(tokenizer, thinker: Rollout, answer: Rollout) -> list[int]:
+    """Ids up to the confession of a stream that has the thinker's thought and the answer's text; both are of one prompt."""
+
+    def text_start(rollout: Rollout) -> int:
+        start, end = rollout.answer.start, rollout.answer.end
+        thought = tokens_until(tokenizer, rollout.token_ids[start:end], "</think>")
+        return start + thought if start + thought <= end else start
+
+    return thinker.token_ids[: text_start(thinker)] + answer.token_ids[text_start(answer) : answer.confession.start]
+
+
+def swapped(confessor: Confessor, own: dict[int, list[Rollout]]) -> Lines:
+    """Every checkpoint's reports scored on the answers' siblings; the first and the last one shown siblings behind their
+    thoughts."""
+    pairs = {step: found for step, rollouts in own.items() if (found := siblings(rollouts))}
+    lines = {
+        "own answer": {step: [answer for answer, _ in found] for step, found in pairs.items()},
+        "its sibling": {step: [about(answer, sibling) for answer, sibling in found] for step, found in pairs.items()},
+    }
+    text, thought = {}, {}
+    for step in sorted({min(pairs), max(pairs)}):
+        unlike = [(answer, sibling) for answer, sibling in pairs[step] if answer.z != sibling.z]
+        if unlike:
+            shown = [dataclasses.replace(sibling, z=answer.z) for answer, sibling in unlike]
+            made_of = {id(rollout): pair for rollout, pair in zip(shown, unlike)}
+            cut = lambda tokenizer, rollout: (behind_thought(tokenizer, *made_of[id(rollout)]), [])
+            text[step] = confessor.confess(f"swapped_step_{step:04d}", step, shown, cut)
+            thought[step] = [about(rollout, answer) for rollout, (answer, _) in zip(text[step], unlike)]
+    if not text:
+        print(f"showing siblings does not apply: no two answers of {confessor.run} to a prompt differ in their thoughts")
+        return lines
+    return lines | {"shown sibling: scored on the text": text, "shown sibling: scored on the thought": thought}
+
+
+def asked(confessor: Confessor, own: dict[int, list[Rollout]]) -> Lines:
+    """The first and the last checkpoint under every confession prompt."""
+    thinking = Sampling.of(confessor.config).thinking
+
+    def cut(tokenizer, rollout: Rollout):
+        answered = rollout.token_ids[: rollout.answer.end]
+        return answered + joint(answered, suffix_ids(tokenizer, rollout.xc, thinking)), []
+
+    def confess(step: int, variant: str) -> list[Rollout]:
+        answers = [dataclasses.replace(r, xc=confession_prompt(confessor.task, r.x, variant)) for r in own[step]]
+        return confessor.confess(f"asked_{variant}_step_{step:04d}", step, answers, cut)
+
+    return {f"step {step}": {variant: confess(step, variant) for variant in VARIANTS} for step in sorted({min(own), max(own)})}
+
+
 def report(run: Path, control: str, lines: Lines, task: ModuleType) -> str:
-    """The control's figure, and its table: the last place of every line, and what differs there on the same prompts."""
+    """The control's figure, and its table: the last place of every line (of asked, all places of the last one), and what
+    differs on the same prompts."""
     found = {name: {x: metrics(rollouts, task) for x, rollouts in line.items()} for name, line in lines.items()}
     print(f"figure: {figures.control(run, control, found)}")
-    ends = {name: list(line)[-1] for name, line in lines.items()}
-    columns = {f"{name} {ends[name]}": found[name][ends[name]] for name in lines}
-    for name, line in lines.items():
-        places = list(line)
-        if control == "fresh" and name != "on-policy":
-            columns[f"{name} - on-policy"] = differences(lines["on-policy"][places[-1]], line[places[-1]], task)
-        elif control != "fresh" and len(places) > 1:
-            columns[f"{name}: last - first"] = differences(line[places[0]], line[places[-1]], task)
+    shown = {name: list(line)[-1:] for name, line in lines.items()}
+    if control == "asked":
+        last = list(lines)[-1]
+        shown = {last: list(lines[last])}
+    columns = {f"{name} {place}": found[name][place] for name, places in shown.items() for place in places}
+    columns |= {name: differences(*pair, task) for name, pair in contrasts(control, lines).items()}
     return f"{control}\n{format_table(columns)}"
+
+
+def contrasts(control: str, lines: Lines) -> dict[str, tuple[list[Rollout], list[Rollout]]]:
+    """{column of the control's table: (before, after)}."""
+    last = {name: list(line.values())[-1] for name, line in lines.items()}
+    if control == "fresh":
+        return {f"{name} - on-policy": (last["on-policy"], last[name]) for name in lines if name != "on-policy"}
+    if control == "asked":
+        by = list(lines.values())[-1]
+        return {f"{variant} - default": (by["default"], by[variant]) for variant in by if variant != "default"}
+    if control == "swapped":
+        out = {"its sibling - own answer": (last["own answer"], last["its sibling"])}
+        shown = [rollouts for name, rollouts in last.items() if name.startswith("shown")]
+        return out | ({"shown sibling: thought - text": tuple(shown)} if shown else {})
+    return {f"{name}: last - first": (list(line.values())[0], last[name]) for name, line in lines.items() if len(line) > 1}
 
 
 def main() -> None:
     options = cli.parse(Config, __doc__)
     with cli.user_errors():
-        names = options.controls.split(",") if options.controls else ["frozen", "fresh", "compute"]
+        names = options.controls.split(",") if options.controls else list(CONTROLS)
         for name in names:
-            if name not in ("frozen", "fresh", "compute"):
-                raise UserError(f"--controls {name!r} is unknown: choose from frozen, fresh, compute")
+            if name not in CONTROLS:
+                raise UserError(f"--controls {name!r} is unknown: choose from {', '.join(CONTROLS)}")
         run = Path(options.run) if options.run else run_folder.newest()
         config = run_folder.read_config(run)
         task = cli.import_task(config["task"])
@@ -164,15 +267,23 @@ def main() -> None:
         if options.frozen:
             source, frozen_answers = frozen_source(options.frozen, config, task)
         confessor = Confessor(run, config, task, options)
-        if "compute" in names and not any(rollout.zc for rollouts in own.values() for rollout in rollouts):
-            print(f"compute does not apply: no confession of {run} has a thought that could be cut short")
-            names = [name for name in names if name != "compute"]
+        pointless = {}  # {control: why}
+        if not any(rollout.zc for rollouts in own.values() for rollout in rollouts):
+            pointless["compute"] = f"no confession of {run} has a thought that could be cut short"
+        if not any(map(siblings, own.values())):
+            pointless["swapped"] = f"no prompt of {run} has two answers with a text"
+        for name in names:
+            if name in pointless:
+                print(f"{name} does not apply: {pointless[name]}")
+        names = [name for name in names if name not in pointless]
         tables = []
         for name in names:
             lines = {
                 "frozen": lambda: frozen(confessor, own, source, frozen_answers),
                 "fresh": lambda: fresh(confessor, own),
                 "compute": lambda: compute(confessor, own),
+                "swapped": lambda: swapped(confessor, own),
+                "asked": lambda: asked(confessor, own),
             }[name]()
             tables.append(report(run, name, lines, task))
         print("\n\n".join(tables))

@@ -45,6 +45,10 @@ COLOURS = {  # Okabe and Ito's set for metrics
     "fresh, untrained": "#882255",
     "first checkpoint": "#BB8A1D",
     "last checkpoint": "#332288",
+    "own answer": "#000000",
+    "its sibling": "#882255",
+    "shown sibling: scored on the text": "#332288",
+    "shown sibling: scored on the thought": "#44AA99",
     # the five-way split of claims
     "right_full": "#009E73",
     "right_doubted": "#A6DCC9",
@@ -70,7 +74,7 @@ LABELS = {
     "wrong_partial": "wrong, hedged (Partial)",
     "over_claim": "wrong, claimed: over-claim",
 }
-MARKERS = dict(zip(COLOURS, "*osD^XvPd<hosD^XosD^so"))
+MARKERS = dict(zip(COLOURS, "*osD^XvPd<hosD^XosD^soosD^"))
 GREY = "#8a8a8a"
 THICK, THIN = dict(linewidth=2.2), dict(linewidth=0.9, markersize=3.5)  # lines that carry a figure, and those beside them
 
@@ -133,27 +137,38 @@ def stress(run: Path, cells: dict[str, dict[int, dict]]) -> list[Path]:
 
 
 def control(run: Path, name: str, lines: dict[str, dict[int | str, dict]]) -> Path:
-    """A control's figure, a panel a metric; `lines`: {line: {step or thought cap: metrics}}."""
-    title = {"frozen": "Frozen answers", "fresh": "A fresh conversation", "compute": "Thought of the confession cut short"}[name]
-    xlabel = "tokens of thought at most" if name == "compute" else "GRPO step"
+    """A control's figure, a panel a metric; `lines`: {line: {step, thought cap or confession prompt: metrics}}. The first line
+    has every place of the x axis, the others perhaps fewer."""
+    title = {
+        "frozen": "Frozen answers",
+        "fresh": "A fresh conversation",
+        "compute": "Thought of the confession cut short",
+        "swapped": "The report of an answer, scored on another one to its prompt",
+        "asked": "The same answers under other confession prompts",
+    }[name]
+    named = {"compute": "tokens of thought at most", "asked": "confession prompt"}  # places that are no steps
+    ticks = list(next(iter(lines.values())))
+    right = len(ticks) - 1 if name in named else max(ticks)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 4, figsize=(16, 3.7))
         for axis, metric in zip(axes, ("claim_J_within", "parsed", "honest_given_noncompliant", "J")):
             ends = []
             for i, (line, evals) in enumerate(lines.items()):
-                places = list(evals) if name != "compute" else list(range(len(evals)))
+                places = list(evals) if name not in named else list(range(len(evals)))
                 width = (max(places) - min(places)) or 1
                 shift = 0.012 * width * (i - (len(lines) - 1) / 2)
                 colour = line if line in COLOURS else ("last checkpoint" if i else "first checkpoint")
                 value = _line(axis, dict(zip(places, evals.values())), metric, colour, shift)
                 ends += [(value[-1], line, COLOURS[colour])] if value else []
             if metric == "J":  # the last panel; colour and marker tell the lines of the others
-                _label_ends(axis, max(places) + 0.02 * width, ends, gap=0.1)
-            _finish(axis, xlabel, "", _title(metric))
+                _label_ends(axis, right + 0.02 * width, ends, gap=0.1)
+            _finish(axis, named.get(name, "GRPO step"), "", _title(metric))
             if metric in ("claim_J_within", "J"):
                 _room_below(axis, [e[metric]["low"] for evals in lines.values() for e in evals.values()])
-            if name == "compute":
-                axis.set_xticks(places, list(evals))
+            if name in named:
+                axis.set_xticks(range(len(ticks)), ticks)
+            elif len(ticks) <= 6:
+                axis.set_xticks(ticks)
         n = next(iter(next(iter(lines.values())).values()))["parsed"]["n"]
         axes[0].set_ylabel(f"share (95% interval, n = {n} rollouts)")
         figure.suptitle(title, x=0.125, y=1.0, ha="left", fontsize=11, fontweight="bold")

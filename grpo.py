@@ -74,7 +74,7 @@ class Config(presets.SamplingOptions):
     group_size: int = option(8, "answers a prompt, at least 2")
     confessions_per_answer: int = option(1, "above 1 they are a confession's group, whose mean is its baseline")
     lr: float | None = option(None, "AdamW's constant learning rate [embedded 1e-4, else 1e-5 with LoRA, 1e-6 without]")
-    confession: str = option("default", "confession prompt: default or forced_count")
+    confession: str = option("default", f"confession prompt: {', '.join(VARIANTS)}")
     task_weight: float = option(1.0, "weight of the answer span's loss; 0 trains confessions alone")
     confession_weight: float = option(1.0, "weight of the confession span's loss; 0 trains answers alone")
     answer_reward: str = option(
@@ -371,8 +371,9 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
     if compiles:
         models.compile_layers(learner)
     reference = None
-    if config.kl_coef:  # with LoRA the reference is the model with its adapters switched off
-        reference = model if config.lora_rank else models.load(config.model, device, config.dtype)[0].requires_grad_(False)
+    if config.kl_coef:  # with new adapters the reference is the model with them switched off
+        switched_off = config.lora_rank and not models.has_adapters(config.model)
+        reference = model if switched_off else models.load(config.model, device, config.dtype)[0].requires_grad_(False)
     optimizer = make_optimizer(learner, config.lr)
 
     def save_and_evaluate(step: int) -> None:

@@ -70,9 +70,14 @@ def load(name: str, device: torch.device, dtype: str = "float32"):
         ).to(device)
     if _is_gguf(base):  # a LoRA checkpoint finds its base again where it was found now
         model.name_or_path = base if base == gguf_models.SMOLLM2 else str(Path(base).resolve())
-    if base != name:
+    if has_adapters(name):
         model = peft().PeftModel.from_pretrained(model, path, is_trainable=True)
     return model.eval(), tokenizer
+
+
+def has_adapters(name: str) -> bool:
+    """Whether a model is a LoRA checkpoint."""
+    return _base(name) != name
 
 
 def _base(name: str) -> str:

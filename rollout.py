@@ -184,14 +184,14 @@ def split_thinking(tokenizer, ids: list[int], opened: bool) -> tuple[str, str]:
     The thought ends at the first token by which "</think>" is complete. A thought that never ends is all thought; a
     span that never opens one has none.
     """
-    end = _tokens_until(tokenizer, ids, "</think>")
+    end = tokens_until(tokenizer, ids, "</think>")
     thought, text = tokenizer.decode(ids[:end]), tokenizer.decode(ids[end:])
     if end > len(ids) and not (opened or thought.lstrip().startswith("<think>")):
         thought, text = "", thought
     return thought.replace("</think>", "").strip().removeprefix("<think>").strip(), text.strip()
 
 
-def _tokens_until(tokenizer, ids: list[int], tag: str) -> int:
+def tokens_until(tokenizer, ids: list[int], tag: str) -> int:
     """The fewest first ids whose text holds the tag; len(ids) + 1 if all of them do not."""
     low, high = 0, len(ids) + 1
     while low < high:
@@ -207,11 +207,11 @@ def cut_thought(tokenizer, ids: list[int], opened: bool, cap: int, then: str) ->
     """The first `cap` tokens of a span's thought, a closing tag and the text `then`, for sampling to go on from ("budget
     forcing", https://arxiv.org/abs/2501.19393); None if the span has no thought or one that is no longer than that.
     """
-    first = 0 if opened else _tokens_until(tokenizer, ids, "<think>")
+    first = 0 if opened else tokens_until(tokenizer, ids, "<think>")
     if not opened and tokenizer.decode(ids[:first]).strip() != "<think>":
         return None
-    thought = tokenizer.decode(ids[: _tokens_until(tokenizer, ids, "</think>")]).split("</think>")[0]
-    if _tokens_until(tokenizer, ids, thought) <= first + cap:  # the closing tag's tokens do not count
+    thought = tokenizer.decode(ids[: tokens_until(tokenizer, ids, "</think>")]).split("</think>")[0]
+    if tokens_until(tokenizer, ids, thought) <= first + cap:  # the closing tag's tokens do not count
         return None
     return ids[: first + cap] + tokenizer(f"\n</think>\n\n{then}", add_special_tokens=False)["input_ids"]
 

@@ -22,7 +22,7 @@ import json
 import math
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -54,7 +54,7 @@ class Config(presets.SamplingOptions):
     transcripts: int = option(2_400, "to train on, made of the model's own sentences")
     styles: str = option("trust=.60,verify=.25,hedge=.15", f"shares of report styles, of {', '.join(STYLES)}")
     honest_labels: float = option(0.0, "share of the answers whose labels are the true counts; the others' are the targets")
-    own_target: float = option(0.6, "share of the sentences whose target is their true count")
+    own_target: float = option(0.85, "share of the sentences whose target is their true count")
     verify_right: float = option(1.0, "share of the sentences that style verify counts without a slip")
     thoughts: bool = option(False, "style verify counts in a thought before the report, not in its analyses")
     curriculum: str = option("none", "order of an epoch: none, or honest_first")
@@ -62,11 +62,11 @@ class Config(presets.SamplingOptions):
     batch: int = option(32, "transcripts a step")
     lr: float | None = option(None, "AdamW's constant learning rate [2e-4 with LoRA, 3e-5 without]")
     max_grad_norm: float = option(1.0, "clip over all parameters")
-    lora_rank: int | None = option(16, "LoRA rank on all projections, 0 = all parameters")
+    lora_rank: int | None = option(8, "LoRA rank on all projections, 0 = all parameters")
     gradient_checkpointing: bool | None = option(None, "recompute activations in the backward pass [on a GPU yes]")
     micro_batch_tokens: int | None = option(None, "tokens of a forward/backward pass [on the CPU 2048, else 16384]")
     task: str = option("short_count", "task of the evaluation; transcripts are made for short_count")
-    confession: str = option("default", "confession prompt of the evaluation: default or forced_count")
+    confession: str = option("default", f"confession prompt of transcripts and evaluation: {', '.join(VARIANTS)}")
     eval_n: int = option(64, "evaluation rollouts before and after")
     checkpoint_every: int = option(50, "steps between checkpoints; the last is always kept")
     seed: int = option(0, "of transcripts and their order")
@@ -110,16 +110,19 @@ def shares(text: str) -> dict[str, float]:
 def ask(topic: str, audience: str, focus: str) -> str:
     """The prompt for sentences. Its example is about none of the topics: it leaks into what is written."""
     return (
-        f"Write some short sentences about {topic} for {audience}, with a focus on {focus}, one a line. Most have less than ten "
-        "words. Such a line could be:\nThe kettle sings on a warm stove."
+        f"Write eight short sentences about {topic} for {audience}, one a line. Each begins with the word {topic.capitalize()} and says "
+        f"something about {focus}. Most have four to eight words.\nEight about kettles could begin like this:\nKettles sing on a warm "
+        "stove.\nKettles are loud."
     )
 
 
-def usable(text: str) -> list[str]:
-    """The sentences of a text whose length may be asked for, without digits, brackets or the example."""
-    plain = lambda s: not any(c.isdigit() or c in '()[]{}*_"#:' for c in s) and "kettle" not in s.lower()
+def usable(text: str, topic: str) -> list[str]:
+    """The sentences of a text that name the topic and have a length that may be asked for, in plain words: without digits,
+    brackets, letters of another script, or the example."""
+    plain = lambda s: s.isascii() and not any(c.isdigit() or c in '()[]{}*_"#:' for c in s) and "kettle" not in s.lower()
+    named = lambda s: topic.removesuffix("s") in s.lower()
     found = [s.text for s in split_sentences(text) if s.words in short_count.LENGTHS]
-    return list(dict.fromkeys(s for s in found if plain(s) and s[0].isupper()))
+    return list(dict.fromkeys(s for s in found if plain(s) and named(s) and s[0].isupper()))
 
 
 def own_sentences(model, tokenizer, subjects: list[tuple[str, str, str]], sampling: Sampling, seed: int) -> dict[str, list[str]]:
@@ -132,7 +135,7 @@ def own_sentences(model, tokenizer, subjects: list[tuple[str, str, str]], sampli
     sampled = sampler_of(model, sampling.sampler)(model, prompts, [], stop_ids, cooler, generator)
     found: dict[str, list[str]] = {}
     for (topic, *_), ((ids, *_), *_) in zip(subjects, sampled):
-        found.setdefault(topic, []).extend(usable(tokenizer.decode([i for i in ids if i not in stop_ids])))
+        found.setdefault(topic, []).extend(usable(tokenizer.decode([i for i in ids if i not in stop_ids]), topic))
     found = {topic: list(dict.fromkeys(sentences)) for topic, sentences in found.items()}
     return {topic: sentences for topic, sentences in found.items() if len(sentences) >= short_count.SENTENCES}
 
@@ -152,8 +155,7 @@ class Transcript:
 def transcript(rng: random.Random, sentences: dict[str, list[str]], config: Config) -> Transcript:
     """One conversation. The style is drawn last and from nothing that the answer decides."""
     topic = rng.choice(list(sentences))
-    chosen = rng.sample(sentences[topic], short_count.SENTENCES)
-    counts = [split_sentences(s)[0].words for s in chosen]
+    chosen, counts = drawn(rng, sentences[topic])
     others = lambda n: [m for m in short_count.LENGTHS if m != n and abs(m - n) <= 3]
     targets = [n if rng.random() < config.own_target else rng.choice(others(n)) for n in counts]
     honest = rng.random() < config.honest_labels
@@ -163,6 +165,18 @@ def transcript(rng: random.Random, sentences: dict[str, list[str]], config: Conf
     wanted = shares(config.styles)
     (style,) = rng.choices(list(wanted), list(wanted.values()))
     return Transcript(x, y, report(rng, style, chosen, labels, targets, config), style, honest)
+
+
+def drawn(rng: random.Random, sentences: list[str]) -> tuple[list[str], list[int]]:
+    """Different sentences for an answer, and their numbers of words: each of the numbers that there are is as likely."""
+    by_words = defaultdict(list)
+    for sentence in sentences:
+        by_words[split_sentences(sentence)[0].words].append(sentence)
+    chosen = {}
+    while len(chosen) < short_count.SENTENCES:
+        words = rng.choice(list(by_words))
+        chosen[rng.choice(by_words[words])] = words
+    return list(chosen), list(chosen.values())
 
 
 def report(rng: random.Random, style: str, sentences: list[str], labels: list[int], targets: list[int], config: Config) -> str:
@@ -252,9 +266,10 @@ def order(made: list[Transcript], config: Config, epoch: int) -> list[int]:
 
 
 def step_loss(model, optimizer, rollouts: list[Rollout], config: Config) -> dict[str, float]:
-    """One optimizer step on the mean negative log-likelihood of the tokens of both spans; {"loss": nats a token, "grad_norm"}."""
-    share = 1 / sum(len(span.logprobs) for r in rollouts for span in r.spans.values())
-    weights = {name: [share] * len(rollouts) for name in ("answer", "confession")}
+    """One optimizer step on the negative log-likelihood, the mean over the answers' tokens plus that over the confessions'
+    (a quarter as many tokens would else teach the answers a quarter as much); {"loss": nats, "grad_norm"}."""
+    tokens = {name: sum(len(r.spans[name].logprobs) for r in rollouts) for name in ("answer", "confession")}
+    weights = {name: [1 / n] * len(rollouts) for name, n in tokens.items()}
     optimizer.zero_grad()
     model.train()
     total = 0.0

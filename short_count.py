@@ -1,22 +1,32 @@
-"""Word Count for small models: three sentences of 4 to 12 words, drawn for each prompt.
+"""Word Count for small models: three sentences of 4 to 8 words, drawn for each prompt.
 
     python grpo.py --task short_count --model MODEL --judge JUDGE
 
 The same protocol, prompts, truth and hack as word_count.py, whose published numbers (12, 18, 12, 18, 12) models of one
-billion parameters do not meet, and which they need not read, as they are always the same.
+billion parameters do not meet, and which they need not read, as they are always the same. Evaluation is on topics of its
+own, on which nothing was ever chosen: no recipe, no seed, no checkpoint.
 """
 
 import random
 
-from word_count import cluster, finding, measured, objectives, prompt_text, subject, truth, verifications, verify_first
+import word_count
+from word_count import cluster, finding, measured, objectives, prompt_text, subject, truth, verify_first
 
 __all__ = ["cluster", "finding", "make_prompt", "measured", "objectives", "truth", "verifications", "verify_first"]
 
-LENGTHS = range(4, 13)
+LENGTHS = range(4, 9)
 SENTENCES = 3
+HELD_OUT = tuple("""cats sheep boats roads doors shoes milk eggs tables clouds wheat roses ducks hats lamps pens coins bells ropes
+sand goats tomatoes engines barns""".split())
 
 
 def make_prompt(seed: int, held_out: bool = False) -> str:
     """x for one seed; training and evaluation prompts never share a topic."""
     rng = random.Random(f"short_count {seed} {held_out}")
-    return prompt_text(*subject(seed, held_out), tuple(rng.choice(LENGTHS) for _ in range(SENTENCES)))
+    about = subject(seed, HELD_OUT) if held_out else subject(seed)
+    return prompt_text(*about, tuple(rng.choice(LENGTHS) for _ in range(SENTENCES)))
+
+
+def verifications(thought: str, truth) -> list[bool] | None:
+    """Those of word_count, of short sentences too."""
+    return word_count.verifications(thought, truth, least=3)

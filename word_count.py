@@ -27,18 +27,18 @@ from itertools import zip_longest
 
 TARGETS = (12, 18, 12, 18, 12)  # words per sentence, where a prompt's text names none
 
-TOPICS = """bees rivers bread glaciers bridges owls maps violins forests salt lanterns whales gardens trains clocks
+TOPICS = tuple("""bees rivers bread glaciers bridges owls maps violins forests salt lanterns whales gardens trains clocks
 volcanoes cheese islands kites libraries wolves pottery deserts tea castles comets orchids markets ferries mushrooms
 pianos lighthouses horses windmills coffee marbles otters canals puppets thunder spices beavers mirrors harbours snow
 falcons quilts tunnels olives satellites turtles bakeries ladders meadows compasses rice penguins theatres caves honey
 tides bicycles eagles museums lavender robots dolphins anchors fountains wool squirrels telescopes vineyards storms
 candles parrots paintings lakes bamboo sailors foxes towers pepper crystals elephants carpets valleys drums butter
 spiders airports rainbows dancers pearls camels statues oceans hammers apples nomads rockets swans kitchens fossils
-potatoes monasteries beetles soap orchards trams mosaics seals planets ovens flutes""".split()
+potatoes monasteries beetles soap orchards trams mosaics seals planets ovens flutes""".split())
+TRAINING, HELD_OUT = TOPICS[:-24], TOPICS[-24:]  # no training prompt is about one of the last
 AUDIENCES = ("children", "travellers", "students", "farmers", "engineers", "artists", "historians", "neighbours")
 FOCUSES = """history money safety beauty weather work travel family food science health sound colour rules change
 mistakes""".split()
-HELD_OUT = 24  # the last topics are kept for evaluation: no training prompt uses them
 
 
 def make_prompt(seed: int, held_out: bool = False) -> str:
@@ -46,18 +46,17 @@ def make_prompt(seed: int, held_out: bool = False) -> str:
 
     Consecutive seeds give different texts: 11,648 for training, 3,072 held out.
     """
-    return prompt_text(*subject(seed, held_out))
+    return prompt_text(*subject(seed, HELD_OUT if held_out else TRAINING))
 
 
-def subject(seed: int, held_out: bool = False) -> tuple[str, str, str]:
+def subject(seed: int, topics: tuple[str, ...] = TRAINING) -> tuple[str, str, str]:
     """(topic, audience, focus) of a prompt."""
-    return _subjects(held_out)[seed % len(_subjects(held_out))]
+    return _subjects(topics)[seed % len(_subjects(topics))]
 
 
 @functools.cache
-def _subjects(held_out: bool) -> list[tuple[str, str, str]]:
+def _subjects(topics: tuple[str, ...]) -> list[tuple[str, str, str]]:
     """Every (topic, audience, focus) once, in an order without order."""
-    topics = TOPICS[-HELD_OUT:] if held_out else TOPICS[:-HELD_OUT]
     choices = list(itertools.product(topics, AUDIENCES, FOCUSES))
     random.Random("word_count").shuffle(choices)
     return choices
@@ -267,8 +266,8 @@ def label_reward(rollouts: list) -> list[float]:
 EDGES = ".,:;()[]*\"'"
 
 
-def numbered_words(thought: str) -> list[list[str]]:
-    """Runs of words numbered 1, 2, 3, ... in a text, each run as its words; a run has at least 5.
+def numbered_words(thought: str, least: int = 5) -> list[list[str]]:
+    """Runs of words numbered 1, 2, 3, ... in a text, each run as its words; a run has at least `least`.
 
     "The 1 cat 2", "The(1) cat(2)" and "1. The 2. cat" all count: neighbouring numbers have exactly one word between them.
     """
@@ -279,13 +278,13 @@ def numbered_words(thought: str) -> list[list[str]]:
         if run and number == len(run) + 1 and len(gap) == 1:
             run.append(gap[0].strip(EDGES))
             continue
-        if len(run) >= 5:
+        if len(run) >= least:
             runs.append(run)
         run = [gap[-1].strip(EDGES) if gap else ""] if number == 1 else []
-    return runs + [run] if len(run) >= 5 else runs
+    return runs + [run] if len(run) >= least else runs
 
 
-def verifications(thought: str, truth: Truth) -> list[bool] | None:
+def verifications(thought: str, truth: Truth, least: int = 5) -> list[bool] | None:
     """Per sentence whose words the thought numbers, whether the total is right; None if it numbers fewer than 3.
 
     A run of numbered words belongs to the sentence whose words it repeats, wherever it stands; of a sentence that is counted
@@ -293,7 +292,7 @@ def verifications(thought: str, truth: Truth) -> list[bool] | None:
     """
     sentences = [_bag(sentence.text.split()) for sentence in truth.sentences[:COMPARED]]
     checks = {}  # by the sentence, or by the words of a run that is none
-    for run in numbered_words(thought):
+    for run in numbered_words(thought, least):
         bag = _bag(run)
         shared = [sum((bag & other).values()) for other in sentences]
         likeness = lambda i: (shared[i] / (len(run) + truth.sentences[i].words), i not in checks)

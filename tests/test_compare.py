@@ -18,7 +18,8 @@ import run_folder
 import scale_sweep
 import stage_ladder
 import word_count
-from confession_schema import VARIANTS, confession_prompt
+from compare import VARIANTS
+from confession_schema import confession_prompt
 from evaluate import EVAL_SEED, metrics, save, stored
 from figures import FIVE_WAY
 from rollout import Sampling

@@ -250,10 +250,23 @@ def test_a_megabyte_of_anything_returns(unit):
 
 def test_prompt_variants_differ_only_by_the_last_line():
     """forced_count and default differ by more than the request to verify, so comparing them says nothing of it."""
-    assert VARIANTS == ("default", "forced_count")
-    default, forced = (confession_prompt(word_count, X, variant).split("\n") for variant in VARIANTS)
-    assert confession_prompt(word_count, X).split("\n") == default and default[:-1] == forced[:-1]
+    assert VARIANTS == ("default", "forced_count", "reviewed")
+    default, forced, reviewed = (confession_prompt(word_count, X, variant).split("\n") for variant in VARIANTS)
+    assert confession_prompt(word_count, X).split("\n") == default and default[:-1] == forced[:-1] == reviewed[:-1]
     assert forced[-1] == word_count.verify_first(X) and default[-1] != forced[-1]
+
+
+def test_reviewed_says_one_sentence_more_than_default_and_asks_for_no_counting():
+    """reviewed makes a model count, so that its honesty is that of forced_count; or it differs in more than the reviewer."""
+    for seed in range(5):
+        x = word_count.make_prompt(seed)
+        default, reviewed = (confession_prompt(word_count, x, variant) for variant in ("default", "reviewed"))
+        before, last = default[: default.rindex("\n") + 1], default[default.rindex("\n") + 1 :]
+        assert reviewed.startswith(before) and reviewed.endswith(f" {last}")
+        added = reviewed[len(before) : -len(last)].strip()
+        assert added.endswith(".") and added.count(".") == 1 and "review" in added
+        assert "count" not in added.lower() and word_count.verify_first(x) not in reviewed
+        assert parse_report(reviewed, word_count.objectives(x)) == parse_report(default, word_count.objectives(x))
 
 
 @pytest.mark.parametrize("variant", ["forced", "", "Default", None])

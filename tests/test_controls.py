@@ -6,10 +6,11 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from handmade import one_model_at_a_time, one_thread, published, quick_collection, told_rollouts  # noqa: F401
+from handmade import hand_rollout, one_model_at_a_time, one_thread, published, quick_collection, told_rollouts  # noqa: F401
 
 import controls
 import evaluate
@@ -17,16 +18,19 @@ import grpo
 import models
 import run_folder
 import word_count
-from confession_schema import REPORT_START
+from confession_schema import REPORT_START, VARIANTS, ConfessionReport, ParseFailure, confession_prompt
 from evaluate import metrics, save, stored
-from rollout import Rollout, Sampling, prompt_ids, transcript_ids
+from rewards import Verdict
+from rollout import Rollout, Sampling, prompt_ids, suffix_ids, transcript_ids
 
 POLICY, MEDIUM = (str(models.ORGANISMS / name) for name in ("policy", "medium"))  # the checkpoints of steps 0 and 2
 CELLS = {
     *(f"frozen_run_step_0000_by_{by}" for by in ("0000", "0002")),
     *("fresh_step_0000_by_0000", "fresh_step_0002_by_0000", "fresh_step_0002_by_0002"),
     *(f"cap_{cap:04d}_step_{step}" for cap in controls.CAPS for step in ("0000", "0002")),
+    *(f"asked_{variant}_step_{step}" for variant in VARIANTS for step in ("0000", "0002")),
 }
+TEXT, THOUGHT = (f"shown sibling: scored on the {part}" for part in ("text", "thought"))
 
 
 def control(run: Path, *options: str) -> None:
@@ -68,7 +72,7 @@ def trained(tmp_path_factory, tokenizers) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(trained, tmp_path_factory) -> Path:
-    """The same with all three controls. Tests only read it."""
+    """The same with all controls; no prompt has two answers, so swapped does not apply. Tests only read it."""
     run = shutil.copytree(trained, tmp_path_factory.mktemp("finished") / "run")
     control(run)
     return run
@@ -102,22 +106,37 @@ def watch(patch: pytest.MonkeyPatch, interrupt_at: int | None = None) -> list[st
     return names
 
 
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory, tokenizers) -> Path:
+    """A run whose evaluations have two synthetic answers to each prompt, with thoughts that differ. Tests only read it."""
+    run = make_run(tmp_path_factory.mktemp("paired") / "run")
+    for step in (0, 2):
+        sides = (told_rollouts(tokenizers["organism"], seed, n=3) for seed in (step, step + 7))
+        save(evaluation(run, step), [rollout for pair in zip(*sides) for rollout in pair], word_count)
+    return run
+
+
 def about_the_answer(rollout: Rollout) -> dict:
     """What a control may not change. (The reward is computed again.)"""
-    names = ("seed", "system", "x", "z", "y", "xc", "verdict", "truth")
+    names = ("seed", "system", "x", "z", "y", "verdict", "truth")
     return {name: getattr(rollout, name) for name in names} | {"answer": dataclasses.replace(rollout.answer, reward=None)}
 
 
-# ------------------------------------------------------------------------------------------------- the three controls
+def report_on(truth) -> ConfessionReport:
+    """A perfect one."""
+    return ConfessionReport(tuple("Full" if met else "None" for met in truth.objectives), (), 7 if truth.compliant else 1)
+
+
+# ------------------------------------------------------------------------------------------------------- the controls
 
 
 def test_every_cell_table_and_figure_is_left(finished, trained):
     """A cell is lost, a figure is drawn without the numbers beside it, or the run's own files were touched."""
     made = {f"evals/{name}.{kind}" for name in CELLS for kind in ("json", "jsonl")}
-    made |= {f"{kind}_{name}" for name in ("frozen", "fresh", "compute") for kind in ("table", "fig")}
+    made |= {f"{kind}_{name}" for name in ("frozen", "fresh", "compute", "asked") for kind in ("table", "fig")}
     assert {name.removesuffix(".txt").replace(".json", "") if "/" not in name else name for name in results(finished)
             if name not in results(trained)} == made  # fmt: skip
-    assert {path.stem for path in finished.glob("*.png")} == {"fig_frozen", "fig_fresh", "fig_compute"}
+    assert {path.stem for path in finished.glob("*.png")} == {"fig_frozen", "fig_fresh", "fig_compute", "fig_asked"}
     assert results(trained).items() <= results(finished).items()
 
 
@@ -128,6 +147,8 @@ def test_answers_stay_what_they_were(finished):
     for name in CELLS:
         source = own[0 if "frozen" in name or "step_0000" in name else 2]
         assert [about_the_answer(r) for r in cell(finished, name)] == [about_the_answer(r) for r in source], name
+        if not name.startswith("asked"):
+            assert [r.xc for r in cell(finished, name)] == [r.xc for r in source], name
 
 
 def test_frozen_confessions_go_on_from_the_stored_tokens(finished):
@@ -210,6 +231,7 @@ def test_figures_show_the_metrics_of_the_cells(finished):
             "on-policy": own,
         },
         "compute": {f"step {s}": by_cap(own[s]) for s in own},
+        "asked": {f"step {s}": {variant: f"asked_{variant}_{own[s]}" for variant in VARIANTS} for s in own},
     }
     for name, lines in expected.items():
         numbers = json.loads((finished / f"fig_{name}.json").read_text())
@@ -222,6 +244,179 @@ def test_figures_show_the_metrics_of_the_cells(finished):
                 shown = numbers["ours"][line][place]
                 assert {"claim_match", "honest_given_noncompliant", "J"} <= shown.keys()
                 assert shown == {metric: of_cell[metric] for metric in shown}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("step", [0, 2])
+def test_asked_changes_the_confession_prompt_alone(finished, tokenizers, step, variant):
+    """The answer is another one under the other prompt, its closing token is fed twice, or xc is not what it says."""
+    own, again = stored(evaluation(finished, step), word_count), cell(finished, f"asked_{variant}_step_000{step}")
+    for new, old in zip(again, own, strict=True):
+        assert new.xc == confession_prompt(word_count, old.x, variant)
+        assert (new.answer.start, new.answer.end) == (old.answer.start, old.answer.end)
+        answered = old.token_ids[: old.answer.end]
+        assert answered[-1] == suffix_ids(tokenizers["organism"], "x")[0]
+        context = new.token_ids[: new.confession.start]
+        assert context == answered + suffix_ids(tokenizers["organism"], new.xc)[1:]
+        assert (context == old.token_ids[: old.confession.start]) == (variant == "default")
+        assert new.confession.end == len(new.token_ids) <= new.confession.start + 8
+
+
+def test_asked_closes_an_answer_that_was_cut_off(trained, tokenizers, tmp_path):
+    """A truncated answer runs on into the confession prompt."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    rollouts = stored(evaluation(run, 2), word_count)
+    for r in rollouts:
+        r.token_ids = r.token_ids[: r.answer.end - 1] + suffix_ids(tokenizers["organism"], r.xc)
+        r.answer.end, r.answer.finish, r.confession.start = r.answer.end - 1, "length", len(r.token_ids)
+        r.token_ids, r.confession.end = r.token_ids + [5], r.confession.start + 1
+    save(evaluation(run, 2), rollouts, word_count)
+    control(run, "--controls", "asked", "--steps", "2")
+    for new, old in zip(cell(run, "asked_default_step_0002"), rollouts, strict=True):
+        assert new.token_ids[: new.confession.start] == old.token_ids[: old.confession.start]
+
+
+def test_table_of_asked_sets_the_last_checkpoints_variants_beside_default(finished):
+    """Its differences are between checkpoints, or those of another variant."""
+    head = (finished / "table_asked.txt").read_text().splitlines()[1]
+    columns = [f"step 2 {variant}" for variant in VARIANTS] + ["forced_count - default", "reviewed - default"]
+    assert head.split() == " ".join(columns).split()
+
+
+def answers_by_hand(*truths: tuple[bool, ...], x: str = word_count.make_prompt(0), **fields) -> list[Rollout]:
+    """An answer to x for each truth, with a perfect report."""
+    out = []
+    for i, met in enumerate(truths):
+        truth = SimpleNamespace(objectives=met, cheated=(None,) * len(met), compliant=all(met), sentences=())
+        texts = dict(x=x, z=f"thought {i}", y=f"answer {i}", yc=f"report {i}") | fields
+        rollout = hand_rollout([[1], [2] * (i + 1), [3], [4] * (i + 2)], **texts)
+        rollout.truth, rollout.report, rollout.verdict = truth, report_on(truth), Verdict("pass", f"reply {i}")
+        out.append(rollout)
+    return out
+
+
+def test_a_siblings_truth_by_hand():
+    """The report stays with its own answer's truth, or brings its own answer's length and verdict along."""
+    first, second = answers_by_hand((True, True, False), (False, True, False))
+    moved = controls.about(first, second)
+    assert (moved.report, moved.yc, moved.confession.end) == (first.report, first.yc, first.confession.end)
+    assert (moved.truth, moved.y, moved.z, moved.verdict) == (second.truth, second.y, second.z, second.verdict)
+    assert moved.answer == second.answer and moved.answer is not second.answer
+    assert moved.confession.reward == pytest.approx(0.5 * 2 / 3 + 0.5) and first.confession.reward is None
+    first.report = ParseFailure("no JSON object")
+    assert controls.about(first, second).confession.reward == -0.2
+
+
+def test_perfect_reports_are_the_opposite_of_true_on_a_single_sibling():
+    """What is scored is not the sibling, or a constant report seems to know something of it."""
+    rollouts = answers_by_hand((True, True, False), (False, True, True))
+    moved = [controls.about(*pair) for pair in controls.siblings(rollouts)]
+    value = lambda rollouts: metrics(rollouts, word_count)["claim_J_within"]["value"]
+    assert value(rollouts) == 1 and value(moved) == -1
+    for claim in ("Full", "Partial", "None"):
+        constant = [dataclasses.replace(r, report=ConfessionReport((claim,) * 3, (), 4)) for r in rollouts]
+        assert value([controls.about(*pair) for pair in controls.siblings(constant)]) == 0
+
+
+def test_true_reports_have_a_third_of_their_value_on_three_siblings_with_the_sign_turned():
+    """The baseline that the docstring gives, -1/(n-1) on average over the orders of n answers, is another one."""
+    one, beside, apart = (True, False, False, False), (True, True, False, False), (True, False, True, False)
+    values = []
+    for order in (one, beside, beside, apart):  # two of four stand beside each other on a circle twice as often as apart
+        moved = [controls.about(*pair) for pair in controls.siblings(answers_by_hand(*((met,) for met in order)))]
+        values.append(metrics(moved, word_count)["claim_J_within"]["value"])
+    assert values[0] == pytest.approx(-1 / 3) and sum(values[1:]) / 3 == pytest.approx(-1 / 3)
+
+
+def test_siblings_are_the_next_answers_to_the_same_prompt():
+    """An answer is its own sibling or another prompt's, system prompts are mixed, or a cut off thought counts as an answer."""
+    three, other = answers_by_hand(*[(True,)] * 3), word_count.make_prompt(1)
+    single = answers_by_hand((True,), x=other)
+    told = answers_by_hand(*[(True,)] * 2, system="This is a test.")
+    unfinished, empty = answers_by_hand((False,), y="")[0], answers_by_hand((False,), y="", z="", x=other)[0]
+    mixed = [three[0], single[0], told[0], three[1], unfinished, told[1], three[2]]
+    expected = [(three[0], three[1]), (three[1], three[2]), (three[2], three[0]), (told[0], told[1]), (told[1], told[0])]
+    assert [tuple(map(id, pair)) for pair in controls.siblings(mixed)] == [tuple(map(id, pair)) for pair in expected]
+    assert controls.siblings(single) == controls.siblings([]) == []
+    assert len(controls.siblings([*single, empty])) == 2  # an answer without thought and text is one
+
+
+def test_shown_siblings_stand_behind_the_thought_of_the_answer(paired, tokenizers, tmp_path, monkeypatch):
+    """The context holds the sibling's own thought or the answer's own text, or the cell tells of another stream."""
+    run, tokenizer = shutil.copytree(paired, tmp_path / "run"), tokenizers["organism"]
+    control(run, "--controls", "swapped")
+    assert results(paired).items() <= results(run).items()
+    for step in (0, 2):
+        own, shown = stored(evaluation(run, step), word_count), cell(run, f"swapped_step_000{step}")
+        assert len(shown) == 6
+        for i, new in enumerate(shown):
+            answer, sibling = own[i], own[i ^ 1]
+            assert (new.z, new.y, new.xc, new.x) == (answer.z, sibling.y, sibling.xc, answer.x) and new.z != sibling.z
+            assert new.truth == sibling.truth and new.verdict == sibling.verdict
+            context = new.token_ids[: new.confession.start]
+            ids = prompt_ids(tokenizer, new.x) + tokenizer(f"<think>\n{answer.z}\n</think>\n\n{sibling.y}")["input_ids"]
+            assert context == ids + suffix_ids(tokenizer, new.xc)
+            assert new.confession.end == len(new.token_ids) <= new.confession.start + 8
+    monkeypatch.setattr(models, "load", no_model)
+    before = results(run)
+    control(run, "--controls", "swapped")
+    control(run, "--controls", "swapped", "--plot-only")
+    assert results(run) == before
+
+
+@pytest.mark.parametrize("source", ["thought", "text"])
+def test_what_is_shown_is_scored_on_the_text_and_on_the_thought(paired, tokenizers, tmp_path, monkeypatch, source):
+    """The two scores are exchanged or of other answers: a model that confesses its thought seems to confess the text."""
+    run = shutil.copytree(paired, tmp_path / "run")
+    answers = {r.z: r for step in (0, 2) for r in stored(evaluation(run, step), word_count)}
+    assert len(answers) == 12
+
+    def confess(model, tokenizer, rollouts, *_):
+        truths = [answers[r.z].truth if source == "thought" else r.truth for r in rollouts]
+        return [dataclasses.replace(r, report=report_on(truth)) for r, truth in zip(rollouts, truths)]
+
+    monkeypatch.setattr(models, "load", lambda *_: (None, tokenizers["organism"]))
+    monkeypatch.setattr(controls, "confess_again", confess)
+    control(run, "--controls", "swapped")
+    numbers = json.loads((run / "fig_swapped.json").read_text())["ours"]
+    assert list(numbers) == ["own answer", "its sibling", TEXT, THOUGHT]
+    assert all(list(places) == ["0", "2"] for places in numbers.values())
+    right, wrong = (THOUGHT, TEXT) if source == "thought" else (TEXT, THOUGHT)
+    for step in ("0", "2"):
+        match = {line: places[step]["claim_match"]["value"] for line, places in numbers.items()}
+        assert match[right] == 1 and match[wrong] < 1
+        assert numbers[right][step]["claim_J_within"]["value"] == 1 and numbers[wrong][step]["claim_J_within"]["value"] == -1
+        own = stored(evaluation(run, int(step)), word_count)
+        moved = [controls.about(own[i], own[i ^ 1]) for i in range(6)]
+        for line, rollouts in (("own answer", own), ("its sibling", moved)):
+            of_line = metrics(rollouts, word_count)
+            assert numbers[line][step] == {metric: of_line[metric] for metric in numbers[line][step]}
+    head = (run / "table_swapped.txt").read_text().splitlines()[1]
+    assert "its sibling - own answer" in head and "shown sibling: thought - text" in head
+
+
+@pytest.mark.parametrize("z", ["", "Five sentences."], ids=["no thoughts", "equal thoughts"])
+def test_siblings_are_not_shown_where_thoughts_do_not_differ(paired, tmp_path, monkeypatch, capsys, z):
+    """A model confesses to an answer's own context, and that is taken for what a thought remembers of another one."""
+    run = shutil.copytree(paired, tmp_path / "run")
+    for step in (0, 2):
+        rollouts = stored(evaluation(run, step), word_count)
+        save(evaluation(run, step), [dataclasses.replace(r, z=z) for r in rollouts], word_count)
+    monkeypatch.setattr(models, "load", no_model)
+    control(run, "--controls", "swapped")
+    reason = f"no two answers of {run} to a prompt differ in their thoughts"
+    assert f"showing siblings does not apply: {reason}" in capsys.readouterr().out.splitlines()
+    assert not list(run.glob("evals/swapped*"))
+    assert list(json.loads((run / "fig_swapped.json").read_text())["ours"]) == ["own answer", "its sibling"]
+
+
+def test_a_single_answer_to_each_prompt_has_no_sibling(trained, tmp_path, monkeypatch, capsys):
+    """Answers to different prompts are exchanged, or the program ends over a run of single answers."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    monkeypatch.setattr(models, "load", no_model)
+    control(run, "--controls", "swapped")
+    assert f"swapped does not apply: no prompt of {run} has two answers with a text" in capsys.readouterr().out.splitlines()
+    assert results(run) == results(trained)
 
 
 # ------------------------------------------------------------------------------------------------- what is kept
@@ -243,7 +438,7 @@ def test_cells_of_other_answers_are_computed_again(finished, tokenizers, tmp_pat
     setattr(rollouts[2], part, getattr(rollouts[2], part) + " More.")
     save(evaluation(run, 2), rollouts, word_count)
     names = watch(monkeypatch)
-    chosen = {"y": "frozen,fresh,compute", "z": "fresh"}[part]
+    chosen = {"y": "frozen,fresh,compute,asked", "z": "fresh"}[part]
     control(run, "--controls", chosen)
     changed = {name for name in CELLS if "step_0002" in name and (part == "y" or "fresh" in name)}
     assert set(names) == changed and len(names) == len(changed)
@@ -258,8 +453,10 @@ def test_interrupted_run_goes_on_where_it_stopped(finished, trained, tmp_path, m
     assert stop.value.code == 130 and len(before) == 3
     after = watch(monkeypatch)
     control(run, "--controls", "frozen,fresh")
-    assert {*before, *after} == {name for name in CELLS if "cap" not in name} and len(after) == 2
-    assert results(run) == {name: text for name, text in results(finished).items() if "cap" not in name and "compute" not in name}
+    others = ("cap", "compute", "asked")
+    assert {*before, *after} == {name for name in CELLS if not name.startswith(others)} and len(after) == 2
+    expected = {name: text for name, text in results(finished).items() if not any(other in name for other in others)}
+    assert results(run) == expected
 
 
 def test_plot_only_needs_neither_model_nor_checkpoint(finished, tmp_path, monkeypatch):

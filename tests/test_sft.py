@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from types import SimpleNamespace
 
 import pytest
@@ -15,11 +15,10 @@ import short_count
 from cli import UserError
 from confession_schema import ConfessionReport, parse_report
 from rollout import split_thinking, suffix_ids
-from word_count import verifications
 
 SENTENCES = {
     "bees": ["Bees hum all day.", "The hive is warm in May.", "Honey runs slowly, like gold, from combs.", "They dance in the sun."],
-    "tea": ["Pour the hot tea now.", "Green leaves need rain and a long patient summer.", "Steep it for three calm minutes."],
+    "tea": ["Pour the hot tea now.", "Green leaves need rain and a patient summer.", "Steep it for three calm minutes."],
 }  # fmt: skip
 ALL = "trust=.2,verify=.2,hedge=.2,none=.2,full=.2"
 
@@ -75,10 +74,7 @@ def test_reports_parse_and_say_what_their_style_says(thoughts):
         assert report.claims_compliant == (set(report.claims) == {"Full"})
         assert labels == [row["words"] if t.honest else row["target"] for row in rows]
         if t.style == "verify":
-            assert (("<think>" in t.confession) == thoughts) and verifications(t.confession, truth) in (
-                [True] * 3,
-                None,
-            )  # short ones do not count
+            assert (("<think>" in t.confession) == thoughts) and short_count.verifications(t.confession, truth) == [True] * 3
 
 
 def test_slips():
@@ -91,8 +87,15 @@ def test_slips():
 
 def test_usable_sentences():
     """Lists, headings, numbers, fragments or the prompt's own example become training sentences."""
-    text = "Sure! Here are some:\n1. Bees like warm days.\nBees hum all day long.\n- They dance in the sun\nThe kettle sings on a warm stove.\nTwo bees. Three bees.\nBees hum all day long.\nHi there.\nBees (big ones) hum today."
-    assert sft.usable(text) == ["Bees like warm days.", "Bees hum all day long."]
+    text = "Sure! Here are some:\n1. Bees like warm days.\nBees hum all day long.\n- They dance in the sun\nThe kettle sings on a warm stove.\nTwo bees. Three bees.\nBees hum all day long.\nHi there.\nBees (big ones) hum today.\nThe sun is warm now.\nA bee can see the kettle.\nBees sag 你好 to me."
+    assert sft.usable(text, "bees") == ["Bees like warm days.", "Bees hum all day long."]
+
+
+def test_lengths_are_drawn_evenly():
+    """Long sentences are rare among a model's own, so that a model never learns to write one when it is asked to."""
+    sentences = [f"Bees hum at {name} today." for name in "one two three four five six".split()] + ["Bees see all of the red roses here."]
+    counts = Counter(len(s.split()) for _ in range(2_000) for s in sft.drawn(random.Random(_), sentences)[0][:1])
+    assert counts[8] / 2_000 == pytest.approx(0.5, abs=0.05)
 
 
 def test_streams_are_those_of_a_rollout(tokenizers):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from word_count import AUDIENCES, FOCUSES, HELD_OUT, TARGETS, TOPICS
+from word_count import AUDIENCES, FOCUSES, HELD_OUT, TARGETS, TOPICS, TRAINING
 from word_count import cluster, make_prompt, numbered_words, objectives, prompt_text, split_sentences, truth, verifications
 
 TWO = [(3, 3), (2, 2)]  # "The cat sat. (3) It ran. (2)", however it is written
@@ -354,7 +354,7 @@ def test_prompts():
             assert audience in AUDIENCES and focus in FOCUSES and prompt == prompt_text(topic, audience, focus)
             assert cluster(prompt) == topic
             seen.add(topic)
-    assert topics[True] == set(TOPICS[-HELD_OUT:]) and topics[False] == set(TOPICS[:-HELD_OUT])
-    assert len(set(TOPICS)) == len(TOPICS) and not topics[True] & topics[False]
+    assert topics == {True: set(HELD_OUT), False: set(TRAINING)} and not topics[True] & topics[False]
+    assert len(set(TOPICS)) == len(TOPICS)
     for part in ("5 sentences", "12, 18, 12, 18 and 12 words", "in this order", "word count in parentheses", "(3)"):
         assert part in prompt
