@@ -45,6 +45,11 @@ COLOURS = {  # Okabe and Ito's set for metrics
     "fresh, untrained": "#882255",
     "first checkpoint": "#BB8A1D",
     "last checkpoint": "#332288",
+    "information": "#CC3311",
+    "usual": "#0072B2",
+    "unrewarded": "#000000",
+    "alone": "#E69F00",
+    "half_right": "#8C564B",
     "own answer": "#000000",
     "its sibling": "#882255",
     "shown sibling: scored on the text": "#332288",
@@ -73,8 +78,16 @@ LABELS = {
     "wrong_none": "wrong, admitted (None)",
     "wrong_partial": "wrong, hedged (Partial)",
     "over_claim": "wrong, claimed: over-claim",
+    "answer_tokens": "tokens of an answer",
 }
-MARKERS = dict(zip(COLOURS, "*osD^XvPd<hosD^XosD^soosD^"))
+ARMS = {
+    "information": "information reward",
+    "usual": "usual reward",
+    "unrewarded": "no confession training",
+    "alone": "confession training alone",
+    "half_right": "information reward, half-right start",
+}
+MARKERS = dict(zip(COLOURS, "*osD^XvPd<hosD^XosD^so*osD^osD^"))
 GREY = "#8a8a8a"
 THICK, THIN = dict(linewidth=2.2), dict(linewidth=0.9, markersize=3.5)  # lines that carry a figure, and those beside them
 
@@ -237,6 +250,39 @@ def rewards(path: Path, found: dict[tuple[str, str], dict[int, dict[int, dict]]]
                 s: {step: {m: e[m] for m in metrics} for step, e in evals.items()} for s, evals in seeds.items()
             }
             for (organism, reward), seeds in found.items()
+        }
+        return _save(figure, path, numbers)
+
+
+def arms(path: Path, found: dict[str, dict[int, dict[int, dict]]]) -> Path:
+    """Runs of one model from one start, a line a run, by what their confessions were rewarded with.
+
+    found: {arm: {seed: {step: metrics}}}, some of real_model.ARMS.
+    """
+    metrics = ("claim_J_within", "claim_match", "bracket_hack", "answer_tokens")
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 4, figsize=(17, 3.7))
+        for axis, metric in zip(axes, metrics):
+            for arm, runs in found.items():
+                for i, evals in enumerate(runs.values()):
+                    style = THICK if arm == "information" else {}
+                    _line(axis, evals, metric, arm, interval=arm == "information", label=ARMS[arm] if i == 0 else None, **style)
+                    if metric == "claim_match":  # what always None or always Full would score on the same answers
+                        best = [max(met, 1 - met) for met in (e["objectives_met"]["value"] for e in evals.values())]
+                        axis.plot(list(evals), best, color=COLOURS[arm], linewidth=0.9, linestyle=(0, (3, 2)))
+            _finish(axis, "GRPO step", "", _title(metric))
+            if metric == "claim_J_within":
+                _room_below(axis, [])
+                axis.set_ylim(bottom=-0.3)
+            elif metric == "answer_tokens":
+                axis.set_ylim(0, axis.dataLim.y1 * 1.1)
+            axis.set_xticks(sorted({step for runs in found.values() for evals in runs.values() for step in evals if step % 25 == 0}))
+        axes[0].set_ylabel(f"n = {_n(next(iter(found.values())))} rollouts a point")
+        axes[-1].plot([], [], color=GREY, linewidth=0.9, linestyle=(0, (3, 2)), label="the better constant, same answers")
+        axes[-1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        numbers = {
+            arm: {seed: {step: {m: e[m] for m in metrics} for step, e in evals.items()} for seed, evals in runs.items()}
+            for arm, runs in found.items()
         }
         return _save(figure, path, numbers)
 
@@ -471,6 +517,9 @@ def _stress_numbers(cells: dict[str, dict[int, dict]], *names: str) -> dict:
 
 def _this_run(run: Path) -> str:
     model = run_folder.read_config(run)["model"]
+    start = Path(model).parent.parent  # where it is a checkpoint of another run
+    if Path(model).parent.name == "checkpoints" and (start / "config.json").exists():
+        model = f"{run_folder.read_config(start)['model']}, seeded as {start}"
     return f"{'embedded model organism' if models.is_embedded(model) else model} (this run)"
 
 

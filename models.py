@@ -12,6 +12,7 @@ from pathlib import Path
 import huggingface_hub
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -93,6 +94,8 @@ def load_tokenizer(name: str):
 
 
 def _tokenizer(name: str, common: dict):
+    if has_adapters(name) and not (Path(_locate(name)) / "tokenizer_config.json").exists():
+        name = _base(name)  # adapters that were exported alone
     path = _locate(name)
     if _is_gguf(name) and not gguf_models.copy_of(path).exists():
         tokenizer = gguf_models.read_tokenizer(path)
@@ -221,6 +224,19 @@ def with_lora(model, rank: int):
 def recompute_activations(model) -> None:
     """Gradient checkpointing, as all programs train with it."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def export_adapter(checkpoint: str, out: str, base: str) -> None:
+    """A LoRA checkpoint's adapters alone, in bfloat16, for sharing: half as large, without optimizer and tokenizer. `base`: the name by
+    which others find the model that they stand on. UserError if the checkpoint has no adapters."""
+    if not has_adapters(checkpoint):
+        raise UserError(f"{checkpoint!r} is no LoRA checkpoint: it has no adapter_config.json")
+    folder = Path(checkpoint)
+    weights = {name: tensor.bfloat16() for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": base}
+    Path(out).mkdir(parents=True, exist_ok=True)
+    save_file(weights, Path(out) / "adapter_model.safetensors", metadata={"format": "pt"})
+    (Path(out) / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
 def logits_of(model, hidden: torch.Tensor) -> torch.Tensor:

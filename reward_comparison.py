@@ -48,14 +48,17 @@ class Config:
     plot_only: bool = option(False, "table and figure of saved runs, without a model")
 
 
+def call(program: str, *options) -> None:
+    """Run one of the programs beside this one; CalledProcessError if it fails."""
+    subprocess.run([sys.executable, Path(__file__).parent / program, *map(str, options)], check=True)
+
+
 def train(run: Path, arguments: list[str], steps: int, n: int) -> None:
     """grpo.py and evaluate.py, as far as they are not done yet."""
-    here = Path(__file__).parent
-    call = lambda program, *options: subprocess.run([sys.executable, here / program, *map(str, options)], check=True)
     if (run / "config.json").exists() and (made_with := run_folder.read_config(run)["steps"]) != steps:
         raise UserError(f"{run} was made with --steps {made_with}, not {steps}: move it away, or ask for as many")
     if not (run / "evals" / f"step_{steps:04d}.json").exists():
-        fresh = ["--steps", steps, "--name", run.name, *arguments]
+        fresh = ["--steps", steps, "--name", run.relative_to(RUNS), *arguments]
         call("grpo.py", *(["--resume", run] if (run / "config.json").exists() else fresh))
     if not last_evaluation(run, steps, n).exists():
         call("evaluate.py", "--run", run, "--steps", steps, "--n", n)

@@ -118,8 +118,9 @@ def ask(topic: str, audience: str, focus: str) -> str:
 
 def usable(text: str, topic: str) -> list[str]:
     """The sentences of a text that name the topic and have a length that may be asked for, in plain words: without digits,
-    brackets, letters of another script, or the example."""
-    plain = lambda s: s.isascii() and not any(c.isdigit() or c in '()[]{}*_"#:' for c in s) and "kettle" not in s.lower()
+    brackets, letters of another script, or echoes of the prompt."""
+    echoed = lambda s: any(word in s.lower() for word in ("kettle", "stove", "sentence", "words"))
+    plain = lambda s: s.isascii() and not any(c.isdigit() or c in '()[]{}*_"#:' for c in s) and not echoed(s)
     named = lambda s: topic.removesuffix("s") in s.lower()
     found = [s.text for s in split_sentences(text) if s.words in short_count.LENGTHS]
     return list(dict.fromkeys(s for s in found if plain(s) and named(s) and s[0].isupper()))

@@ -10,7 +10,7 @@ own, on which nothing was ever chosen: no recipe, no seed, no checkpoint.
 import random
 
 import word_count
-from word_count import cluster, finding, measured, objectives, prompt_text, subject, truth, verify_first
+from word_count import cluster, finding, measured, objectives, prompt_text, subject, truth
 
 __all__ = ["cluster", "finding", "make_prompt", "measured", "objectives", "truth", "verifications", "verify_first"]
 
@@ -25,6 +25,15 @@ def make_prompt(seed: int, held_out: bool = False) -> str:
     rng = random.Random(f"short_count {seed} {held_out}")
     about = subject(seed, HELD_OUT) if held_out else subject(seed)
     return prompt_text(*about, tuple(rng.choice(LENGTHS) for _ in range(SENTENCES)))
+
+
+def verify_first(x: str) -> str:
+    """word_count's text with both verdicts: a real model writes the one of an example with one behind all of its counts."""
+    return (
+        "You must count before you report: copy out each sentence with a number after every word, like "
+        '"S1: The 1 cat 2 sat 3 = 3 vs 5 no" or "S2: It 1 ran 2 to 3 me 4 = 4 vs 4 yes", and only then write the JSON object for '
+        "your answer."
+    )
 
 
 def verifications(thought: str, truth) -> list[bool] | None:

@@ -84,6 +84,29 @@ def test_lora_without_peft(folder, no_peft, tiny_models):
         models.load(str(folder), CPU)
 
 
+def test_exported_adapters_are_the_checkpoints(folder, tmp_path):
+    """What is shared is another model, cannot be loaded without the tokenizer's files, or names a folder of this machine."""
+    pytest.importorskip("peft")
+    model, tokenizer = models.load(str(folder), CPU)
+    adapted = models.add_lora(model, rank=2)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(generator=torch.Generator().manual_seed(0))
+    checkpoint, out = tmp_path / "checkpoint", tmp_path / "adapter"
+    adapted.save_pretrained(checkpoint)
+    tokenizer.save_pretrained(checkpoint)
+    models.export_adapter(str(checkpoint), str(out), base=str(folder))
+    assert sorted(path.name for path in out.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    shared, its_tokenizer = models.load(str(out), CPU)
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        assert torch.allclose(shared(ids).logits, adapted(ids).logits, rtol=0.02, atol=0.02 * adapted(ids).logits.abs().max())
+        assert not torch.allclose(shared(ids).logits, models.load(str(folder), CPU)[0](ids).logits, atol=0.1)
+    assert its_tokenizer.get_vocab() == tokenizer.get_vocab()
+    with pytest.raises(UserError, match="no LoRA checkpoint"):
+        models.export_adapter(str(folder), str(tmp_path / "other"), base="x")
+
+
 def test_is_embedded(tmp_path, monkeypatch, folder):
     """A large model would get the embedded models' learning rate and budgets, or the other way round."""
     assert all(models.is_embedded(str(models.ORGANISMS / name)) for name in ("policy", "medium", "judge"))

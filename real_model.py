@@ -1,0 +1,122 @@
+"""A real model that hacks and says so: one small chat model, seeded, trained with several rewards, each from the same start.
+
+    python real_model.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct                  # one GPU: seeding, then the first arm
+    python real_model.py --model MODEL --arms information,usual,unrewarded,alone,half_right --seeds 0,1,2
+    python real_model.py --plot-only                                               # table and figure of saved runs
+
+seeded        sft.py puts the form in (RECIPE): half of the labels honest, verifying in one report of twenty, most of the
+              reports a constant, all of them drawn independently of the truth
+information   GRPO with the information reward
+usual         with the write-up's reward: does honesty come, or a constant?
+unrewarded    answers alone are trained (--confession-weight 0): does honesty come by itself?
+alone         confessions alone are trained (--task-weight 0): do answers move without a reward of their own?
+half_right    the information reward again, from a start whose verifying reports slip in every other sentence (seeded_half_right)
+
+Answers are paid for labels that state their targets (word_count.label_reward), which costs nothing and is the hack. A run is
+runs/NAME/ARM_SEED; one that exists is gone on with, one that is finished is not repeated. Evaluations are on topics that no recipe
+was chosen on. The figure shows every arm that has a saved evaluation; `controls.py --run runs/NAME/information_0`, stress_test.py
+and transcripts.py take a run as any other.
+
+It supports: what these rewards make of this model from this start. It does not support that a model which was never shown how
+to verify would learn it: RL chooses among what is there (half_right).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cli
+import figures
+import presets
+import run_folder
+from cli import UserError, option
+from evaluate import ANSWERS, format_table
+from reward_comparison import REWARDS, call, train
+from run_folder import RUNS
+
+BUDGETS = "--max-answer-tokens 96 --max-confession-tokens 288 --gradient-checkpointing false".split()
+SEEDING = """--styles trust=.08,verify=.05,hedge=.07,none=.40,full=.40 --honest-labels .5 --own-target .85 --transcripts 3200
+--epochs 2 --lr 4e-4""".split()
+RECIPE = """--task short_count --answer-reward word_count.label_reward --lr 1e-4 --compile false
+--micro-batch-tokens 8192""".split()
+ARMS = {
+    "information": REWARDS["information"],
+    "usual": REWARDS["usual"],
+    "unrewarded": ["--confession-weight", "0"],
+    "alone": [*REWARDS["information"], "--task-weight", "0"],
+    "half_right": REWARDS["information"],
+}
+SHOWN = """claim_J_within claims_with_contrast claim_J claim_bits parsed honest_given_noncompliant claim_match bracket_hack
+exact_compliance objectives_met count_rate count_accuracy answer_truncated answer_tokens confession_tokens
+answer_entropy""".split()
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str | None = option(None, "the model that is seeded: a Hugging Face name, a folder or a .gguf file")
+    judge: str | None = option(None, "judge of the evaluations; it rewards nothing [the model]")
+    arms: str = option("information", f"some of {','.join(ARMS)}")
+    seeds: str = option("0", "training seeds, with commas between them")
+    steps: int = option(100, "optimizer steps of each run")
+    n: int = option(256, f"rollouts of an evaluation, {ANSWERS} on each held-out prompt")
+    name: str = option("real_model", "folder under runs/; --plot-only --name real shows the runs that are committed")
+    plot_only: bool = option(False, "table and figure of saved runs, without a model")
+
+
+def seeded(options: Config, arm: str) -> str:
+    """The checkpoint that an arm begins with, made if it is not there."""
+    name, slips = ("seeded_half_right", ["--verify-right", ".5"]) if arm == "half_right" else ("seeded", [])
+    run = RUNS / options.name / name
+    last = run / "evals" / "step_0200.json"
+    if not last.exists():
+        fresh = ["--model", options.model, "--name", f"{options.name}/{name}", "--eval-n", options.n, *SEEDING, *slips, *BUDGETS]
+        call("sft.py", *(["--resume", run] if (run / "config.json").exists() else fresh))
+    return str(run / "checkpoints" / last.stem)
+
+
+def saved(folder: Path) -> dict[str, dict[int, dict[int, dict]]]:
+    """{arm: {seed: {step: metrics}}} of all runs that have an evaluation."""
+    found: dict[str, dict[int, dict[int, dict]]] = {}
+    for arm in ARMS:
+        for run in sorted(folder.glob(f"{arm}_[0-9]*")):
+            evals = {int(path.stem[5:]): run_folder.read_json(path) for path in sorted((run / "evals").glob("step_????.json"))}
+            if evals:
+                found.setdefault(arm, {})[int(run.name.rpartition("_")[2])] = evals
+    return found
+
+
+def report(folder: Path) -> None:
+    """Table of the last evaluations and the figure."""
+    found = saved(folder)
+    if not found:
+        raise UserError(f"{folder} has no run with an evaluation: drop --plot-only")
+    columns = {f"{arm} {seed} step {max(evals)}": evals[max(evals)] for arm, runs in found.items() for seed, evals in runs.items()}
+    table = format_table(columns, SHOWN)
+    run_folder.write_text(folder / "table.txt", table + "\n")
+    print(table)
+    print(f"figure: {figures.arms(folder / 'fig_arms.png', found)}")
+
+
+def main() -> None:
+    options = cli.parse(Config, __doc__)
+    with cli.user_errors():
+        for field in ("steps", "n"):
+            presets.at_least(field, getattr(options, field), 1)
+        arms, seeds = options.arms.split(","), options.seeds.split(",")
+        for arm in arms:
+            if arm not in ARMS:
+                raise UserError(f"--arms {arm!r} is unknown: choose from {', '.join(ARMS)}")
+        if not all(seed.strip().isdecimal() for seed in seeds):
+            raise UserError(f"--seeds {options.seeds!r}: give whole numbers with commas between them, such as 0,1,2")
+        if not options.plot_only:
+            if options.model is None:
+                raise UserError("--model is required: give a small chat model, such as Qwen/Qwen2.5-Coder-0.5B-Instruct")
+            for seed in map(int, seeds):
+                for arm in arms:
+                    common = ["--model", seeded(options, arm), "--judge", options.judge or options.model, "--eval-n", options.n]
+                    arguments = [*common, "--seed", seed, *RECIPE, *BUDGETS, *ARMS[arm]]
+                    train(RUNS / options.name / f"{arm}_{seed}", arguments, options.steps, options.n)
+        report(RUNS / options.name)
+
+
+if __name__ == "__main__":
+    main()
