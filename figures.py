@@ -7,6 +7,7 @@ colour, shaded 95% intervals, and the published Qwen3-8B values of the small-sca
 """
 
 import io
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,20 +162,15 @@ def control(run: Path, name: str, lines: dict[str, dict[int | str, dict]]) -> Pa
     }[name]
     named = {"compute": "tokens of thought at most", "asked": "confession prompt"}  # places that are no steps
     ticks = list(next(iter(lines.values())))
-    right = len(ticks) - 1 if name in named else max(ticks)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 4, figsize=(16, 3.7))
         for axis, metric in zip(axes, ("claim_J_within", "parsed", "honest_given_noncompliant", "J")):
-            ends = []
             for i, (line, evals) in enumerate(lines.items()):
                 places = list(evals) if name not in named else list(range(len(evals)))
                 width = (max(places) - min(places)) or 1
                 shift = 0.012 * width * (i - (len(lines) - 1) / 2)
                 colour = line if line in COLOURS else ("last checkpoint" if i else "first checkpoint")
-                value = _line(axis, dict(zip(places, evals.values())), metric, colour, shift)
-                ends += [(value[-1], line, COLOURS[colour])] if value else []
-            if metric == "J":  # the last panel; colour and marker tell the lines of the others
-                _label_ends(axis, right + 0.02 * width, ends, gap=0.1)
+                _line(axis, dict(zip(places, evals.values())), metric, colour, shift, label=line)
             _finish(axis, named.get(name, "GRPO step"), "", _title(metric))
             if metric in ("claim_J_within", "J"):
                 _room_below(axis, [e[metric]["low"] for evals in lines.values() for e in evals.values()])
@@ -182,6 +178,7 @@ def control(run: Path, name: str, lines: dict[str, dict[int | str, dict]]) -> Pa
                 axis.set_xticks(range(len(ticks)), ticks)
             elif len(ticks) <= 6:
                 axis.set_xticks(ticks)
+        axes[-1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
         n = next(iter(next(iter(lines.values())).values()))["parsed"]["n"]
         axes[0].set_ylabel(f"share (95% interval, n = {n} rollouts)")
         figure.suptitle(title, x=0.125, y=1.0, ha="left", fontsize=11, fontweight="bold")
@@ -310,7 +307,7 @@ def claims(out: Path, file: str, title: str, cells: dict[str, dict[str, dict]], 
         n = next(iter(cells.values()))[variants[0]]["parsed"]["n"]
         _finish(axis, "", f"share of claims (n = {n} answers a bar)", title)
         axis.set(ylim=(0, 1.0), xlim=(-0.5, len(cells) - 0.5))
-        axis.set_xticks(range(len(cells)), list(cells), fontweight="bold")
+        axis.set_xticks(range(len(cells)), [textwrap.fill(label, 15) for label in cells], fontweight="bold")
         axis.tick_params(axis="x", length=0, pad=44)
         axis.grid(axis="x", visible=False)
         axis.annotate("prompt\ncounts\nunparsed", (-0.5, 0), (-6, -6), textcoords="offset points", ha="right", va="top", **NOTE)

@@ -16,6 +16,7 @@ without slips, and so the default bars should be equal up to chance; nothing her
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import cli
 import compare
@@ -38,6 +39,14 @@ class Config(compare.Options):
     models: str = option("", "other models instead, Hugging Face names or folders with a comma between")
 
 
+def short_name(name: str) -> str:
+    """ "RUN step 100" of a run's checkpoint, of other models the last part of the path."""
+    path = Path(name)
+    if path.parent.name == "checkpoints" and path.name.startswith("step_"):
+        return f"{path.parent.parent.name} step {int(path.name[5:])}"
+    return path.name
+
+
 def main() -> None:
     options = cli.parse(Config, __doc__)
     with cli.user_errors():
@@ -47,12 +56,13 @@ def main() -> None:
         names = PRESETS[options.preset]
         if options.models:
             listed = [name.rstrip("/") for name in options.models.split(",")]
-            short = [name.split("/")[-1] for name in listed]  # two runs may both have a step_0100
+            short = [short_name(name) for name in listed]
             names = {label if short.count(label) == 1 else name: name for label, name in zip(short, listed)}
         out = RUNS / (options.name or ("scale_models" if options.models else f"scale_{options.preset}"))
         names = compare.saved_models(out) if options.plot_only else names
         cells = compare.compute(out, names, options, task)
-        compare.report(out, "fig3_scale.png", "What confessions say, by size of the model", names, cells, task)
+        by = "size of the model" if names in PRESETS.values() else "model"
+        compare.report(out, "fig3_scale.png", f"What confessions say, by {by}", names, cells, task)
 
 
 if __name__ == "__main__":
