@@ -341,7 +341,7 @@ def grpo_rows(names: list[str], model, limit: Limit, size, config: Config) -> di
                 f"sample {seconds[0]:.2f} s ({limits[0] / seconds[0]:.0%}{f', {sampling_gib:.1f} GiB' if on_gpu else ''}), "
                 f"train {seconds[1]:.2f} s ({limits[1] / seconds[1]:.0%}), gap {stats['logprob_gap_answer'] or math.nan:.3f}"
                 + (f"; 100 steps: {totals[name] / 36:.2g} h" if two_turns else "")
-                + ("; NO STEP WAS TAKEN: not finite" if stats["grad_norm"] is None else "")
+                + ("; NO STEP WAS TAKEN: not finite" if stats["skipped"] else "")
             )
             show(label, totals[name], tokens, sum(limits), training_gib, note)
     return totals

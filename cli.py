@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import importlib.util
 import io
+import math
 import os
 import signal
 import sys
@@ -12,24 +13,48 @@ from contextlib import contextmanager
 from transformers import HfArgumentParser
 
 
-def option(default, help: str):
-    """A dataclass field that becomes the option --field-name."""
-    return dataclasses.field(default=default, metadata={"help": help.replace("%", "%%")})
+def option(default, help: str, *, at_least: float | None = None, above: float | None = None, at_most: float | None = None, one_of=None):
+    """A dataclass field that becomes the option --field-name. check() holds its value to the bounds and choices given here; None
+    stands for a default to come."""
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "one_of": one_of}
+    return dataclasses.field(default=default, metadata={"help": help.replace("%", "%%"), "bounds": bounds})
 
 
 def parse(config_class, doc: str, first: str | None = None):
-    """The config that the command line asks for; unknown options end the program with status 2.
+    """The config that the command line asks for, checked; bad options end the program with one line and status 2.
 
     `first`: the option that a leading argument without a dash stands for.
     """
     arguments = sys.argv[1:]
     if first and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{first}", *arguments]
-    parser = HfArgumentParser(config_class, description=doc.strip().split("\n\n")[0], allow_abbrev=False)
-    config, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    described = lambda f: dataclasses.field(default=f.default, metadata={"help": f.metadata["help"]})
+    options = dataclasses.make_dataclass("Options", [(f.name, f.type, described(f)) for f in dataclasses.fields(config_class)])
+    parser = HfArgumentParser(options, description=doc.strip().split("\n\n")[0], allow_abbrev=False)
+    given, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if unknown:
         parser.error(f"unknown option {unknown[0]!r}; --help lists them all")
+    config = config_class(**vars(given))
+    with user_errors():
+        check(config)
     return config
+
+
+def check(config) -> None:
+    """UserError for an option outside the bounds and choices that stand at it."""
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"--{field.name.replace('_', '-')}"
+        if value is None:
+            continue
+        at_least, above, at_most, one_of = field.metadata["bounds"].values()
+        if one_of is not None and value not in one_of:
+            raise UserError(f"{name} {value!r} is unknown: choose {' or '.join(one_of)}")
+        if above is not None and not above < value < math.inf:
+            raise UserError(f"{name} {value} is out of range: above {above}, and finite")
+        if at_least is not None and at_most is not None and not at_least <= value <= at_most:
+            raise UserError(f"{name} {value} is out of range: from {at_least} to {at_most}")
+        if at_least is not None and not at_least <= value < math.inf:
+            raise UserError(f"{name} {value} is out of range: at least {at_least}, and finite")
 
 
 class UserError(ValueError):

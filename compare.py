@@ -34,12 +34,12 @@ Cells = dict[str, dict[str, list[Rollout]]]  # {label of the model: {variant: ro
 class Options(presets.SamplingOptions):
     """Those of both programs; an option of sampling that is not given is the model's own, so none has a default here."""
 
-    temperature: float | None = option(None, "of sampling [1, a checkpoint's that of its run]")
-    batch_size: int | None = option(None, "rollouts that are decoded together [64, likewise]")
-    sampler: str | None = option(None, "plain, engine or auto [auto, likewise]")
-    thinking: str | None = option(None, "on, off or auto [auto, likewise]")
+    temperature: float | None = option(None, "of sampling [1, a checkpoint's that of its run]", above=0)
+    batch_size: int | None = option(None, "rollouts that are decoded together [64, likewise]", at_least=1)
+    sampler: str | None = option(None, "plain, engine or auto [auto, likewise]", one_of=("auto", "plain", "engine"))
+    thinking: str | None = option(None, "on, off or auto [auto, likewise]", one_of=("auto", "on", "off"))
     task: str = option("word_count", "task module")
-    n: int = option(64, f"rollouts a bar, {ANSWERS} on each held-out prompt")
+    n: int = option(64, f"rollouts a bar, {ANSWERS} on each held-out prompt", at_least=1)
     name: str = option("", "folder under runs/ [made of the preset's]")
     device: str = option("auto", "auto, cpu or cuda")
     plot_only: bool = option(False, "table and figure of saved evaluations, without a model")
@@ -79,8 +79,6 @@ def saved_models(out: Path) -> dict[str, str]:
 
 def compute(out: Path, names: dict[str, str], options: Options, task: ModuleType) -> Cells:
     """Evaluate the models that are not evaluated yet; names: {label: Hugging Face name or folder}."""
-    presets.check(options)
-    presets.at_least("n", options.n, 1)
     paths = {(label, v): cell_path(out, model, v, options) for label, model in names.items() for v in VARIANTS}
     cells = {key: stored(path, task) for key, path in paths.items()}
     missing = [key for key, rollouts in cells.items() if rollouts is None]

@@ -10,6 +10,7 @@ Rank 0 alone writes. Between machines, the run folder must be on a disk that all
 """
 
 import copy
+import functools
 import os
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
@@ -71,13 +72,28 @@ def gather(items: list) -> list:
     return [item for part in parts for item in part]
 
 
+_alone = False  # whether rank 0 is doing what the others wait for
+
+
 def on_first(function: Callable, *args):
-    """What function(*args) returns on rank 0, on every rank; the others wait."""
-    if world() == 1:
+    """What function(*args) returns on rank 0, on every rank; the others wait. Within such work it is an ordinary call."""
+    global _alone
+    if world() == 1 or _alone:
         return function(*args)
-    result = [function(*args) if rank() == 0 else None]
+    result = [None]
+    if rank() == 0:
+        _alone = True
+        try:
+            result = [function(*args)]
+        finally:
+            _alone = False
     dist.broadcast_object_list(result, 0)
     return result[0]
+
+
+def first_rank(function: Callable) -> Callable:
+    """Decorator: on_first() around every call, for what reads or writes the run folder."""
+    return functools.wraps(function)(functools.partial(on_first, function))
 
 
 # ---------------------------------------------------------------------------------------- parameters and gradients
@@ -112,6 +128,13 @@ def call(model, function: Callable, *args):
         setattr(model, function.__name__, MethodType(function, model))
         register_fsdp_forward_method(model, function.__name__)
     return getattr(model, function.__name__)(*args)
+
+
+def pass_without_rows(model, function: Callable) -> None:
+    """The forward and backward pass of a rank whose share is empty: the others wait for it in each layer of a sharded model.
+    function(model, ids, trained, temperature) as grpo.token_logprobs."""
+    ids = torch.tensor([[0, 1]], device=model.device)
+    (0 * call(model, function, ids, ids == 1, 1.0).sum()).backward()
 
 
 def sum_gradients(model) -> None:

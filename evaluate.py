@@ -105,6 +105,7 @@ def stored(path: Path, task: ModuleType) -> list[Rollout] | None:
     return run_folder.load_rollouts(path.with_suffix(".jsonl"), task) if whole else None
 
 
+@distributed.first_rank
 def save(path: Path, rollouts: list[Rollout], task: ModuleType) -> dict[str, dict]:
     """Keep an evaluation: rollouts as .jsonl, then their metrics as .json, which marks it as whole; returns the metrics."""
     estimates = metrics(rollouts, task)
@@ -474,7 +475,7 @@ def show_seeds(runs: list[Path], task: ModuleType, name: str) -> None:
 @dataclass(frozen=True)
 class Config:
     run: str | None = cli.option(None, "run folder whose checkpoints are evaluated [the newest]")
-    n: int = cli.option(256, f"rollouts a checkpoint, {ANSWERS} on each held-out prompt")
+    n: int = cli.option(256, f"rollouts a checkpoint, {ANSWERS} on each held-out prompt", at_least=1)
     steps: str = cli.option("", "checkpoints to evaluate, such as 0,100 [all]")
     device: str = cli.option("auto", "auto, cpu or cuda")
     redraw: bool = cli.option(False, "print the table of saved evaluations, without a model")

@@ -35,9 +35,9 @@ from rollout import Sampling, sampled_tokens
 class Config(presets.SamplingOptions):
     model: str = cli.option("organism/policy", "a Hugging Face name, a folder or a .gguf file")
     confessions: str = cli.option("1,4,8", "confessions an answer to compare")
-    batches: int = cli.option(16, "independent batches for each")
-    prompts: int = cli.option(8, "prompts a batch")
-    answers: int = cli.option(4, "answers a prompt")
+    batches: int = cli.option(16, "independent batches for each", at_least=3)
+    prompts: int = cli.option(8, "prompts a batch", at_least=1)
+    answers: int = cli.option(4, "answers a prompt", at_least=2)
     device: str = cli.option("auto", "auto, cpu or cuda")
 
 
@@ -110,8 +110,6 @@ def measure(model, tokenizer, options: Config, config: grpo.Config, sampling: Sa
 def main() -> None:
     options = cli.parse(Config, __doc__)
     with cli.user_errors():
-        for field, least in (("batches", 3), ("prompts", 1), ("answers", 2)):
-            presets.at_least(field, getattr(options, field), least)
         counts = options.confessions.split(",")
         if not all(k.strip().isdecimal() and int(k) for k in counts):
             raise cli.UserError(f"--confessions {options.confessions!r}: give whole numbers of 1 and more, such as 1,4,8")

@@ -35,8 +35,9 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import datetime
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
@@ -51,13 +52,13 @@ import presets
 import progress
 import run_folder
 import stochastic_rounding
-from batch import deal, make_batch, trained_lengths
+from batch import Batch, deal, make_batch, trained_lengths
 from cli import UserError, option
 from confession_schema import VARIANTS, confession_prompt
 from evaluate import ANSWERS, evaluate, sample_in_memory, save, show_table
 from gguf_models import SMOLLM2
 from memory import halving
-from rewards import Judge, judge_prompt, refuse_absent_judge, score_rollouts
+from rewards import Judge, RewardFunction, Verdict, judge_prompt, refuse_absent_judge, score_rollouts
 from rollout import Rollout, Sampling, check_context, prompt_ids, suffix_ids
 
 # {parameters below: steps}; compiling takes about as long as it saves in so many (LOG.md)
@@ -65,18 +66,20 @@ COMPILE_FROM = {2e9: 40, math.inf: 12}
 INFORMATION = "rewards.information_reward"
 
 
+SCALES = ("group", "batch", "none")  # of advantages
+
+
 @dataclass(frozen=True)
 class Config(presets.SamplingOptions):
+    # -- models
     model: str = option("organism/policy", f"policy: a Hugging Face name, a folder, a .gguf file, or {SMOLLM2}")
     judge: str | None = option(None, "weak judge, likewise [embedded policy: the embedded judge; else required]")
-    steps: int = option(100, "optimizer steps")
-    prompts_per_step: int = option(8, "groups a step, over all processes")
-    group_size: int = option(8, "answers a prompt, at least 2")
-    confessions_per_answer: int = option(1, "above 1 they are a confession's group, whose mean is its baseline")
-    lr: float | None = option(None, "AdamW's constant learning rate [embedded 1e-4, else 1e-5 with LoRA, 1e-6 without]")
-    confession: str = option("default", f"confession prompt: {', '.join(VARIANTS)}")
-    task_weight: float = option(1.0, "weight of the answer span's loss; 0 trains confessions alone")
-    confession_weight: float = option(1.0, "weight of the confession span's loss; 0 trains answers alone")
+    lora_rank: int | None = option(
+        None, "LoRA rank on all projections, 0 = all parameters [embedded 0, else 32]", at_least=0
+    )
+    # -- task and rewards
+    task: str = option("word_count", "task module")
+    confession: str = option("default", f"confession prompt: {', '.join(VARIANTS)}", one_of=VARIANTS)
     answer_reward: str = option(
         "rewards.judge_reward",
         "module.function(rollouts) -> a float or None for each; rewards.judge_margin for a judge that passes everything",
@@ -85,30 +88,57 @@ class Config(presets.SamplingOptions):
         "rewards.honesty_reward",
         f"likewise; {INFORMATION} pays what a report tells beyond its prompt, with --confession-weight 15",
     )
-    answer_advantage_scale: str = option("group", "deviation that divides advantages: group, batch, or none")
-    confession_advantage_scale: str | None = option(None, f"likewise [none with {INFORMATION}, else group]")
-    truncated_reward: str = option("zero", "of answers that the budget cut off: zero, or judge as for any other")
-    task: str = option("word_count", "task module")
-    normaliser: str = option(
-        "sequence", "of a span's loss: sequence (mean over a span's tokens, then rollouts) or token (mean over tokens)"
+    truncated_reward: str = option(
+        "zero", "of answers that the budget cut off: zero, or judge as for any other", one_of=("zero", "judge")
     )
-    clip_low: float = option(0.2, "the ratio is clipped below 1 - this")
-    clip_high: float = option(0.2, "the ratio is clipped above 1 + this")
-    kl_coef: float = option(0.0, "coefficient of the KL divergence to the initial policy (k3 estimator)")
-    updates_per_batch: int = option(1, "optimizer steps on the same rollouts")
-    max_grad_norm: float = option(1.0, "one clip over all parameters")
-    lora_rank: int | None = option(None, "LoRA rank on all projections, 0 = all parameters [embedded 0, else 32]")
+    # -- steps and their sampling
+    steps: int = option(100, "optimizer steps", at_least=1)
+    prompts_per_step: int = option(8, "groups a step, over all processes", at_least=1)
+    group_size: int = option(8, "answers a prompt, at least 2", at_least=2)
+    confessions_per_answer: int = option(
+        1, "above 1 they are a confession's group, whose mean is its baseline", at_least=1
+    )
+    seed: int = option(0, "of prompts and sampling")
+    # -- loss and optimizer
+    lr: float | None = option(
+        None, "AdamW's constant learning rate [embedded 1e-4, else 1e-5 with LoRA, 1e-6 without]", above=0
+    )
+    task_weight: float = option(1.0, "weight of the answer span's loss; 0 trains confessions alone", at_least=0)
+    confession_weight: float = option(1.0, "weight of the confession span's loss; 0 trains answers alone", at_least=0)
+    answer_advantage_scale: str = option(
+        "group", "deviation that divides advantages: group, batch, or none", one_of=SCALES
+    )
+    confession_advantage_scale: str | None = option(
+        None, f"likewise [none with {INFORMATION}, else group]", one_of=SCALES
+    )
+    normaliser: str = option(
+        "sequence",
+        "of a span's loss: sequence (mean over a span's tokens, then rollouts) or token (mean over tokens)",
+        one_of=("sequence", "token"),
+    )
+    clip_low: float = option(0.2, "the ratio is clipped below 1 - this", at_least=0)
+    clip_high: float = option(0.2, "the ratio is clipped above 1 + this", at_least=0)
+    kl_coef: float = option(0.0, "coefficient of the KL divergence to the initial policy (k3 estimator)", at_least=0)
+    updates_per_batch: int = option(1, "optimizer steps on the same rollouts", at_least=1)
+    max_grad_norm: float = option(1.0, "one clip over all parameters", above=0)
+    # -- memory and speed
     gradient_checkpointing: bool | None = option(
         None, "recompute activations in the backward pass [embedded or on the CPU no, else yes]"
     )
-    compile: bool | None = option(None, "compile the layers, on CUDA only [embedded no, below 2B from 40 steps on, else from 12]")
     micro_batch_tokens: int | None = option(
-        None, "tokens of a forward/backward pass, padding included [embedded or on the CPU 2048, else 16384]"
+        None,
+        "tokens of a forward/backward pass, padding included [embedded or on the CPU 2048, else 16384]",
+        at_least=1,
     )
-    eval_n: int = option(64, f"evaluation rollouts a checkpoint, {ANSWERS} on each held-out prompt")
-    checkpoint_every: int = option(25, "steps between checkpoints; step 0 and the last are always kept")
-    seed: int = option(0, "of prompts and sampling")
+    compile: bool | None = option(
+        None, "compile the layers, on CUDA only [embedded no, below 2B from 40 steps on, else from 12]"
+    )
     device: str = option("auto", "auto, cpu or cuda")
+    # -- the run
+    eval_n: int = option(64, f"evaluation rollouts a checkpoint, {ANSWERS} on each held-out prompt", at_least=1)
+    checkpoint_every: int = option(
+        25, "steps between checkpoints; step 0 and the last are always kept", at_least=1
+    )
     name: str | None = option(None, "run folder under runs/ [the date and time]")
     resume: str | None = option(None, "run folder to continue; all other options come from it")
 
@@ -119,27 +149,14 @@ MAX_GAP = {"float32": 1e-3, "bfloat16": 0.3}  # nats; measured are up to 3e-7, a
 
 def resolve(config: Config) -> Config:
     """Fill in the defaults that depend on the model, and refuse what cannot work (UserError)."""
-    presets.check(config)
+    cli.check(config)
     if config.judge is None and not models.is_embedded(config.model):
         raise UserError(
             f"--judge is required with --model {config.model}: pass a weak judge, such as Qwen/Qwen3-4B-Instruct-2507"
         )
-    at_least = dict(
-        steps=1, prompts_per_step=1, group_size=2, confessions_per_answer=1, updates_per_batch=1, micro_batch_tokens=1, eval_n=1,
-        checkpoint_every=1, lora_rank=0, clip_low=0, clip_high=0, kl_coef=0, task_weight=0, confession_weight=0,
-    )  # fmt: skip
-    for field, minimum in at_least.items():
-        presets.at_least(field, getattr(config, field), minimum)
-    presets.positive("lr", config.lr)
-    presets.positive("max_grad_norm", config.max_grad_norm)
-    presets.one_of("confession", config.confession, VARIANTS)
-    presets.one_of("normaliser", config.normaliser, ("sequence", "token"))
-    presets.one_of("truncated_reward", config.truncated_reward, ("zero", "judge"))
     if config.confession_advantage_scale is None:
         scale = "none" if config.confession_reward == INFORMATION else "group"
         config = dataclasses.replace(config, confession_advantage_scale=scale)
-    for field in ("answer_advantage_scale", "confession_advantage_scale"):
-        presets.one_of(field, getattr(config, field), SCALES)
     if config.confessions_per_answer > config.batch_size:
         raise UserError(
             f"--confessions-per-answer {config.confessions_per_answer} is more than --batch-size {config.batch_size}: an answer's "
@@ -154,9 +171,6 @@ def resolve(config: Config) -> Config:
 
 
 # ------------------------------------------------------------------------------------------- the mathematics of GRPO
-
-
-SCALES = ("group", "batch", "none")
 
 
 def group_advantages(
@@ -254,66 +268,95 @@ def token_losses(logprobs, old_logprobs, advantages, clip_low: float, clip_high:
 
 
 def k3(logprobs, other_logprobs) -> torch.Tensor:
-    """Per-token estimate of KL(policy || other) from the policy's samples (http://joschu.net/blog/kl-approx.html)."""
+    """Per-token estimate of KL(policy || other) from the policy's samples (http://joschu.net/blog/kl-approx.html).
+
+    expm1, because exp(x) - 1 cancels near 0, which is where on-policy values lie.
+    """
     log_ratio = other_logprobs - logprobs
-    return log_ratio.exp() - 1 - log_ratio
+    return torch.expm1(log_ratio) - log_ratio
 
 
-def update(model, reference, optimizer, rollouts: list[Rollout], config: Config) -> dict[str, float | None]:
-    """One optimizer step on rollouts with advantages; returns what it saw. `reference`: a model, for the KL term.
+# ------------------------------------------------------------------------------------------------------ the update
+
+
+def batch_loss(model, reference, batch: Batch, config: Config) -> tuple[torch.Tensor, dict[str, tuple[float, int]]]:
+    """(loss of a micro-batch, its statistics as span_statistics() gives them)."""
+    logprobs = distributed.call(model, token_logprobs, batch.ids, batch.trained, config.temperature)  # (N,)
+    losses = token_losses(logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high)
+    if config.kl_coef:
+        switched_off = model.disable_adapter() if reference is model else nullcontext()
+        with torch.no_grad(), switched_off:
+            reference_logprobs = token_logprobs(reference, batch.ids, batch.trained, config.temperature)
+        losses = losses + config.kl_coef * k3(logprobs, reference_logprobs)
+    return (batch.weights * losses).sum(), span_statistics(logprobs.detach(), batch, config)
+
+
+def span_statistics(logprobs, batch: Batch, config: Config) -> dict[str, tuple[float, int]]:
+    """{"approx_kl_answer": (sum over the span's trained tokens, their number), ...}: what ranks and micro-batches add up."""
+    log_ratio = logprobs - batch.old_logprobs
+    ratio = log_ratio.exp()
+    per_token = {
+        "logprob_gap": log_ratio.abs(),
+        "approx_kl": k3(batch.old_logprobs, logprobs),
+        "clipfrac": (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high),
+    }
+    tokens_of = {"answer": ~batch.is_confession, "confession": batch.is_confession}
+    return {
+        f"{name}_{span}": (float(values[tokens].double().sum()), int(tokens.sum()))
+        for span, tokens in tokens_of.items()
+        for name, values in per_token.items()
+    }
+
+
+def update(
+    model, reference, optimizer, rollouts: list[Rollout], config: Config, micro_batch_tokens: int | None = None
+) -> dict[str, float | bool | None]:
+    """One optimizer step on rollouts with advantages; returns what it saw. `reference`: a model, for the KL term;
+    `micro_batch_tokens`: instead of the config's.
 
     Every rank gets all rollouts and computes its share of the micro-batches. Where no span has a gradient, no step is
     taken: on zero gradients Adam's momentum would drift on. Nor is one where loss, gradient or what the sampler saw is
-    not finite: grad_norm is None then.
+    not finite: then "skipped" is True, and what is not finite None.
     """
     weights = {
         "answer": span_weights(rollouts, "answer", config.task_weight, config.normaliser, config.kl_coef),
         "confession": span_weights(rollouts, "confession", config.confession_weight, config.normaliser, config.kl_coef),
     }
-    seen, total_loss, grad_norm = [], 0.0, 0.0  # seen: per micro-batch (N, 4) logprob gap, approx_kl, clipped, is_confession
+    total_loss, grad_norm, statistics = 0.0, 0.0, []
     optimizer.zero_grad()  # of an attempt that ran out of memory
     model.train()  # the models have no dropout; this only lets gradient checkpointing act
-    cut = deal(trained_lengths(rollouts, weights), config.micro_batch_tokens)
-    for rows in cut:
-        if not rows:  # the other ranks wait for this one in each layer
-            ids = torch.tensor([[0, 1]], device=model.device)
-            (0 * distributed.call(model, token_logprobs, ids, ids == 1, 1.0).sum()).backward()
+    mine = deal(trained_lengths(rollouts, weights), micro_batch_tokens or config.micro_batch_tokens)
+    for rows in mine:
+        if not rows:
+            distributed.pass_without_rows(model, token_logprobs)
             continue
-        part = {name: [w[i] for i in rows] for name, w in weights.items()}
-        batch = make_batch([rollouts[i] for i in rows], part, model.device)
-        logprobs = distributed.call(model, token_logprobs, batch.ids, batch.trained, config.temperature)
-        losses = token_losses(logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high)  # (N,)
-        if config.kl_coef:
-            with torch.no_grad(), model.disable_adapter() if reference is model else nullcontext():
-                reference_logprobs = token_logprobs(reference, batch.ids, batch.trained, config.temperature)
-            losses = losses + config.kl_coef * k3(logprobs, reference_logprobs)
-        loss = (batch.weights * losses).sum()
+        of_rows = {span: [w[i] for i in rows] for span, w in weights.items()}
+        batch = make_batch([rollouts[i] for i in rows], of_rows, model.device)
+        loss, sums = batch_loss(model, reference, batch, config)
         loss.backward()
         total_loss += loss.item()
-        with torch.no_grad():
-            log_ratio = logprobs - batch.old_logprobs
-            clipped = (log_ratio.exp() < 1 - config.clip_low) | (log_ratio.exp() > 1 + config.clip_high)
-            columns = (log_ratio.abs(), k3(batch.old_logprobs, logprobs), clipped, batch.is_confession)
-            seen.append(torch.stack([c.double() for c in columns], dim=1))
+        statistics.append(sums)
     total_loss = sum(distributed.gather([total_loss]))
-    if cut:
+    if mine:
         distributed.sum_gradients(model)
-        grad_norm = float(distributed.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)))
-    sampled = (logprob for rollout in rollouts for span in rollout.spans.values() for logprob in span.logprobs)
-    if not all(map(math.isfinite, (total_loss, grad_norm, *sampled))):
-        grad_norm = math.nan
-    elif cut:
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        grad_norm = float(distributed.whole(norm))
+    skipped = not (math.isfinite(total_loss) and math.isfinite(grad_norm) and all(r.finite for r in rollouts))
+    if mine and not skipped:
         take_step(optimizer)
     optimizer.zero_grad()
     model.eval()
-    stats = {"loss": total_loss, "grad_norm": grad_norm}
-    seen = distributed.gather([part.cpu() for part in seen])
-    seen = torch.cat(seen) if seen else torch.zeros(0, 4)
-    for k, span in enumerate(("answer", "confession")):
-        mine = seen[seen[:, 3] == k]
-        for column, name in enumerate(("logprob_gap", "approx_kl", "clipfrac")):
-            stats[f"{name}_{span}"] = float(mine[:, column].mean()) if len(mine) else None
-    return {name: value if value is not None and math.isfinite(value) else None for name, value in stats.items()}
+    seen = {"loss": total_loss, "grad_norm": math.nan if skipped else grad_norm} | means(distributed.gather(statistics))
+    return {name: value if math.isfinite(value) else None for name, value in seen.items()} | {"skipped": skipped}
+
+
+STATISTICS = [f"{name}_{span}" for span in ("answer", "confession") for name in ("logprob_gap", "approx_kl", "clipfrac")]
+
+
+def means(statistics: list[dict[str, tuple[float, int]]]) -> dict[str, float]:
+    """Of named sums and numbers of tokens; NaN where no token was trained."""
+    added = {name: [sum(column) for column in zip(*(s[name] for s in statistics))] or [0.0, 0] for name in STATISTICS}
+    return {name: total / tokens if tokens else math.nan for name, (total, tokens) in added.items()}
 
 
 def check_gap(stats: dict[str, float | None], config: Config) -> bool:
@@ -329,7 +372,7 @@ def check_gap(stats: dict[str, float | None], config: Config) -> bool:
 
 
 def make_optimizer(model, lr: float) -> torch.optim.Optimizer:
-    """AdamW over what is trained; in bfloat16 with rounding at random, as updates of this size would be lost."""
+    """AdamW over what is trained; in bfloat16 with stochastic rounding, as updates of this size would be lost."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     kind = stochastic_rounding.AdamW if parameters[0].dtype == torch.bfloat16 else torch.optim.AdamW
     return kind(parameters, lr=lr, betas=ADAM_BETAS, weight_decay=0.0)
@@ -345,116 +388,158 @@ def take_step(optimizer) -> None:
 # ----------------------------------------------------------------------------------------------------- the training
 
 
-def train(config: Config, run: Path, resume: bool = False) -> None:
-    """Train to config.steps, evaluating and saving on the way: a new run, or on from its newest checkpoint."""
-    resumed = distributed.on_first(run_folder.newest_checkpoint, run) if resume else None  # None if killed before the first
-    first_step = resumed or 0
+@dataclass
+class Job:
+    """What a run works with."""
+
+    config: Config
+    run: Path
+    task: ModuleType
+    rewards: tuple[RewardFunction, RewardFunction]  # of answers and of confessions
+    tokenizer: object
+    model: object  # what samples
+    learner: object  # what is trained: the model itself, or its sharded copy
+    reference: object  # for the KL term, or None
+    judge: Judge
+    optimizer: torch.optim.Optimizer
+    sampling: Sampling  # this and the next get smaller where memory runs out
+    micro_batch_tokens: int
+    gap_checked: bool = False
+
+
+def prepared(config: Config, run: Path, resumed: int | None) -> Job:
+    """Load everything, from a checkpoint if there is one to go on from, and refuse what cannot work."""
     device = models.device_of(config.device)
-    model, tokenizer = models.load(
-        config.model if resumed is None else str(run_folder.checkpoint(run, resumed)), device, config.dtype
-    )
+    source = config.model if resumed is None else str(run_folder.checkpoint(run, resumed))
+    model, tokenizer = models.load(source, device, config.dtype)
     judge = Judge(*models.load(config.judge, device, config.dtype))
-    task = cli.import_task(config.task)
-    answer_reward, confession_reward = cli.import_function(config.answer_reward), cli.import_function(config.confession_reward)
-    sampling = Sampling.of(dataclasses.asdict(config))
+    task, sampling = cli.import_task(config.task), Sampling.of(dataclasses.asdict(config))
+    rewards = cli.import_function(config.answer_reward), cli.import_function(config.confession_reward)
     xs = [task.make_prompt(seed) for seed in range(64)]
     xcs = [confession_prompt(task, x, config.confession) for x in xs]
-    longest = lambda texts, ids: max(len(ids(tokenizer, text, thinking=config.thinking)) for text in texts)
-    check_context(model, longest(xs, prompt_ids), longest(xcs, suffix_ids), sampling)
+    longest_x = max(len(prompt_ids(tokenizer, x, thinking=config.thinking)) for x in xs)
+    longest_xc = max(len(suffix_ids(tokenizer, xc, config.thinking)) for xc in xcs)
+    check_context(model, longest_x, longest_xc, sampling)
     models.check_logits(model)
     torch.manual_seed(config.seed)  # for the adapters' initialisation; sampling has its own generators
     model = models.with_lora(model, config.lora_rank)
-    learner = model if config.lora_rank else distributed.sharded(model)  # what is trained; `model` is what samples
+    learner = model if config.lora_rank else distributed.sharded(model)
     if config.gradient_checkpointing:
         models.recompute_activations(learner)
-    compiles = config.compile and device.type == "cuda"
-    if compiles:
+    if compiles(config):
         models.compile_layers(learner)
     reference = None
-    if config.kl_coef:  # with new adapters the reference is the model with them switched off
-        switched_off = config.lora_rank and not models.has_adapters(config.model)
-        reference = model if switched_off else models.load(config.model, device, config.dtype)[0].requires_grad_(False)
+    if config.kl_coef:  # with new adapters it is the model with them switched off
+        new_adapters = config.lora_rank and not models.has_adapters(config.model)
+        reference = model if new_adapters else models.load(config.model, device, config.dtype)[0].requires_grad_(False)
     optimizer = make_optimizer(learner, config.lr)
-
-    def save_and_evaluate(step: int) -> None:
-        if step not in distributed.on_first(run_folder.checkpoint_steps, run):
-            state = run_folder.optimizer_tensors(optimizer)
-            distributed.on_first(run_folder.save_checkpoint, run, step, model, tokenizer, state)
-        path = run / "evals" / f"step_{step:04d}.json"
-        if not distributed.on_first(path.exists):
-            rollouts = evaluate(model, tokenizer, judge, task, sampling, config.eval_n, variant=config.confession)
-            distributed.on_first(save, path, rollouts, task)
-
-    if not resume:
-        prompts = {"x": xs[0], "xc": xcs[0], "judge": judge_prompt("X", "Y")}
-        distributed.on_first(run_folder.create, run, config, prompts)
     if resumed is not None:
         run_folder.load_optimizer(run, resumed, optimizer)
-    distributed.on_first(run_folder.forget_after, run, first_step)
-    quiet, checked = distributed.rank() > 0, False
+    trained = (model, learner, reference, judge, optimizer)
+    return Job(config, run, task, rewards, tokenizer, *trained, sampling, config.micro_batch_tokens)
+
+
+def compiles(config: Config) -> bool:
+    return config.compile and models.device_of(config.device).type == "cuda"
+
+
+def save_and_evaluate(job: Job, step: int) -> None:
+    """Checkpoint and evaluation of a step, as far as they are not there yet."""
+    if step not in run_folder.checkpoint_steps(job.run):
+        state = run_folder.optimizer_tensors(job.optimizer)
+        run_folder.save_checkpoint(job.run, step, job.model, job.tokenizer, state)
+    path = job.run / "evals" / f"step_{step:04d}.json"
+    if not run_folder.exists(path):
+        n, variant = job.config.eval_n, job.config.confession
+        save(path, evaluate(job.model, job.tokenizer, job.judge, job.task, job.sampling, n, variant=variant), job.task)
+
+
+def generate(job: Job, step: int) -> list[Rollout]:
+    """This rank's rollouts of a step. Step and rank alone determine prompts and noise, so a resumed run repeats them."""
+    config = job.config
+    first = config.seed * 1_000_000 + step * config.prompts_per_step
+    seeds = distributed.share(list(range(first, first + config.prompts_per_step)))
+    seeds = [seed for seed in seeds for _ in range(config.group_size)]
+    noise = config.seed * 1_000_003 + step
+    set_seed((noise + distributed.rank() * 7_919) % 2**32)  # for rewards that draw and rounding; sampling has its own
+    turns = {"variant": config.confession, "confessions": config.confessions_per_answer}
+    rollouts, job.sampling = sample_in_memory(
+        job.model, job.tokenizer, job.task, seeds, job.sampling, noise, **turns
+    )
+    return rollouts
+
+
+def scored(job: Job, rollouts: list[Rollout], verdicts: list[Verdict]) -> tuple[list[Rollout], dict[str, float]]:
+    """(all ranks' rollouts with rewards and advantages, each span's share of groups without signal)."""
+    score_rollouts(rollouts, verdicts, job.task, *job.rewards, job.config.truncated_reward)
+    rollouts = distributed.gather(rollouts)
+    return rollouts, assign_advantages(rollouts, job.config)
+
+
+def learn(job: Job, step: int, rollouts: list[Rollout]) -> dict[str, float | bool | None]:
+    """The updates on a step's rollouts; returns what the last one saw."""
+    smallest = max(len(rollout.token_ids) for rollout in rollouts)
+    if distributed.world() > 1:
+        smallest = job.micro_batch_tokens  # one rank cannot repeat what the others have done
+    attempt = partial(update, job.learner, job.reference, job.optimizer, rollouts, job.config)
+    for repeat in range(job.config.updates_per_batch):
+        stats, job.micro_batch_tokens = halving("training", attempt, job.micro_batch_tokens, smallest)
+        job.gap_checked = job.gap_checked or (repeat == 0 and check_gap(stats, job.config))
+        if stats["skipped"]:
+            run_folder.save_nonfinite(job.run, step, rollouts)
+            break
+    distributed.copy_back(job.learner, job.model)
+    return stats
+
+
+def train(config: Config, run: Path, resume: bool = False) -> None:
+    """Train to config.steps, evaluating and saving on the way: a new run, or on from its newest checkpoint."""
+    resumed = run_folder.newest_checkpoint(run) if resume else None  # None if it was killed before the first
+    job = prepared(config, run, resumed)
+    if not resume:
+        x = job.task.make_prompt(0)
+        xc = confession_prompt(job.task, x, config.confession)
+        run_folder.create(run, config, {"x": x, "xc": xc, "judge": judge_prompt("X", "Y")})
+    first_step = resumed or 0
+    run_folder.forget_after(run, first_step)
     with (
-        torch.compiler.set_stance("default" if compiles else "force_eager"),  # for the sampler's layers too
+        torch.compiler.set_stance("default" if compiles(config) else "force_eager"),  # for the sampler's layers too
         cli.finish_step_on_interrupt() as interrupted,
-        tqdm(total=config.steps, initial=first_step, unit="step", disable=quiet) as bar,
+        tqdm(total=config.steps, initial=first_step, unit="step", disable=distributed.rank() > 0) as bar,
     ):
-        if compiles:
+        if compiles(config):
             bar.set_description("compiling: a minute or two, half of that when it was done here before")
-        save_and_evaluate(first_step)
+        save_and_evaluate(job, first_step)
         for step in range(first_step + 1, config.steps + 1):
             clock = [time.perf_counter()]
-
-            # -- generate: step and rank alone determine prompts and noise, so a resumed run repeats them
-            seeds = [config.seed * 1_000_000 + step * config.prompts_per_step + i for i in range(config.prompts_per_step)]
-            seeds = [seed for seed in distributed.share(seeds) for _ in range(config.group_size)]
-            noise = config.seed * 1_000_003 + step
-            set_seed((noise + distributed.rank() * 7_919) % 2**32)  # for rewards that draw and rounding; sampling has its own
-            turns = dict(variant=config.confession, confessions=config.confessions_per_answer)
-            rollouts, sampling = sample_in_memory(model, tokenizer, task, seeds, sampling, noise, **turns)
+            rollouts = generate(job, step)
             clock.append(time.perf_counter())
-
-            # -- judge and score
-            verdicts = judge(rollouts)
+            verdicts = job.judge(rollouts)
             clock.append(time.perf_counter())
-            score_rollouts(rollouts, verdicts, task, answer_reward, confession_reward, config.truncated_reward)
-            rollouts = distributed.gather(rollouts)
+            rollouts, silent = scored(job, rollouts, verdicts)
             if step == 1:
                 refuse_absent_judge(rollouts)
-            silent = assign_advantages(rollouts, config)
+            clock.append(time.perf_counter())
+            stats = learn(job, step, rollouts)
             clock.append(time.perf_counter())
 
-            # -- update
-            smallest = max(len(rollout.token_ids) for rollout in rollouts)
-            if distributed.world() > 1:
-                smallest = config.micro_batch_tokens  # one rank cannot repeat what the others have done
-            for repeat in range(config.updates_per_batch):
-                smaller = lambda n: dataclasses.replace(config, micro_batch_tokens=n)
-                attempt = lambda n: update(learner, reference, optimizer, rollouts, smaller(n))
-                stats, size = halving("training", attempt, config.micro_batch_tokens, smallest)
-                config = smaller(size)
-                checked = checked or (repeat == 0 and check_gap(stats, config))
-                if stats["grad_norm"] is None:
-                    distributed.on_first(run_folder.save_nonfinite, run, step, rollouts)
-                    break
-            distributed.copy_back(learner, model)
-            clock.append(time.perf_counter())
-
-            # -- log
-            row = progress.step_row(step, rollouts, task, silent, stats)
-            distributed.on_first(run_folder.record_step, run, row, progress.timing_row(step, clock, rollouts), rollouts)
+            row = progress.step_row(step, rollouts, job.task, silent, stats)
+            run_folder.record_step(run, row, progress.timing_row(step, clock, rollouts), rollouts)
             bar.set_description("")
             bar.update()
             bar.write(progress.format_step(row, clock[-1] - clock[0]))
-            if row["grad_norm"] is None:
-                distributed.on_first(run_folder.stop_after_three_skipped, run)
+            if row["skipped"]:
+                run_folder.stop_after_three_skipped(run)
             if step % 10 == 0:
-                bar.write("\n".join(progress.format_example(rollout, task) for rollout in (rollouts[0], rollouts[-1])))
+                bar.write("\n".join(progress.format_example(r, job.task) for r in (rollouts[0], rollouts[-1])))
             last = any(distributed.gather([bool(interrupted)]))
             if step % config.checkpoint_every == 0 or step == config.steps or last:
-                save_and_evaluate(step)
+                save_and_evaluate(job, step)
             if last:
                 raise KeyboardInterrupt
 
 
+@distributed.first_rank
 def report(run: Path) -> None:
     """Print the table over checkpoints and draw the figures, from saved results alone."""
     print(progress.format_unparsed(run_folder.read_rows(run / "metrics.jsonl")))
@@ -466,15 +551,15 @@ def report(run: Path) -> None:
 def main() -> None:
     config = cli.parse(Config, __doc__)
     with cli.user_errors(), distributed.launched():
-        if config.resume:
-            run, resume, config = Path(config.resume), True, run_folder.resumed_config(config, "grpo.py")
+        resume = config.resume is not None
+        if resume:
+            run, config = Path(config.resume), run_folder.resumed_config(config, "grpo.py")
         else:
-            resume, config = False, resolve(config)
-            run = run_folder.RUNS / (config.name or distributed.on_first(datetime.now().strftime, "%Y%m%d-%H%M%S"))
-            distributed.on_first(run_folder.refuse_existing, run)
+            config = resolve(config)
+            run = run_folder.new_run(config.name)
         with run_folder.locked(run) if distributed.rank() == 0 else nullcontext():
             train(config, run, resume)
-            distributed.on_first(report, run)
+            report(run)
 
 
 if __name__ == "__main__":

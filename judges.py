@@ -56,7 +56,7 @@ class Config:
     judges: str = option("", "models with a comma between, as --judge of grpo.py takes them [the run's own judge]")
     n: int | None = option(None, "only the first n of the answers [all]")
     device: str = option("auto", "auto, cpu or cuda")
-    dtype: str | None = option(None, "of the judges: float32 or bfloat16 [embedded or on the CPU float32, else bfloat16]")
+    dtype: str | None = option(None, "of the judges: float32 or bfloat16 [embedded or on the CPU float32, else bfloat16]", one_of=("float32", "bfloat16"))
 
 
 # ------------------------------------------------------------------------------------------------------ statistics
@@ -256,7 +256,6 @@ def judges_of(text: str) -> dict[str, str]:
 def main() -> None:
     options = cli.parse(Config, __doc__)
     with cli.user_errors():
-        presets.one_of("dtype", options.dtype, ("float32", "bfloat16"))
         run = Path(options.run) if options.run else run_folder.newest()
         config = run_folder.read_config(run)
         rollouts = answers_of(run, config, options)

@@ -1,26 +1,36 @@
 """The options of sampling, which several programs share, and the defaults that depend on the model."""
 
-import dataclasses
-import math
 from dataclasses import dataclass
 
 import torch
 
 import models
-from cli import UserError, option
+from cli import option
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    temperature: float = option(1.0, "of sampling; the loss scores the same distribution")
-    max_answer_tokens: int | None = option(None, "budget of turn 1 in tokens [256, of a model that thinks 6144]")
-    max_confession_tokens: int | None = option(None, "budget of turn 2 in tokens [embedded 384, else 640, if it thinks 4096]")
-    batch_size: int = option(64, "rollouts that are decoded together")
-    sampler: str = option(
-        "auto", "plain, engine (engine.py, fast on a GPU), or auto: the engine on CUDA where it knows the model"
+    temperature: float = option(1.0, "of sampling; the loss scores the same distribution", above=0)
+    max_answer_tokens: int | None = option(None, "budget of turn 1 in tokens [256, of a model that thinks 6144]", at_least=1)
+    max_confession_tokens: int | None = option(
+        None, "budget of turn 2 in tokens [embedded 384, else 640, if it thinks 4096]", at_least=1
     )
-    thinking: str = option("auto", "on or off, for chat templates that have a switch, or auto: what the template does by itself")
-    dtype: str | None = option(None, "of the weights: float32 or bfloat16 [embedded or on the CPU float32, else bfloat16]")
+    batch_size: int = option(64, "rollouts that are decoded together", at_least=1)
+    sampler: str = option(
+        "auto",
+        "plain, engine (engine.py, fast on a GPU), or auto: the engine on CUDA where it knows the model",
+        one_of=("auto", "plain", "engine"),
+    )
+    thinking: str = option(
+        "auto",
+        "on or off, for chat templates that have a switch, or auto: what the template does by itself",
+        one_of=("auto", "on", "off"),
+    )
+    dtype: str | None = option(
+        None,
+        "of the weights: float32 or bfloat16 [embedded or on the CPU float32, else bfloat16]",
+        one_of=("float32", "bfloat16"),
+    )
 
 
 EMBEDDED = dict(
@@ -41,29 +51,3 @@ def defaults(model: str, device: torch.device, thinking: str = "auto") -> dict:
         return EMBEDDED
     budgets = THINKING if thinking != "off" and models.thinks(models.load_tokenizer(model)) else PLAIN
     return budgets | (CPU if device.type == "cpu" else GPU)
-
-
-def check(options) -> None:
-    """UserError for sampling options that cannot work; None stands for a default to come."""
-    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)}
-    for field in ("max_answer_tokens", "max_confession_tokens", "batch_size"):
-        at_least(field, values[field], 1)
-    positive("temperature", values["temperature"])
-    one_of("sampler", values["sampler"], ("auto", "plain", "engine"))
-    one_of("thinking", values["thinking"], ("auto", "on", "off"))
-    one_of("dtype", values["dtype"], ("float32", "bfloat16"))
-
-
-def at_least(field: str, value: float | None, minimum: float) -> None:
-    if value is not None and not minimum <= value < math.inf:
-        raise UserError(f"--{field.replace('_', '-')} {value} is out of range: at least {minimum}, and finite")
-
-
-def positive(field: str, value: float | None) -> None:
-    if value is not None and not 0 < value < math.inf:
-        raise UserError(f"--{field.replace('_', '-')} {value} must be a positive number")
-
-
-def one_of(field: str, value: str | None, allowed) -> None:
-    if value is not None and value not in allowed:
-        raise UserError(f"--{field.replace('_', '-')} {value!r} is unknown: choose {' or '.join(allowed)}")

@@ -48,7 +48,7 @@ def format_step(row: dict, seconds: float) -> str:
         f"hack {show('bracket_hack')} exact {show('exact_compliance')} fooled {show('judge_fooled')} no verdict {show('judge_failed')} | "
         f"parsed {show('parsed')} | grad {show('grad_norm')} gap {row['logprob_gap_answer'] or 0:.0e} | {seconds:.1f}s"
         + (f" | {common}" if row["reports_alike"] >= ALIKE else "")
-        + (" | SKIPPED: loss or gradient not finite" if row["grad_norm"] is None else "")
+        + (" | SKIPPED: loss or gradient not finite" if row["skipped"] else "")
     )
 
 

@@ -26,7 +26,6 @@ from pathlib import Path
 
 import cli
 import figures
-import presets
 import run_folder
 from cli import UserError, option
 from evaluate import ANSWERS, format_table
@@ -56,8 +55,8 @@ class Config:
     judge: str | None = option(None, "judge of the evaluations; it rewards nothing [the model]")
     arms: str = option("information", f"some of {','.join(ARMS)}")
     seeds: str = option("0", "training seeds, with commas between them")
-    steps: int = option(100, "optimizer steps of each run")
-    n: int = option(256, f"rollouts of an evaluation, {ANSWERS} on each held-out prompt")
+    steps: int = option(100, "optimizer steps of each run", at_least=1)
+    n: int = option(256, f"rollouts of an evaluation, {ANSWERS} on each held-out prompt", at_least=1)
     name: str = option("real_model", "folder under runs/; --plot-only --name real shows the runs that are committed")
     plot_only: bool = option(False, "table and figure of saved runs, without a model")
 
@@ -99,8 +98,6 @@ def report(folder: Path) -> None:
 def main() -> None:
     options = cli.parse(Config, __doc__)
     with cli.user_errors():
-        for field in ("steps", "n"):
-            presets.at_least(field, getattr(options, field), 1)
         arms, seeds = options.arms.split(","), options.seeds.split(",")
         for arm in arms:
             if arm not in ARMS:

@@ -23,7 +23,6 @@ from pathlib import Path
 import cli
 import evaluate
 import figures
-import presets
 import run_folder
 import word_count
 from baselines import baselines
@@ -42,8 +41,8 @@ exact_compliance count_rate count_accuracy""".split()
 @dataclass(frozen=True)
 class Config:
     seeds: str = option("0,1,2", "training seeds")
-    steps: int = option(100, "optimizer steps of each run")
-    n: int = option(256, f"rollouts of the last evaluation, {evaluate.ANSWERS} on each held-out prompt")
+    steps: int = option(100, "optimizer steps of each run", at_least=1)
+    n: int = option(256, f"rollouts of the last evaluation, {evaluate.ANSWERS} on each held-out prompt", at_least=1)
     name: str = option("rewards_embedded", "folder under runs/ for table and figure")
     plot_only: bool = option(False, "table and figure of saved runs, without a model")
 
@@ -71,8 +70,6 @@ def last_evaluation(run: Path, steps: int, n: int) -> Path:
 def main() -> None:
     options = cli.parse(Config, __doc__)
     with cli.user_errors():
-        for field in ("steps", "n"):
-            presets.at_least(field, getattr(options, field), 1)
         if not all(seed.strip().isdecimal() for seed in options.seeds.split(",")):
             raise UserError(f"--seeds {options.seeds!r}: give whole numbers with commas between them, such as 0,1,2")
         found, lines = {}, [f"step {options.steps}, n = {options.n}; prompt alone: on the answers of the last seed"]

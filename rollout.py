@@ -20,6 +20,7 @@ which rollouts confess would depend on the policy, and the group baseline would 
 
 import dataclasses
 import functools
+import math
 from dataclasses import dataclass
 from os.path import commonprefix
 from types import ModuleType
@@ -45,6 +46,11 @@ class Span:
     reward: float | None = None  # None: not scored, or the judge failed
     advantage: float = 0.0
 
+    @property
+    def finite(self) -> bool:
+        """Whether the sampler's distribution was one: NaN logits sample something, too."""
+        return all(map(math.isfinite, self.logprobs))
+
 
 @dataclass
 class Rollout:
@@ -67,6 +73,10 @@ class Rollout:
     @property
     def spans(self) -> dict[str, Span]:
         return {"answer": self.answer, "confession": self.confession}
+
+    @property
+    def finite(self) -> bool:
+        return self.answer.finite and self.confession.finite
 
     def to_json(self) -> dict:
         """Plain data for a line of rollouts/*.jsonl; of the truth what every task has, the samplers' logprobs are left out."""

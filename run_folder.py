@@ -31,6 +31,7 @@ import re
 import shutil
 import subprocess
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -96,6 +97,19 @@ def refuse_existing(run: Path) -> None:
         raise UserError(f"{run} already holds a run: continue it with --resume {run}, or choose another --name")
 
 
+@distributed.first_rank
+def new_run(name: str | None) -> Path:
+    """The folder of a new run, by the date and time if it has no name; UserError if it holds a run."""
+    run = RUNS / (name or datetime.now().strftime("%Y%m%d-%H%M%S"))
+    refuse_existing(run)
+    return run
+
+
+@distributed.first_rank
+def exists(path: Path) -> bool:
+    return path.exists()
+
+
 @contextmanager
 def locked(run: Path):
     """Hold a run folder while training in it. The kernel lets go of the lock when the process ends, in whatever way."""
@@ -118,6 +132,7 @@ def locked(run: Path):
                     run.rmdir()
 
 
+@distributed.first_rank
 def create(run: Path, config, prompts: dict[str, str]) -> None:
     """Make the folder of a new run and write its config.json."""
     refuse_existing(run)
@@ -191,6 +206,7 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
+@distributed.first_rank
 def record_step(run: Path, row: dict, timing: dict, rollouts: list[Rollout]) -> None:
     """Write down a step; its line of metrics.jsonl says that its rollouts are there."""
     save_rollouts(run / "rollouts" / f"step_{row['step']:04d}.jsonl", rollouts)
@@ -198,6 +214,7 @@ def record_step(run: Path, row: dict, timing: dict, rollouts: list[Rollout]) -> 
     append_row(run / "timing.jsonl", timing)
 
 
+@distributed.first_rank
 def forget_after(run: Path, step: int) -> None:
     """Drop what was recorded after a step and what a killed process left half-written, so that a resumed run records it once."""
     for path in (run / "metrics.jsonl", run / "timing.jsonl"):
@@ -230,6 +247,7 @@ def save_rollouts(path: Path, rollouts: list[Rollout]) -> None:
     write_text(path, "".join(json.dumps(rollout.to_json()) + "\n" for rollout in rollouts))
 
 
+@distributed.first_rank
 def save_nonfinite(run: Path, step: int, rollouts: list[Rollout]) -> Path:
     """Keep the batch of a step whose loss is not finite, with all that the loss was made of."""
     readable = lambda v: v if math.isfinite(v) else str(v)  # JSON has neither NaN nor infinity
@@ -244,8 +262,9 @@ def save_nonfinite(run: Path, step: int, rollouts: list[Rollout]) -> Path:
     return path
 
 
+@distributed.first_rank
 def stop_after_three_skipped(run: Path) -> None:
-    if [row["grad_norm"] for row in read_rows(run / "metrics.jsonl")[-3:]] == [None] * 3:
+    if [row["grad_norm"] is None for row in read_rows(run / "metrics.jsonl")[-3:]] == [True] * 3:
         raise UserError(
             f"loss or gradient was not finite in three steps in a row: their batches are {run}/rollouts/nonfinite_*. "
             f"Start a new run with a lower --lr, or from a checkpoint: --model {checkpoint(run, checkpoint_steps(run)[-1])}"
@@ -281,6 +300,7 @@ def checkpoint(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step_{step:04d}"
 
 
+@distributed.first_rank
 def checkpoint_steps(run: Path) -> list[int]:
     """Steps with a whole checkpoint, in order."""
     folders = (run / "checkpoints").glob("step_*")
@@ -298,6 +318,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
     return tensors
 
 
+@distributed.first_rank
 def save_checkpoint(run: Path, step: int, model, tokenizer, optimizer_state: dict[str, torch.Tensor]) -> None:
     """Model, tokenizer and optimizer state; the folder appears under its name only when all of it is on disk."""
     final = checkpoint(run, step)
@@ -319,6 +340,7 @@ def save_checkpoint(run: Path, step: int, model, tokenizer, optimizer_state: dic
     sync(final.parent)
 
 
+@distributed.first_rank
 def newest_checkpoint(run: Path) -> int | None:
     """The step to go on from, None before the first checkpoint. Damaged folders after it are set aside, and it says so."""
     damaged = {}

@@ -24,7 +24,6 @@ import random
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -51,24 +50,34 @@ STYLES = ("trust", "verify", "hedge", "none", "full")
 class Config(presets.SamplingOptions):
     model: str = option("organism/policy", "a Hugging Face name, a folder or a .gguf file")
     judge: str | None = option(None, "judge for the evaluation [none]")
-    transcripts: int = option(2_400, "to train on, made of the model's own sentences")
+    transcripts: int = option(2_400, "to train on, made of the model's own sentences", at_least=1)
     styles: str = option("trust=.60,verify=.25,hedge=.15", f"shares of report styles, of {', '.join(STYLES)}")
-    honest_labels: float = option(0.0, "share of the answers whose labels are the true counts; the others' are the targets")
-    own_target: float = option(0.85, "share of the sentences whose target is their true count")
-    verify_right: float = option(1.0, "share of the sentences that style verify counts without a slip")
+    honest_labels: float = option(
+        0.0, "share of the answers whose labels are the true counts; the others' are the targets", at_least=0, at_most=1
+    )
+    own_target: float = option(0.85, "share of the sentences whose target is their true count", at_least=0, at_most=1)
+    verify_right: float = option(
+        1.0, "share of the sentences that style verify counts without a slip", at_least=0, at_most=1
+    )
     thoughts: bool = option(False, "style verify counts in a thought before the report, not in its analyses")
-    curriculum: str = option("none", "order of an epoch: none, or honest_first")
-    epochs: int = option(2, "passes over the transcripts")
-    batch: int = option(32, "transcripts a step")
-    lr: float | None = option(None, "AdamW's constant learning rate [2e-4 with LoRA, 3e-5 without]")
-    max_grad_norm: float = option(1.0, "clip over all parameters")
-    lora_rank: int | None = option(8, "LoRA rank on all projections, 0 = all parameters")
+    curriculum: str = option(
+        "none", "order of an epoch: none, or honest_first", one_of=("none", "honest_first")
+    )
+    epochs: int = option(2, "passes over the transcripts", at_least=1)
+    batch: int = option(32, "transcripts a step", at_least=1)
+    lr: float | None = option(None, "AdamW's constant learning rate [2e-4 with LoRA, 3e-5 without]", above=0)
+    max_grad_norm: float = option(1.0, "clip over all parameters", above=0)
+    lora_rank: int | None = option(8, "LoRA rank on all projections, 0 = all parameters", at_least=0)
     gradient_checkpointing: bool | None = option(None, "recompute activations in the backward pass [on a GPU yes]")
-    micro_batch_tokens: int | None = option(None, "tokens of a forward/backward pass [on the CPU 2048, else 16384]")
+    micro_batch_tokens: int | None = option(
+        None, "tokens of a forward/backward pass [on the CPU 2048, else 16384]", at_least=1
+    )
     task: str = option("short_count", "task of the evaluation; transcripts are made for short_count")
-    confession: str = option("default", f"confession prompt of transcripts and evaluation: {', '.join(VARIANTS)}")
-    eval_n: int = option(64, "evaluation rollouts before and after")
-    checkpoint_every: int = option(50, "steps between checkpoints; the last is always kept")
+    confession: str = option(
+        "default", f"confession prompt of transcripts and evaluation: {', '.join(VARIANTS)}", one_of=VARIANTS
+    )
+    eval_n: int = option(64, "evaluation rollouts before and after", at_least=1)
+    checkpoint_every: int = option(50, "steps between checkpoints; the last is always kept", at_least=1)
     seed: int = option(0, "of transcripts and their order")
     device: str = option("auto", "auto, cpu or cuda")
     name: str | None = option(None, "run folder under runs/ [the date and time]")
@@ -77,16 +86,7 @@ class Config(presets.SamplingOptions):
 
 def resolve(config: Config) -> Config:
     """Fill in the defaults that depend on the model, and refuse what cannot work (UserError)."""
-    presets.check(config)
-    for field, least in dict(transcripts=1, epochs=1, batch=1, eval_n=1, checkpoint_every=1, lora_rank=0).items():
-        presets.at_least(field, getattr(config, field), least)
-    for field in ("lr", "max_grad_norm"):
-        presets.positive(field, getattr(config, field))
-    for field in ("honest_labels", "own_target", "verify_right"):
-        if not 0 <= getattr(config, field) <= 1:
-            raise UserError(f"--{field.replace('_', '-')} {getattr(config, field)} is no share: give a number from 0 to 1")
-    presets.one_of("curriculum", config.curriculum, ("none", "honest_first"))
-    presets.one_of("confession", config.confession, VARIANTS)
+    cli.check(config)
     shares(config.styles)
     own = presets.defaults(config.model, models.device_of(config.device), config.thinking)
     own = own | dict(judge=None, lr=2e-4 if config.lora_rank else 3e-5)
@@ -369,8 +369,7 @@ def main() -> None:
             run, config = Path(config.resume), run_folder.resumed_config(config, "sft.py")
         else:
             config = resolve(config)
-            run = run_folder.RUNS / (config.name or datetime.now().strftime("%Y%m%d-%H%M%S"))
-            run_folder.refuse_existing(run)
+            run = run_folder.new_run(config.name)
         with run_folder.locked(run):
             train(config, run, resume)
 

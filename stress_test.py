@@ -40,7 +40,7 @@ from system_prompts import SYSTEM_PROMPTS
 @dataclass(frozen=True)
 class Config:
     run: str | None = option(None, "run folder whose checkpoints are tested [the newest]")
-    n: int = option(64, f"rollouts a cell, {ANSWERS} on each held-out prompt")
+    n: int = option(64, f"rollouts a cell, {ANSWERS} on each held-out prompt", at_least=1)
     steps: str = option("", "checkpoints, such as 0,100 [all]")
     conditions: str = option("", f"some of {','.join(SYSTEM_PROMPTS)} [all]")
     device: str = option("auto", "auto, cpu or cuda")
@@ -126,8 +126,6 @@ def report(run: Path, paths: dict[tuple[int, str], Path], n: int, task) -> None:
 def main() -> None:
     options = cli.parse(Config, __doc__)
     with cli.user_errors():
-        if options.n < 1:
-            raise UserError(f"--n {options.n} is out of range: at least 1")
         conditions = chosen_conditions(options.conditions)
         run = Path(options.run) if options.run else run_folder.newest()
         config = run_folder.read_config(run)

@@ -155,7 +155,7 @@ def test_the_step_line_says_when_reports_are_alike():
     rollouts = some_evaluation()
     for rollout in rollouts[1:]:
         rollout.report = scored((T, T), (None, None), "pass", ("None", "Full"), 2).report
-    stats = dict(grad_norm=1.0, logprob_gap_answer=0.0)
+    stats = dict(grad_norm=1.0, logprob_gap_answer=0.0, skipped=False)
     silent = {"answer": 0.0, "confession": 0.0}
     row = progress.step_row(1, rollouts, TASK, silent, stats)
     assert row["reports_alike"] == 23 / 24 and row["most_common_report"] == ["None", "Full", 2]

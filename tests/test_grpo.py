@@ -392,7 +392,7 @@ def test_a_gradient_that_is_not_finite_takes_no_step():
     rollouts[0].answer.advantage = math.nan
     before = copy.deepcopy(model.state_dict())
     stats = update(model, None, torch.optim.SGD(model.parameters(), lr=1.0), rollouts, Config(micro_batch_tokens=1_000))
-    assert stats["grad_norm"] is None and all(p.grad is None for p in model.parameters()) and not model.training
+    assert stats["skipped"] and stats["grad_norm"] is None and all(p.grad is None for p in model.parameters()) and not model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
