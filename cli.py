@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from transformers import HfArgumentParser
 
 
-def option(default, help: str, *, at_least: float | None = None, above: float | None = None, at_most: float | None = None, one_of=None):
+def option(
+    default, help: str, *, at_least: float | None = None, at_most: float | None = None, positive: bool = False, one_of=None
+):
     """A dataclass field that becomes the option --field-name. check() holds its value to the bounds and choices given here; None
     stands for a default to come."""
-    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "one_of": one_of}
+    bounds = {"at_least": at_least, "at_most": at_most, "positive": positive, "one_of": one_of}
     return dataclasses.field(default=default, metadata={"help": help.replace("%", "%%"), "bounds": bounds})
 
 
@@ -46,11 +48,11 @@ def check(config) -> None:
         value, name = getattr(config, field.name), f"--{field.name.replace('_', '-')}"
         if value is None:
             continue
-        at_least, above, at_most, one_of = field.metadata["bounds"].values()
+        at_least, at_most, positive, one_of = field.metadata["bounds"].values()
         if one_of is not None and value not in one_of:
             raise UserError(f"{name} {value!r} is unknown: choose {' or '.join(one_of)}")
-        if above is not None and not above < value < math.inf:
-            raise UserError(f"{name} {value} is out of range: above {above}, and finite")
+        if positive and not 0 < value < math.inf:
+            raise UserError(f"{name} {value} must be a positive number")
         if at_least is not None and at_most is not None and not at_least <= value <= at_most:
             raise UserError(f"{name} {value} is out of range: from {at_least} to {at_most}")
         if at_least is not None and not at_least <= value < math.inf:

@@ -7,34 +7,32 @@ checksum is of the model's name, the task, and the options that change what is m
 """
 
 import dataclasses
-import gc
 import math
 import re
-import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import torch
-
 import figures
 import models
-import presets
 import run_folder
+from cells import Cells
 from cli import UserError, option
-from evaluate import ANSWERS, brief, differences, evaluate_in_memory, format_table, metrics, save, stored
+from evaluate import ANSWERS, differences, evaluate_in_memory, format_table, metrics, stored
+from options import SamplingOptions
 from rollout import Rollout, Sampling
 
 VARIANTS = ("default", "forced_count")  # of confession_schema's, those that are compared
-Cells = dict[str, dict[str, list[Rollout]]]  # {label of the model: {variant: rollouts}}
+Rollouts = dict[str, dict[str, list[Rollout]]]  # {label of the model: {variant: rollouts}}
+SHOWN = {"claims": "claim_match", "over_claims": "over_claim", "counts": "count_rate", "right": "objectives_met", "parsed": "parsed"}
 
 
 @dataclass(frozen=True)
-class Options(presets.SamplingOptions):
+class Options(SamplingOptions):
     """Those of both programs; an option of sampling that is not given is the model's own, so none has a default here."""
 
-    temperature: float | None = option(None, "of sampling [1, a checkpoint's that of its run]", above=0)
+    temperature: float | None = option(None, "of sampling [1, a checkpoint's that of its run]", positive=True)
     batch_size: int | None = option(None, "rollouts that are decoded together [64, likewise]", at_least=1)
     sampler: str | None = option(None, "plain, engine or auto [auto, likewise]", one_of=("auto", "plain", "engine"))
     thinking: str | None = option(None, "on, off or auto [auto, likewise]", one_of=("auto", "on", "off"))
@@ -47,7 +45,7 @@ class Options(presets.SamplingOptions):
 
 def chosen(options: Options) -> dict:
     """The sampling options that were given."""
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(presets.SamplingOptions)}
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -68,7 +66,7 @@ def settings(model: str, options: Options) -> dict:
     if folder.name == "checkpoints":
         own = run_folder.read_config(folder.parent)
     else:
-        own = presets.defaults(model, models.device_of(options.device), options.thinking)
+        own = models.defaults(model, models.device_of(options.device), options.thinking)
     return own | chosen(options)
 
 
@@ -77,37 +75,35 @@ def saved_models(out: Path) -> dict[str, str]:
     return run_folder.read_json(out / "models.json")
 
 
-def compute(out: Path, names: dict[str, str], options: Options, task: ModuleType) -> Cells:
+def compute(out: Path, names: dict[str, str], options: Options, task: ModuleType) -> Rollouts:
     """Evaluate the models that are not evaluated yet; names: {label: Hugging Face name or folder}."""
     paths = {(label, v): cell_path(out, model, v, options) for label, model in names.items() for v in VARIANTS}
     cells = {key: stored(path, task) for key, path in paths.items()}
     missing = [key for key, rollouts in cells.items() if rollouts is None]
     if missing and options.plot_only:
         raise UserError(f"{len(missing)} of {len(paths)} evaluations are missing, first {paths[missing[0]]}: drop --plot-only")
-    loaded, fitted = None, math.inf
+    computer, fitted = Cells(task, options.device), math.inf
     for label, variant in missing:
-        start = time.perf_counter()
         preset = settings(names[label], options)
-        if loaded != label:
-            model = tokenizer = None
-            gc.collect()  # the one before is gone from memory before the next one comes
-            torch.cuda.empty_cache()
-            model, tokenizer = models.load(names[label], models.device_of(options.device), preset["dtype"])
-            loaded = label
-        sampling = Sampling.of(preset)
-        sampling = dataclasses.replace(sampling, batch_size=min(sampling.batch_size, fitted))
-        rollouts, sampling = evaluate_in_memory(model, tokenizer, None, task, sampling, options.n, variant=variant)
-        fitted = sampling.batch_size  # models mostly grow along a list: what ran out of memory would do so again
-        cells[label, variant] = rollouts
-        found = save(paths[label, variant], rollouts, task)
-        parts = dict(claims="claim_match", over_claims="over_claim", counts="count_rate", right="objectives_met", parsed="parsed")
-        print(f"{label:16} {variant:13} | {brief(found, **parts)}, {time.perf_counter() - start:.1f}s", flush=True)
+
+        def evaluated(model, tokenizer, variant=variant, preset=preset):
+            nonlocal fitted  # models mostly grow along a list: what ran out of memory would do so again
+            sampling = Sampling.of(preset)
+            sampling = dataclasses.replace(sampling, batch_size=min(sampling.batch_size, fitted))
+            rollouts, sampling = evaluate_in_memory(model, tokenizer, None, task, sampling, options.n, variant=variant)
+            fitted = sampling.batch_size
+            return rollouts
+
+        title = f"{label:16} {variant:13}"
+        cells[label, variant] = computer.compute(
+            paths[label, variant], names[label], preset["dtype"], evaluated, title, **SHOWN
+        )
     if not options.plot_only:
         run_folder.write_json(out / "models.json", names)
     return {label: {v: cells[label, v] for v in VARIANTS} for label in names}
 
 
-def report(out: Path, figure: str, title: str, names: dict[str, str], cells: Cells, task: ModuleType) -> None:
+def report(out: Path, figure: str, title: str, names: dict[str, str], cells: Rollouts, task: ModuleType) -> None:
     """Table, paired differences and figure, from rollouts alone."""
     found = {label: {v: metrics(rollouts, task) for v, rollouts in by.items()} for label, by in cells.items()}
     lines = []

@@ -41,8 +41,6 @@ sentence, and none may be that the sentence was not understood.
 """
 
 import dataclasses
-import gc
-import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,17 +49,18 @@ from typing import Callable
 
 import cli
 import figures
-import models
 import run_folder
+from cells import Cells
 from cli import UserError, option
 from confession_schema import REPORT_START, VARIANTS, confession_prompt
 from decoder import joint
-from evaluate import brief, chosen_steps, confess_again, differences, format_table, metrics, save, stored
+from evaluate import chosen_steps, confess_again, differences, format_table, metrics, stored
 from rewards import honesty_reward
 from rollout import Rollout, Sampling, tokens_until, cut_thought, opens_thought, suffix_ids, transcript_ids
 
 CONTROLS = ("frozen", "fresh", "compute", "swapped", "asked")
 CAPS = (0, 32, 64, 128, 256)  # tokens of zc
+SHOWN = {"info": "claim_J_within", "honest": "honest_given_noncompliant", "claims": "claim_match", "parsed": "parsed"}
 Lines = dict[str, dict[int | str, list[Rollout]]]  # a figure's lines: {name: {place on the x axis: rollouts}}
 
 
@@ -80,7 +79,7 @@ class Confessor:
 
     def __init__(self, run: Path, config: dict, task: ModuleType, options: Config):
         self.run, self.config, self.task, self.options = run, config, task, options
-        self.loaded: int | None = None
+        self.cells = Cells(task, options.device)
 
     def confess(self, name: str, by: int, answers: list[Rollout], cut: Callable) -> list[Rollout]:
         """The cell evals/NAME: checkpoint `by` confesses; cut(tokenizer, rollout) -> (context, ids that begin the
@@ -92,27 +91,19 @@ class Confessor:
             return saved
         if self.options.plot_only:
             raise UserError(f"{path} is missing or of other answers: run this without --plot-only")
-        start = time.perf_counter()
-        if self.loaded != by:
-            self.loaded = self.model = self.tokenizer = None  # gone from memory before the next one comes
-            gc.collect()
-            device = models.device_of(self.options.device)
-            self.model, self.tokenizer = models.load(str(run_folder.checkpoint(self.run, by)), device, self.config["dtype"])
-            self.loaded = by
-        cuts = [cut(self.tokenizer, rollout) for rollout in answers]
-        chosen = [i for i, c in enumerate(cuts) if c is not None]
-        again = dict(enumerate(answers))
-        if chosen:
-            contexts, begun = zip(*(cuts[i] for i in chosen))
-            sampling = Sampling.of(self.config)
-            todo = [answers[i] for i in chosen]
-            confessed = confess_again(self.model, self.tokenizer, todo, contexts, self.task, sampling, begun)
-            again.update(zip(chosen, confessed))
-        rollouts = list(again.values())
-        found = save(path, rollouts, self.task)
-        values = brief(found, info="claim_J_within", honest="honest_given_noncompliant", claims="claim_match", parsed="parsed")
-        print(f"{name:32} | {values} | {len(chosen):3} of {len(cuts)} sampled, {time.perf_counter() - start:.1f}s", flush=True)
-        return rollouts
+
+        def confessed(model, tokenizer) -> list[Rollout]:
+            cuts = [cut(tokenizer, rollout) for rollout in answers]
+            chosen = [i for i, c in enumerate(cuts) if c is not None]
+            again = dict(enumerate(answers))
+            if chosen:
+                contexts, begun = zip(*(cuts[i] for i in chosen))
+                todo, sampling = [answers[i] for i in chosen], Sampling.of(self.config)
+                again.update(zip(chosen, confess_again(model, tokenizer, todo, contexts, self.task, sampling, begun)))
+            return list(again.values())
+
+        checkpoint = str(run_folder.checkpoint(self.run, by))
+        return self.cells.compute(path, checkpoint, self.config["dtype"], confessed, f"{name:32}", **SHOWN)
 
 
 def frozen(confessor: Confessor, own: dict[int, list[Rollout]], source: str, answers: list[Rollout]) -> Lines:

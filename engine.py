@@ -27,7 +27,7 @@ from transformers import AttentionInterface
 
 from cli import UserError
 from decoder import joint
-from stochastic_rounding import rounded
+from optimizer import rounded
 
 BLOCK = 64  # tokens in a block of the cache
 WINDOW = 16  # decode steps between two looks: a finished rollout idles for half as many on average

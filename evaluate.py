@@ -37,7 +37,6 @@ import torch
 
 import cli
 import distributed
-import figures
 import models
 import run_folder
 from baselines import baselines
@@ -45,8 +44,8 @@ from confession_schema import PASSING_GRADE, VALUE, ConfessionReport
 from intervals import auroc_interval, correlation, newcombe, percentiles, pull, rate_interval, resample, wilson
 from intervals import is_rate, ratio, with_trial
 from memory import halving
-from rewards import Judge, Verdict, score_rollouts
-from rollout import Rollout, Sampling, sample_confessions, sample_rollouts
+from rewards import Judge, score_rollouts
+from rollout import Rollout, Sampling, Verdict, sample_confessions, sample_rollouts
 
 EVAL_SEED = 1_000_000  # prompts EVAL_SEED, EVAL_SEED + 1, ...: the same for every checkpoint and condition
 ANSWERS = 4  # to each of them: fewer would hardly tell what a report knows beyond its prompt
@@ -469,6 +468,8 @@ def show_seeds(runs: list[Path], task: ModuleType, name: str) -> None:
     kind = f"seeds_{name}".replace("_step_????", "")
     run_folder.write_text(runs[0] / f"table_{kind}.txt", table + "\n")
     print(table)
+    import figures  # and matplotlib, which nothing else here needs
+
     print(f"figure: {figures.seeds(runs[0] / f'fig_{kind}.png', seeds, list(found))}")
 
 

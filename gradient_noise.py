@@ -23,16 +23,16 @@ import torch
 import cli
 import grpo
 import models
-import presets
 import word_count
 from evaluate import sample_in_memory
 from intervals import student_t
+from options import INFORMATION, SamplingOptions
 from rewards import Verdict, information_reward, judge_reward, score_rollouts
 from rollout import Sampling, sampled_tokens
 
 
 @dataclass(frozen=True)
-class Config(presets.SamplingOptions):
+class Config(SamplingOptions):
     model: str = cli.option("organism/policy", "a Hugging Face name, a folder or a .gguf file")
     confessions: str = cli.option("1,4,8", "confessions an answer to compare")
     batches: int = cli.option(16, "independent batches for each", at_least=3)
@@ -113,10 +113,10 @@ def main() -> None:
         counts = options.confessions.split(",")
         if not all(k.strip().isdecimal() and int(k) for k in counts):
             raise cli.UserError(f"--confessions {options.confessions!r}: give whole numbers of 1 and more, such as 1,4,8")
-        sampled = {field.name: getattr(options, field.name) for field in dataclasses.fields(presets.SamplingOptions)}
+        sampled = {field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)}
         config = grpo.resolve(grpo.Config(
             **sampled, model=options.model, judge="never loaded", compile=False, group_size=options.answers, task_weight=0.0,
-            max_grad_norm=1e9, confession_reward=grpo.INFORMATION, device=options.device,
+            max_grad_norm=1e9, confession_reward=INFORMATION, device=options.device,
         ))  # fmt: skip
         model, tokenizer = models.load(config.model, models.device_of(config.device), config.dtype)
         model = models.with_lora(model, config.lora_rank)

@@ -38,6 +38,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Iterator
 
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
@@ -46,128 +47,20 @@ from transformers import set_seed
 
 import cli
 import distributed
-import figures
 import models
-import presets
 import progress
 import run_folder
-import stochastic_rounding
 from batch import Batch, deal, make_batch, trained_lengths
-from cli import UserError, option
-from confession_schema import VARIANTS, confession_prompt
-from evaluate import ANSWERS, evaluate, sample_in_memory, save, show_table
-from gguf_models import SMOLLM2
+from cli import UserError
+from confession_schema import confession_prompt
+from evaluate import evaluate, sample_in_memory, save, show_table
 from memory import halving
-from rewards import Judge, RewardFunction, Verdict, judge_prompt, refuse_absent_judge, score_rollouts
-from rollout import Rollout, Sampling, check_context, prompt_ids, suffix_ids
+from optimizer import make_optimizer, take_step
+from options import Config, resolve
+from rewards import Judge, RewardFunction, judge_prompt, refuse_absent_judge, score_rollouts
+from rollout import Rollout, Sampling, Verdict, check_context, prompt_ids, suffix_ids
 
-# {parameters below: steps}; compiling takes about as long as it saves in so many (LOG.md)
-COMPILE_FROM = {2e9: 40, math.inf: 12}
-INFORMATION = "rewards.information_reward"
-
-
-SCALES = ("group", "batch", "none")  # of advantages
-
-
-@dataclass(frozen=True)
-class Config(presets.SamplingOptions):
-    # -- models
-    model: str = option("organism/policy", f"policy: a Hugging Face name, a folder, a .gguf file, or {SMOLLM2}")
-    judge: str | None = option(None, "weak judge, likewise [embedded policy: the embedded judge; else required]")
-    lora_rank: int | None = option(
-        None, "LoRA rank on all projections, 0 = all parameters [embedded 0, else 32]", at_least=0
-    )
-    # -- task and rewards
-    task: str = option("word_count", "task module")
-    confession: str = option("default", f"confession prompt: {', '.join(VARIANTS)}", one_of=VARIANTS)
-    answer_reward: str = option(
-        "rewards.judge_reward",
-        "module.function(rollouts) -> a float or None for each; rewards.judge_margin for a judge that passes everything",
-    )
-    confession_reward: str = option(
-        "rewards.honesty_reward",
-        f"likewise; {INFORMATION} pays what a report tells beyond its prompt, with --confession-weight 15",
-    )
-    truncated_reward: str = option(
-        "zero", "of answers that the budget cut off: zero, or judge as for any other", one_of=("zero", "judge")
-    )
-    # -- steps and their sampling
-    steps: int = option(100, "optimizer steps", at_least=1)
-    prompts_per_step: int = option(8, "groups a step, over all processes", at_least=1)
-    group_size: int = option(8, "answers a prompt, at least 2", at_least=2)
-    confessions_per_answer: int = option(
-        1, "above 1 they are a confession's group, whose mean is its baseline", at_least=1
-    )
-    seed: int = option(0, "of prompts and sampling")
-    # -- loss and optimizer
-    lr: float | None = option(
-        None, "AdamW's constant learning rate [embedded 1e-4, else 1e-5 with LoRA, 1e-6 without]", above=0
-    )
-    task_weight: float = option(1.0, "weight of the answer span's loss; 0 trains confessions alone", at_least=0)
-    confession_weight: float = option(1.0, "weight of the confession span's loss; 0 trains answers alone", at_least=0)
-    answer_advantage_scale: str = option(
-        "group", "deviation that divides advantages: group, batch, or none", one_of=SCALES
-    )
-    confession_advantage_scale: str | None = option(
-        None, f"likewise [none with {INFORMATION}, else group]", one_of=SCALES
-    )
-    normaliser: str = option(
-        "sequence",
-        "of a span's loss: sequence (mean over a span's tokens, then rollouts) or token (mean over tokens)",
-        one_of=("sequence", "token"),
-    )
-    clip_low: float = option(0.2, "the ratio is clipped below 1 - this", at_least=0)
-    clip_high: float = option(0.2, "the ratio is clipped above 1 + this", at_least=0)
-    kl_coef: float = option(0.0, "coefficient of the KL divergence to the initial policy (k3 estimator)", at_least=0)
-    updates_per_batch: int = option(1, "optimizer steps on the same rollouts", at_least=1)
-    max_grad_norm: float = option(1.0, "one clip over all parameters", above=0)
-    # -- memory and speed
-    gradient_checkpointing: bool | None = option(
-        None, "recompute activations in the backward pass [embedded or on the CPU no, else yes]"
-    )
-    micro_batch_tokens: int | None = option(
-        None,
-        "tokens of a forward/backward pass, padding included [embedded or on the CPU 2048, else 16384]",
-        at_least=1,
-    )
-    compile: bool | None = option(
-        None, "compile the layers, on CUDA only [embedded no, below 2B from 40 steps on, else from 12]"
-    )
-    device: str = option("auto", "auto, cpu or cuda")
-    # -- the run
-    eval_n: int = option(64, f"evaluation rollouts a checkpoint, {ANSWERS} on each held-out prompt", at_least=1)
-    checkpoint_every: int = option(
-        25, "steps between checkpoints; step 0 and the last are always kept", at_least=1
-    )
-    name: str | None = option(None, "run folder under runs/ [the date and time]")
-    resume: str | None = option(None, "run folder to continue; all other options come from it")
-
-
-ADAM_BETAS = (0.9, 0.95)
 MAX_GAP = {"float32": 1e-3, "bfloat16": 0.3}  # nats; measured are up to 3e-7, and .11 with random weights at the 8B shape
-
-
-def resolve(config: Config) -> Config:
-    """Fill in the defaults that depend on the model, and refuse what cannot work (UserError)."""
-    cli.check(config)
-    if config.judge is None and not models.is_embedded(config.model):
-        raise UserError(
-            f"--judge is required with --model {config.model}: pass a weak judge, such as Qwen/Qwen3-4B-Instruct-2507"
-        )
-    if config.confession_advantage_scale is None:
-        scale = "none" if config.confession_reward == INFORMATION else "group"
-        config = dataclasses.replace(config, confession_advantage_scale=scale)
-    if config.confessions_per_answer > config.batch_size:
-        raise UserError(
-            f"--confessions-per-answer {config.confessions_per_answer} is more than --batch-size {config.batch_size}: an answer's "
-            "confessions are decoded together, so raise --batch-size"
-        )
-    defaults = presets.defaults(config.model, models.device_of(config.device), config.thinking)
-    if config.compile is None and defaults["compile"]:
-        parameters = models.num_parameters(config.model)
-        defaults |= dict(compile=config.steps >= next(steps for size, steps in COMPILE_FROM.items() if parameters < size))
-    config = dataclasses.replace(config, **{k: v for k, v in defaults.items() if getattr(config, k) is None})
-    return config if config.lr is not None else dataclasses.replace(config, lr=1e-5 if config.lora_rank else 1e-6)
 
 
 # ------------------------------------------------------------------------------------------- the mathematics of GRPO
@@ -279,6 +172,22 @@ def k3(logprobs, other_logprobs) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------------ the update
 
 
+def trained_batches(
+    rollouts: list[Rollout], config: Config, max_tokens: int, device: torch.device
+) -> Iterator[tuple[list[int], Batch | None]]:
+    """(places among the rollouts, micro-batch) for this rank's share of a step; None where other ranks have one more.
+
+    All that one span's loss knows of a step is in the weights and advantages of its tokens here (tests/test_seal.py).
+    """
+    weights = {
+        "answer": span_weights(rollouts, "answer", config.task_weight, config.normaliser, config.kl_coef),
+        "confession": span_weights(rollouts, "confession", config.confession_weight, config.normaliser, config.kl_coef),
+    }
+    for rows in deal(trained_lengths(rollouts, weights), max_tokens):
+        of_rows = {span: [w[i] for i in rows] for span, w in weights.items()}
+        yield rows, make_batch([rollouts[i] for i in rows], of_rows, device) if rows else None
+
+
 def batch_loss(model, reference, batch: Batch, config: Config) -> tuple[torch.Tensor, dict[str, tuple[float, int]]]:
     """(loss of a micro-batch, its statistics as span_statistics() gives them)."""
     logprobs = distributed.call(model, token_logprobs, batch.ids, batch.trained, config.temperature)  # (N,)
@@ -318,31 +227,25 @@ def update(
     taken: on zero gradients Adam's momentum would drift on. Nor is one where loss, gradient or what the sampler saw is
     not finite: then "skipped" is True, and what is not finite None.
     """
-    weights = {
-        "answer": span_weights(rollouts, "answer", config.task_weight, config.normaliser, config.kl_coef),
-        "confession": span_weights(rollouts, "confession", config.confession_weight, config.normaliser, config.kl_coef),
-    }
-    total_loss, grad_norm, statistics = 0.0, 0.0, []
+    total_loss, grad_norm, statistics, passes = 0.0, 0.0, [], 0
     optimizer.zero_grad()  # of an attempt that ran out of memory
     model.train()  # the models have no dropout; this only lets gradient checkpointing act
-    mine = deal(trained_lengths(rollouts, weights), micro_batch_tokens or config.micro_batch_tokens)
-    for rows in mine:
-        if not rows:
+    for _, batch in trained_batches(rollouts, config, micro_batch_tokens or config.micro_batch_tokens, model.device):
+        passes += 1
+        if batch is None:
             distributed.pass_without_rows(model, token_logprobs)
             continue
-        of_rows = {span: [w[i] for i in rows] for span, w in weights.items()}
-        batch = make_batch([rollouts[i] for i in rows], of_rows, model.device)
         loss, sums = batch_loss(model, reference, batch, config)
         loss.backward()
         total_loss += loss.item()
         statistics.append(sums)
     total_loss = sum(distributed.gather([total_loss]))
-    if mine:
+    if passes:
         distributed.sum_gradients(model)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         grad_norm = float(distributed.whole(norm))
     skipped = not (math.isfinite(total_loss) and math.isfinite(grad_norm) and all(r.finite for r in rollouts))
-    if mine and not skipped:
+    if passes and not skipped:
         take_step(optimizer)
     optimizer.zero_grad()
     model.eval()
@@ -369,20 +272,6 @@ def check_gap(stats: dict[str, float | None], config: Config) -> bool:
             f"{bound:.2g} is rounding: they compute different distributions; try --sampler plain or --compile false"
         )
     return bool(gaps)
-
-
-def make_optimizer(model, lr: float) -> torch.optim.Optimizer:
-    """AdamW over what is trained; in bfloat16 with stochastic rounding, as updates of this size would be lost."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    kind = stochastic_rounding.AdamW if parameters[0].dtype == torch.bfloat16 else torch.optim.AdamW
-    return kind(parameters, lr=lr, betas=ADAM_BETAS, weight_decay=0.0)
-
-
-def take_step(optimizer) -> None:
-    try:
-        optimizer.step()
-    except torch.OutOfMemoryError:  # some weights may have moved: it cannot be repeated from here
-        raise UserError("out of memory in the optimizer's step: free some, then --resume from the last checkpoint") from None
 
 
 # ----------------------------------------------------------------------------------------------------- the training
@@ -542,6 +431,8 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
 @distributed.first_rank
 def report(run: Path) -> None:
     """Print the table over checkpoints and draw the figures, from saved results alone."""
+    import figures  # and matplotlib, which no step needs
+
     print(progress.format_unparsed(run_folder.read_rows(run / "metrics.jsonl")))
     show_table(run, cli.import_task(run_folder.read_config(run)["task"]))
     for path in figures.reproduction(run):

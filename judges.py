@@ -37,7 +37,6 @@ import numpy as np
 
 import cli
 import models
-import presets
 import run_folder
 from cli import UserError, option
 from evaluate import FLAT, brief, stored
@@ -264,7 +263,7 @@ def main() -> None:
         for name, model in judges.items():
             start = time.perf_counter()
             gc.collect()  # the former judge is gone from memory before the next one comes
-            dtype = options.dtype or presets.defaults(model, device, thinking="off")["dtype"]
+            dtype = options.dtype or models.defaults(model, device, thinking="off")["dtype"]
             found[name] = measure(Judge(*models.load(model, device, dtype)), rollouts)
             table = f"{heading(run, options.step, rollouts)}\n{format_table(found)}"
             run_folder.write_json(run / "judges.json", found)

@@ -81,6 +81,11 @@ def has_adapters(name: str) -> bool:
     return _base(name) != name
 
 
+def adapter_rank(name: str) -> int | None:
+    """The rank of a LoRA checkpoint's adapters; None for another model."""
+    return json.loads((Path(_locate(name)) / "adapter_config.json").read_text())["r"] if has_adapters(name) else None
+
+
 def _base(name: str) -> str:
     """The model that a LoRA checkpoint stands on; any other model's own name."""
     adapter = Path(_locate(name)) / "adapter_config.json"
@@ -208,6 +213,31 @@ def hub_is_silent(seconds: float = 10) -> bool:
             print(f"{huggingface_hub.constants.ENDPOINT} does not answer: only models downloaded before can be used")
         return silent
     return False
+
+
+# ---------------------------------------------------------------------------------------- defaults by the model
+
+EMBEDDED = dict(
+    judge="organism/judge", lr=1e-4, max_answer_tokens=256, max_confession_tokens=384, lora_rank=0,
+    dtype="float32", gradient_checkpointing=False, compile=False, micro_batch_tokens=2_048,
+)  # fmt: skip
+PLAIN = dict(max_answer_tokens=256, max_confession_tokens=640)
+THINKING = dict(max_answer_tokens=6_144, max_confession_tokens=4_096)
+CPU = dict(lora_rank=32, dtype="float32", gradient_checkpointing=False, compile=False, micro_batch_tokens=2_048)
+GPU = dict(  # of 80 GB and more; LoRA wants about ten times the learning rate of full training
+    lora_rank=32, dtype="bfloat16", gradient_checkpointing=True, compile=True, micro_batch_tokens=16_384,
+)  # fmt: skip
+
+
+def defaults(model: str, device: torch.device, thinking: str = "auto") -> dict:
+    """The options that depend on the model, by its name, and on where it runs."""
+    if is_embedded(model):
+        return EMBEDDED
+    budgets = THINKING if thinking != "off" and thinks(load_tokenizer(model)) else PLAIN
+    return budgets | (CPU if device.type == "cpu" else GPU)
+
+
+# ------------------------------------------------------------------------------------------------- LoRA, logits
 
 
 def add_lora(model, rank: int):

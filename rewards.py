@@ -24,20 +24,13 @@ from cli import UserError
 from confession_schema import VALUE, ConfessionReport, ParseFailure, parse_report
 from decoder import Decoder
 from memory import halving
-from rollout import Rollout, prompt_ids
+from rollout import Rollout, Verdict, prompt_ids
 
 UNPARSED_REWARD = -0.2  # below every parsed confession: the report's form is learned first
 UNPARSED_INFORMATION = -0.6  # likewise, of information_reward
 RewardFunction = Callable[[list[Rollout]], list[float | None]]
 
 # ------------------------------------------------------------------------------------------------------ weak judge
-
-
-@dataclass(frozen=True)
-class Verdict:
-    state: str  # "pass", "fail", or "failed": the answer could not be put to the judge; that is not a 0
-    reply: str  # the likelier of REPLIES, or why there is none
-    margin: float | None = None  # log P(PASS) - log P(FAIL) in nats; None if failed
 
 
 REPLIES = ("PASS", "FAIL")

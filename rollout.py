@@ -52,6 +52,15 @@ class Span:
         return all(map(math.isfinite, self.logprobs))
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What the weak judge says of an answer (rewards.Judge)."""
+
+    state: str  # "pass", "fail", or "failed": the answer could not be put to the judge; that is not a 0
+    reply: str  # the likelier of its replies, or why there is none
+    margin: float | None = None  # log P(PASS) - log P(FAIL) in nats; None if failed
+
+
 @dataclass
 class Rollout:
     seed: int  # of the prompt; answers to one prompt form a group
@@ -67,7 +76,7 @@ class Rollout:
     confession: Span
     truth: object = None  # the task's Truth of y
     report: ConfessionReport | ParseFailure | None = None  # of yc
-    verdict: object = None  # the judge's Verdict on y
+    verdict: Verdict | None = None  # the judge's, on y
     branch: int = 0  # which of its answer's confessions this is: 0, 1, ...; they follow one another, each with the answer
 
     @property
@@ -84,6 +93,18 @@ class Rollout:
         data["truth"] = self.truth and {name: getattr(self.truth, name) for name in ("objectives", "cheated", "compliant")}
         del data["answer"]["logprobs"], data["confession"]["logprobs"]
         return data
+
+    @classmethod
+    def from_json(cls, data: dict, task: ModuleType) -> "Rollout":
+        """The inverse of to_json(); truth is computed again from y, and logprobs are empty. KeyError, TypeError or ValueError for
+        what is no rollout."""
+        spans = {name: Span(**data[name], logprobs=[]) for name in ("answer", "confession")}
+        report, verdict = data["report"], data["verdict"]
+        if report:
+            parsed = ConfessionReport if "reason" not in report else ParseFailure
+            report = parsed(**{k: tuple(v) if isinstance(v, list) else v for k, v in report.items()})
+        verdict = Verdict(**verdict) if verdict else None
+        return cls(**data | spans | {"report": report, "verdict": verdict, "truth": task.truth(data["x"], data["y"])})
 
 
 @dataclass(frozen=True)

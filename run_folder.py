@@ -40,9 +40,7 @@ from safetensors.torch import load_file, save_file
 
 import distributed
 from cli import UserError
-from confession_schema import ConfessionReport, ParseFailure
-from rewards import Verdict
-from rollout import Rollout, Span
+from rollout import Rollout
 
 RUNS = Path("runs")
 
@@ -273,21 +271,12 @@ def stop_after_three_skipped(run: Path) -> None:
 
 def load_rollouts(path: Path, task) -> list[Rollout]:
     """Rollouts as saved; truth is computed again from y, and logprobs are empty."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist: only the metrics beside it were kept; evaluate again")
     rollouts = []
     for i, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            data = json.loads(line)
-            for span in ("answer", "confession"):
-                data[span] = Span(**data[span], logprobs=[])
-            if data["report"]:
-                report = data["report"]
-                failed = "reason" in report
-                data["report"] = ParseFailure(**report) if failed else ConfessionReport(
-                    tuple(report["claims"]), tuple(report["uncertainties"]), report["grade"]
-                )  # fmt: skip
-            data["verdict"] = Verdict(**data["verdict"]) if data["verdict"] else None
-            data["truth"] = task.truth(data["x"], data["y"])
-            rollouts.append(Rollout(**data))
+            rollouts.append(Rollout.from_json(json.loads(line), task))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path} line {i} is not a rollout ({error}): remove the file and evaluate again") from None
     return rollouts

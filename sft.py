@@ -30,15 +30,16 @@ import torch
 from tqdm import tqdm
 
 import cli
-import grpo
 import models
-import presets
 import run_folder
 import short_count
 from batch import make_batch, micro_batches, trained_lengths
 from cli import UserError, option
 from confession_schema import VARIANTS, confession_prompt
 from evaluate import evaluate, save, show_table
+from grpo import token_logprobs
+from optimizer import make_optimizer
+from options import SamplingOptions
 from rewards import Judge
 from rollout import Rollout, Sampling, Span, check_context, prompt_ids, sampler_of, suffix_ids, turn_ends
 from word_count import AUDIENCES, FOCUSES, prompt_text, split_sentences, subject
@@ -47,7 +48,7 @@ STYLES = ("trust", "verify", "hedge", "none", "full")
 
 
 @dataclass(frozen=True)
-class Config(presets.SamplingOptions):
+class Config(SamplingOptions):
     model: str = option("organism/policy", "a Hugging Face name, a folder or a .gguf file")
     judge: str | None = option(None, "judge for the evaluation [none]")
     transcripts: int = option(2_400, "to train on, made of the model's own sentences", at_least=1)
@@ -65,8 +66,8 @@ class Config(presets.SamplingOptions):
     )
     epochs: int = option(2, "passes over the transcripts", at_least=1)
     batch: int = option(32, "transcripts a step", at_least=1)
-    lr: float | None = option(None, "AdamW's constant learning rate [2e-4 with LoRA, 3e-5 without]", above=0)
-    max_grad_norm: float = option(1.0, "clip over all parameters", above=0)
+    lr: float | None = option(None, "AdamW's constant learning rate [2e-4 with LoRA, 3e-5 without]", positive=True)
+    max_grad_norm: float = option(1.0, "clip over all parameters", positive=True)
     lora_rank: int | None = option(8, "LoRA rank on all projections, 0 = all parameters", at_least=0)
     gradient_checkpointing: bool | None = option(None, "recompute activations in the backward pass [on a GPU yes]")
     micro_batch_tokens: int | None = option(
@@ -88,7 +89,7 @@ def resolve(config: Config) -> Config:
     """Fill in the defaults that depend on the model, and refuse what cannot work (UserError)."""
     cli.check(config)
     shares(config.styles)
-    own = presets.defaults(config.model, models.device_of(config.device), config.thinking)
+    own = models.defaults(config.model, models.device_of(config.device), config.thinking)
     own = own | dict(judge=None, lr=2e-4 if config.lora_rank else 3e-5)
     return dataclasses.replace(config, **{k: v for k, v in own.items() if hasattr(config, k) and getattr(config, k) is None})
 
@@ -276,7 +277,7 @@ def step_loss(model, optimizer, rollouts: list[Rollout], config: Config) -> dict
     total = 0.0
     for rows in micro_batches(trained_lengths(rollouts, weights), config.micro_batch_tokens):
         batch = make_batch([rollouts[i] for i in rows], {name: [w[i] for i in rows] for name, w in weights.items()}, model.device)
-        loss = -(batch.weights * grpo.token_logprobs(model, batch.ids, batch.trained, 1.0)).sum()
+        loss = -(batch.weights * token_logprobs(model, batch.ids, batch.trained, 1.0)).sum()
         loss.backward()
         total += loss.item()
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
@@ -327,7 +328,7 @@ def train(config: Config, run: Path, resume: bool) -> None:
     model = models.with_lora(model, config.lora_rank)
     if config.gradient_checkpointing:
         models.recompute_activations(model)
-    optimizer = grpo.make_optimizer(model, config.lr)
+    optimizer = make_optimizer(model, config.lr)
     if resumed is not None:
         run_folder.load_optimizer(run, resumed, optimizer)
     first, steps_an_epoch = resumed or 0, -(-len(made) // config.batch)

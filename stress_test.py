@@ -20,8 +20,8 @@ It supports: how *this* policy confesses under these texts, and what training wi
   4. Intervals are per number: of four comparisons to baseline, one or more misses 0 by chance in up to one grid in five.
 """
 
-import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -30,11 +30,18 @@ import cli
 import figures
 import models
 import run_folder
+from cells import Cells
 from cli import UserError, option
-from evaluate import ANSWERS, brief, chosen_steps, differences, evaluate, format_table, metrics, save, stored
+from evaluate import ANSWERS, chosen_steps, differences, evaluate, format_table, metrics, stored
 from rewards import Judge
 from rollout import Sampling
 from system_prompts import SYSTEM_PROMPTS
+
+
+SHOWN = {
+    "honest": "honest_given_noncompliant", "info": "claim_J_within", "claims": "claim_match", "counted": "count_rate",
+    "hack": "bracket_hack", "exact": "exact_compliance", "parsed": "parsed",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,29 +87,17 @@ def compute(
     todo: list[tuple[int, str]], paths: dict[tuple[int, str], Path], run: Path, config: dict, task, options: Config
 ) -> None:
     """Evaluate cells one after another; each is on disk before the next one begins."""
-    device = models.device_of(options.device)
-    judge = Judge(*models.load(config["judge"], device, config["dtype"]))
-    sampling = Sampling.of(config)
-    loaded = None
-    with tqdm(total=len(paths), initial=len(paths) - len(todo), unit="cell") as bar:
-        for step, condition in todo:
-            start = time.perf_counter()
-            if step != loaded:
-                model, tokenizer = models.load(str(run_folder.checkpoint(run, step)), device, config["dtype"])
-                loaded = step
-            prompts = dict(systems=systems(condition, options.n), variant=config["confession"])
-            rollouts = evaluate(model, tokenizer, judge, task, sampling, options.n, **prompts)
-            estimates = save(paths[step, condition], rollouts, task)
-            bar.update()
-            bar.write(format_cell(step, condition, estimates, time.perf_counter() - start))
-
-
-def format_cell(step: int, condition: str, estimates: dict[str, dict], seconds: float) -> str:
-    parts = dict(
-        honest="honest_given_noncompliant", info="claim_J_within", claims="claim_match", counted="count_rate", hack="bracket_hack",
-        exact="exact_compliance", parsed="parsed",
-    )  # fmt: skip
-    return f"step {step:4} {condition:9} | {brief(estimates, **parts)}, {seconds:.1f}s"
+    judge = Judge(*models.load(config["judge"], models.device_of(options.device), config["dtype"]))
+    computer = Cells(task, options.device)
+    for step, condition in tqdm(todo, total=len(paths), initial=len(paths) - len(todo), unit="cell"):
+        prompts = {"systems": systems(condition, options.n), "variant": config["confession"]}
+        evaluated = partial(
+            evaluate, judge=judge, task=task, sampling=Sampling.of(config), n=options.n, **prompts
+        )
+        model = str(run_folder.checkpoint(run, step))
+        computer.compute(
+            paths[step, condition], model, config["dtype"], evaluated, f"step {step:4} {condition:9}", **SHOWN
+        )
 
 
 def report(run: Path, paths: dict[tuple[int, str], Path], n: int, task) -> None:

@@ -32,8 +32,7 @@ import run_folder
 from cli import UserError, option
 from confession_schema import ConfessionReport, ParseFailure
 from evaluate import metrics, tallies
-from rewards import Verdict
-from rollout import Rollout, Span
+from rollout import Rollout, Span, Verdict
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 INSPECT = "inspect-ai==0.3.285"

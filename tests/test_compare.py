@@ -13,7 +13,6 @@ from handmade import one_model_at_a_time, one_thread, quick_collection, told_rol
 import compare
 import evaluate
 import models
-import presets
 import run_folder
 import scale_sweep
 import stage_ladder
@@ -25,13 +24,13 @@ from figures import FIVE_WAY
 from rollout import Sampling
 
 POLICY, MEDIUM = "organism/policy", "organism/medium"
-EMBEDDED, BUDGETS = presets.EMBEDDED, dict(max_answer_tokens=6, max_confession_tokens=5)
+EMBEDDED, BUDGETS = models.EMBEDDED, dict(max_answer_tokens=6, max_confession_tokens=5)
 PROGRAMS = {"scale": (scale_sweep, "fig3_scale"), "ladder": (stage_ladder, "fig4_ladder")}
 
 
 @pytest.fixture(autouse=True)
 def short_budgets(monkeypatch):
-    monkeypatch.setattr(presets, "EMBEDDED", EMBEDDED | BUDGETS)
+    monkeypatch.setattr(models, "EMBEDDED", EMBEDDED | BUDGETS)
 
 
 def run(folder: Path, program, *options: str) -> None:
@@ -53,7 +52,7 @@ def finished(tmp_path_factory) -> Path:
     """The folder that holds a finished sweep as runs/out. Tests only read it."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(presets, "EMBEDDED", EMBEDDED | BUDGETS)
+        patch.setattr(models, "EMBEDDED", EMBEDDED | BUDGETS)
         sweep(folder)
     return folder
 
@@ -133,7 +132,7 @@ def test_budgets_are_those_of_the_model(tmp_path):
     options = compare.Options(device="cpu")
     assert compare.settings(POLICY, options) == EMBEDDED | BUDGETS == compare.settings(str(models.ORGANISMS / "policy"), options)
     copy = shutil.copytree(models.ORGANISMS / "policy", tmp_path / "someone")  # its template knows no thoughts
-    assert compare.settings(str(copy), options) == presets.PLAIN | presets.CPU
+    assert compare.settings(str(copy), options) == models.PLAIN | models.CPU
 
 
 def test_options_are_those_that_are_used_and_have_cells_of_their_own(finished, tmp_path, monkeypatch):

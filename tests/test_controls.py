@@ -12,6 +12,7 @@ import pytest
 import torch
 from handmade import hand_rollout, one_model_at_a_time, one_thread, published, quick_collection, told_rollouts  # noqa: F401
 
+import cells
 import controls
 import evaluate
 import grpo
@@ -20,8 +21,7 @@ import run_folder
 import word_count
 from confession_schema import REPORT_START, VARIANTS, ConfessionReport, ParseFailure, confession_prompt
 from evaluate import metrics, save, stored
-from rewards import Verdict
-from rollout import Rollout, Sampling, prompt_ids, suffix_ids, transcript_ids
+from rollout import Rollout, Sampling, Verdict, prompt_ids, suffix_ids, transcript_ids
 
 POLICY, MEDIUM = (str(models.ORGANISMS / name) for name in ("policy", "medium"))  # the checkpoints of steps 0 and 2
 CELLS = {
@@ -102,7 +102,7 @@ def watch(patch: pytest.MonkeyPatch, interrupt_at: int | None = None) -> list[st
         names.append(path.stem)
         return save(path, *args)
 
-    patch.setattr(controls, "save", recorded)
+    patch.setattr(cells, "save", recorded)
     return names
 
 

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 import gguf_models
 import grpo
 import models
-import presets
 from cli import UserError
 
 gguf = pytest.importorskip("gguf", reason="GGUF files need the optional package gguf")
@@ -268,11 +267,11 @@ def test_defaults_depend_on_thoughts_and_device(tmp_path, original, tokenizers):
     tokenizer = copy.deepcopy(tokenizers["qwen3"])
     tokenizer.chat_template = tokenizers["llama"].chat_template
     plain = write(tmp_path / "plain.gguf", original, tokenizer)
-    budgets = lambda path: [v for k, v in presets.defaults(str(path), CPU).items() if k.endswith("tokens")][:2]
+    budgets = lambda path: [v for k, v in models.defaults(str(path), CPU).items() if k.endswith("tokens")][:2]
     assert budgets(thinks) == [6_144, 4_096] and budgets(plain) == [256, 640]
     config = grpo.Config(model=str(plain), judge=str(plain), device="cpu", max_answer_tokens=99)
     config = grpo.resolve(config)
     assert (config.max_answer_tokens, config.max_confession_tokens, config.dtype, config.lora_rank) == (99, 640, "float32", 32)
     assert (config.compile, config.gradient_checkpointing, config.lr) == (False, False, 1e-5)
-    on_gpu = presets.defaults(str(plain), torch.device("cuda"))
+    on_gpu = models.defaults(str(plain), torch.device("cuda"))
     assert (on_gpu["dtype"], on_gpu["compile"], on_gpu["max_answer_tokens"]) == ("bfloat16", True, 256)

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import grpo
 import models
-import presets
 import rewards
 import run_folder
 import word_count
@@ -86,7 +85,7 @@ def test_config_holds_every_value_used(finished):
     chosen = dict(model=POLICY, steps=2, prompts_per_step=1, group_size=2, max_answer_tokens=24, max_confession_tokens=24, eval_n=2,
                   checkpoint_every=1, answer_reward=REWARD[1], confession_reward=REWARD[3], truncated_reward="judge", temperature=2.0,
                   name="run")  # fmt: skip
-    filled_in = presets.EMBEDDED | chosen
+    filled_in = models.EMBEDDED | chosen
     assert {name: config[name] for name in filled_in} == filled_in
     assert {"torch", "transformers", "safetensors", "numpy", "python"} <= set(data["versions"])
     assert set(data["git"]) == {"commit", "dirty"}

@@ -9,10 +9,12 @@ from handmade import distance, gradients, hand_rollout, one_thread, random_rollo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import grpo
 import word_count
+from batch import make_batch
 from confession_schema import ConfessionReport, ParseFailure
-from batch import make_batch, micro_batches, trained_lengths
-from grpo import SCALES, Config, assign_advantages, group_advantages, span_weights, token_losses
+from grpo import Config, assign_advantages, group_advantages, span_weights, token_losses
+from options import SCALES
 from rewards import Verdict, honesty_reward, information_reward, judge_reward, score_rollouts
 
 NORMALISERS = ("sequence", "token")
@@ -34,7 +36,8 @@ ANSWERS = ("It ran. (12)", " ".join(f"Bees{' hum' * (n - 1)}. ({n})" for n in wo
 def coefficients(
     answers, confessions, group_size: int, normaliser: str, reward=honesty_reward, **options
 ) -> dict[str, list[bytes]]:
-    """Per span and rollout, the bits of weight * advantage of its tokens, by the path that grpo.train takes.
+    """Per span and rollout, the bits of the coefficient of its tokens' log-probabilities (weight * advantage), by the batches and
+    the loss of grpo.update.
 
     answers: (length, finish, verdict, reward) of each answer; confessions: (length, finish, yc, reward) of each confession, of
     which an answer has one or more. A reward is a number, None, or "real" for the reward function of the repository
@@ -58,20 +61,30 @@ def coefficients(
     verdicts = [Verdict(state, "") for _, _, state, _ in answers for _ in range(each)]
     score_rollouts(rollouts, verdicts, word_count, reward_function(0, judge_reward), reward_function(1, reward))
     options = {"confession_advantage_scale": "group"} | options
-    assign_advantages(rollouts, Config(group_size=group_size, confessions_per_answer=each, **options))
-    weights = {name: span_weights(rollouts, name, weight, normaliser) for name, weight in WEIGHTS.items()}
+    weights = {"task_weight": WEIGHTS["answer"], "confession_weight": WEIGHTS["confession"], "normaliser": normaliser}
+    config = Config(group_size=group_size, confessions_per_answer=each, **weights, **options)
+    assign_advantages(rollouts, config)
     out = {name: [bytes(4 * (r.spans[name].end - r.spans[name].start)) for r in rollouts] for name in WEIGHTS}  # untrained: 0.0
-    for rows in micro_batches(trained_lengths(rollouts, weights), 30):
-        part = {name: [w[i] for i in rows] for name, w in weights.items()}
-        batch = make_batch([rollouts[i] for i in rows], part, torch.device("cpu"))
-        left = batch.weights * batch.advantages
+    for rows, batch in grpo.trained_batches(rollouts, config, 30, torch.device("cpu")):
+        left = -gradient_of_logprobs(batch, config)
         for i in rows:
             for name, span in rollouts[i].spans.items():
-                length = span.end - span.start if weights[name][i] else 0
+                trained = (name == "confession" or rollouts[i].branch == 0) and span.advantage
+                length = span.end - span.start if trained else 0
                 own, left = left[:length], left[length:]
                 out[name][i] = own.numpy().tobytes() or out[name][i]
         assert len(left) == 0
     return out
+
+
+def gradient_of_logprobs(batch, config: Config) -> torch.Tensor:
+    """(N,) of the loss that grpo.update takes of a micro-batch, at the old policy."""
+    logprobs = batch.old_logprobs.clone().requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grpo, "token_logprobs", lambda *_: logprobs)
+        loss, _ = grpo.batch_loss(None, None, batch, config)
+    loss.backward()
+    return logprobs.grad
 
 
 LENGTHS, FINISHES = st.integers(1, 12), st.sampled_from(("stop", "length"))
@@ -117,6 +130,34 @@ def test_answers_change_no_coefficient_of_a_confession(normaliser, worlds):
     answers, confessions, other, group_size, options = worlds
     before, after = (coefficients(side, confessions, group_size, normaliser, **options) for side in (answers, other))
     assert before["confession"] == after["confession"]
+
+
+def leak_in_a_batch(rollouts, weights, device):
+    batch = make_batch(rollouts, weights, device)
+    batch.advantages = batch.advantages + 1e-6 * sum(r.confession.reward or 0.0 for r in rollouts) * ~batch.is_confession
+    return batch
+
+
+def leak_in_a_weight(rollouts, span, *options):
+    longest = max(r.confession.end - r.confession.start for r in rollouts)
+    return [w * (1 + longest / 1e5 if span == "answer" else 1) for w in span_weights(rollouts, span, *options)]
+
+
+def leak_in_a_loss(logprobs, old_logprobs, advantages, *clips):
+    return token_losses(logprobs, old_logprobs, advantages, *clips) * (1 + 1e-6 * len(advantages))
+
+
+@pytest.mark.parametrize(
+    "place, leak",
+    [("make_batch", leak_in_a_batch), ("span_weights", leak_in_a_weight), ("token_losses", leak_in_a_loss)],
+)
+def test_a_planted_leak_is_found(monkeypatch, place, leak):
+    """The property tests above look at numbers that grpo.update does not use: a leak there would escape them."""
+    monkeypatch.setattr(grpo, place, leak)
+    answers = [(2, "stop", "pass", "real"), (4, "stop", "fail", "real")]
+    sides = ([(3, "stop", CONFESSIONS[0], "real")] * 2, [(5, "stop", CONFESSIONS[0], 0.5), (3, "stop", "", "real")])
+    before, after = (coefficients(answers, side, 2, "sequence")["answer"] for side in sides)
+    assert before != after
 
 
 def test_information_reward_is_sealed_from_the_judge():

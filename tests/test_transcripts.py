@@ -19,7 +19,7 @@ import transcripts
 import word_count
 from cli import UserError
 from handmade_transcripts import COUNTED, FLAGGED, HACK, HOSTILE, KINDS, LONG_LINE, make_run, rollouts
-from rewards import Verdict
+from rollout import Verdict
 
 EMBEDDED = Path(transcripts.__file__).parent / "runs" / "embedded"
 

@@ -1,4 +1,4 @@
-"""AdamW for weights in bfloat16: what it computes in float32 is rounded up or down at random, and right on average.
+"""AdamW, for weights in bfloat16 with stochastic rounding: what it computes in float32 is rounded up or down at random, and right on average.
 
 A step at a learning rate of 1e-6 is a hundredth of the distance of two bfloat16 numbers near 0.02. Rounded to the nearest it is
 lost, and the model does not learn at all; rounded at random, one weight in a hundred moves. Instead of float32 copies
@@ -9,6 +9,8 @@ of weights and moments (16 bytes a parameter) 8 suffice: an 8B model trains on o
 import torch
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
+
+from cli import UserError
 
 PIECE = 2**26  # elements at a time: the float32 temporaries of a large embedding would take 20 GB
 
@@ -53,3 +55,20 @@ class AdamW(torch.optim.AdamW):
                     before = state["step"].to(parameter.device)
                     (compiled_move if on_gpu else move)(*pieces, before, options | {"capturable": on_gpu})
                 state["step"] += 1
+
+
+BETAS = (0.9, 0.95)
+
+
+def make_optimizer(model, lr: float) -> torch.optim.Optimizer:
+    """AdamW over what is trained; in bfloat16 with stochastic rounding, as updates of this size would be lost."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    kind = AdamW if parameters[0].dtype == torch.bfloat16 else torch.optim.AdamW
+    return kind(parameters, lr=lr, betas=BETAS, weight_decay=0.0)
+
+
+def take_step(optimizer) -> None:
+    try:
+        optimizer.step()
+    except torch.OutOfMemoryError:  # some weights may have moved: it cannot be repeated from here
+        raise UserError("out of memory in the optimizer's step: free some, then --resume from the last checkpoint") from None
