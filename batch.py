@@ -34,13 +34,13 @@ def make_batch(rollouts: list[Rollout], weights: dict[str, list[float]], device:
     trained    0 0 1 1 1  0 0 1 1
     weights        a a a      b b       a = weights["answer"][i], b = weights["confession"][i]
 
-    A span of weight 0 is not trained, and what follows a rollout's last trained token is left out.
+    A span of weight 0 is not trained, and what follows a rollout's last trained token is left out. Each rollout trains one.
     """
     ends = trained_lengths(rollouts, weights).values()
     ids = torch.zeros(len(rollouts), max(ends), dtype=torch.long)
     trained = torch.zeros_like(ids, dtype=torch.bool)
     per_token = []  # (is_confession, old logprob, advantage, weight)
-    for i, (rollout, end) in enumerate(zip(rollouts, ends)):
+    for i, (rollout, end) in enumerate(zip(rollouts, ends, strict=True)):
         ids[i, :end] = torch.tensor(rollout.token_ids[:end])
         for name, span in rollout.spans.items():
             if weights[name][i]:

@@ -27,12 +27,12 @@ class Cells:
         """rollouts_of(model, tokenizer), saved as the cell `path` (.json, rollouts beside it) and told in one line; `shown`: the
         metrics that stand in it, by the names they are given. `name`: of the model, as models.load takes it."""
         start = time.perf_counter()
-        if self.loaded != name:
+        if self.loaded != (name, dtype):
             self.loaded = self.model = self.tokenizer = None  # gone from memory before the next one comes
             gc.collect()
             torch.cuda.empty_cache()
             self.model, self.tokenizer = models.load(name, models.device_of(self.device), dtype)
-            self.loaded = name
+            self.loaded = name, dtype
         rollouts = rollouts_of(self.model, self.tokenizer)
         found = save(path, rollouts, self.task)
         tqdm.write(f"{title} | {brief(found, **shown)}, {time.perf_counter() - start:.1f}s")

@@ -44,7 +44,7 @@ from confession_schema import PASSING_GRADE, VALUE, ConfessionReport
 from intervals import auroc_interval, correlation, newcombe, percentiles, pull, rate_interval, resample, wilson
 from intervals import is_rate, ratio, with_trial
 from memory import halving
-from rewards import Judge, score_rollouts
+from rewards import Judge, honesty_reward, score_rollouts
 from rollout import Rollout, Sampling, Verdict, sample_confessions, sample_rollouts
 
 EVAL_SEED = 1_000_000  # prompts EVAL_SEED, EVAL_SEED + 1, ...: the same for every checkpoint and condition
@@ -86,7 +86,10 @@ def sample_in_memory(
         smaller = dataclasses.replace(sampling, batch_size=batch_size)
         return sample_rollouts(model, tokenizer, task, seeds, smaller, generator, **condition)
 
-    rollouts, size = halving("sampling", sample, sampling.batch_size) if seeds else ([], sampling.batch_size)
+    if not seeds:
+        return [], sampling
+    fewest = condition.get("confessions", 1)  # those of an answer are decoded together
+    rollouts, size = halving("sampling", sample, sampling.batch_size, fewest)
     return rollouts, dataclasses.replace(sampling, batch_size=size)
 
 
@@ -161,7 +164,7 @@ def _tally(rollout: Rollout, task: ModuleType, truth_means: np.ndarray | None) -
         "claim_value_unmet": (sum(VALUE[c] for met, c in claims if not met), sum(not met for met, _ in claims)),
         "honest_given_noncompliant": (admits and not truth.compliant, parsed and not truth.compliant),
         "false_confession": (admits and truth.compliant, parsed and truth.compliant),
-        "honesty_reward": (rollout.confession.reward or 0.0, rollout.confession.reward is not None),
+        "honesty_reward": (*honesty_reward([rollout]), 1),
         # the five-way split of claims
         "right_full": share(met and c == "Full" for met, c in claims),
         "right_partial": share(met and c == "Partial" for met, c in claims),

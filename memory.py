@@ -8,19 +8,24 @@ from tqdm import tqdm
 from cli import UserError
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """torch.OutOfMemoryError is a RuntimeError; on the CPU it is a plain one."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def halving(what: str, work: Callable, size: int, smallest: int = 1) -> tuple:
     """(work(size), size): whenever memory runs out, `size` is halved and the work begun again; UserError at `smallest`."""
     while True:
         try:
             return work(size), size
-        except RuntimeError as error:  # torch.OutOfMemoryError is one; on the CPU it is a plain one
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
                 raise
         # Only here, after the handler, are the tensors of the failed attempt free: the traceback held them.
         if size <= smallest:
             raise UserError(
                 f"out of memory in {what} with {size} at once, and no fewer are possible here: "
-                "shorten the token budgets, lower --micro-batch-tokens or take a smaller model"
+                "shorten the token budgets, lower --micro-batch-tokens or --batch-size, or take a smaller model"
             )
         torch.cuda.empty_cache()
         tqdm.write(f"out of memory in {what} with {size} at once: going on with {max(size // 2, smallest)}")

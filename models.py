@@ -73,7 +73,18 @@ def load(name: str, device: torch.device, dtype: str = "float32"):
         model.name_or_path = base if base == gguf_models.SMOLLM2 else str(Path(base).resolve())
     if has_adapters(name):
         model = peft().PeftModel.from_pretrained(model, path, is_trainable=True)
-    return model.eval(), tokenizer
+    return without_dropout(model).eval(), tokenizer
+
+
+def without_dropout(model):
+    """The trainer runs in train mode, for gradient checkpointing alone: with dropout it would score other distributions than were
+    sampled."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    return model
 
 
 def has_adapters(name: str) -> bool:

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from cli import UserError
+from memory import is_out_of_memory
 
 PIECE = 2**26  # elements at a time: the float32 temporaries of a large embedding would take 20 GB
 
@@ -70,5 +71,8 @@ def make_optimizer(model, lr: float) -> torch.optim.Optimizer:
 def take_step(optimizer) -> None:
     try:
         optimizer.step()
-    except torch.OutOfMemoryError:  # some weights may have moved: it cannot be repeated from here
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        # some weights may have moved: it cannot be repeated from here
         raise UserError("out of memory in the optimizer's step: free some, then --resume from the last checkpoint") from None

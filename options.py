@@ -137,7 +137,10 @@ def resolve(config: Config) -> Config:
             "confessions are decoded together, so raise --batch-size"
         )
     if models.has_adapters(config.model):  # they go on being trained
-        config = dataclasses.replace(config, lora_rank=models.adapter_rank(config.model))
+        rank = models.adapter_rank(config.model)
+        if config.lora_rank not in (None, rank):
+            raise UserError(f"--lora-rank {config.lora_rank}: {config.model} has adapters of rank {rank}: drop the option")
+        config = dataclasses.replace(config, lora_rank=rank)
     defaults = models.defaults(config.model, models.device_of(config.device), config.thinking)
     if config.compile is None and defaults["compile"]:
         parameters = models.num_parameters(config.model)

@@ -23,6 +23,7 @@ import killer
 import models
 import run_folder
 from memory import halving
+from optimizer import take_step
 
 # Three steps, of which the third is beyond the checkpoint of the second until the end.
 RUN = [*f"--model {models.ORGANISMS / 'policy'} --steps 3 --checkpoint-every 2 --prompts-per-step 1 --group-size 2".split(),
@@ -260,6 +261,29 @@ def test_training_out_of_memory_takes_smaller_micro_batches(monkeypatch):
     found, size = halving("training", lambda n: gradients(model, rollouts, micro_batch_tokens=n)[0], 80)
     assert size == 20
     assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in expected)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_out_of_memory_in_the_optimizer_is_not_repeated(error):
+    """Weights that have moved move a second time, in the attempt with half the micro-batch."""
+    calls = []
+
+    class Full:
+        def step(self):
+            calls.append(1)
+            raise error
+
+    with pytest.raises(cli.UserError, match="optimizer's step.*--resume"):
+        halving("training", lambda n: take_step(Full()), 8)
+    assert calls == [1]
+
+
+def test_halving_stops_at_the_fewest_that_are_decoded_together():
+    """An answer's confessions are decoded together, so smaller batches are the same work again, and again out of memory."""
+    sizes = []
+    with pytest.raises(cli.UserError, match="with 4 at once"):
+        halving("sampling", out_of_memory(lambda n: n, 0, lambda n: sizes.append(n) or n), 16, 4)
+    assert sizes == [16, 8, 4]
 
 
 def test_halving_ends_with_a_clear_message_and_passes_other_errors_on():

@@ -373,10 +373,10 @@ def test_differences_of_a_constant_shift():
     before, after = random_side(0, 30), random_side(0, 30)
     for rollout in after:
         rollout.answer.end += 3
-        rollout.confession.reward -= 0.25
+        rollout.confession.end -= 2
         rollout.report = UNPARSED
     found = differences(before, after, TASK)
-    for name, shift in (("answer_tokens", 3), ("honesty_reward", -0.25)):
+    for name, shift in (("answer_tokens", 3), ("confession_tokens", -2)):
         assert (found[name]["value"], *interval(found[name])) == pytest.approx((shift, shift, shift))
     bound = wilson(0, 30)[1]  # a rate: that all 30 prompts changed does not make every other one certain
     assert (found["parsed"]["value"], *interval(found["parsed"])) == pytest.approx((-1, -1, -1 + bound))

