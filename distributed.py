@@ -12,6 +12,7 @@ Rank 0 alone writes. Between machines, the run folder must be on a disk that all
 import copy
 import functools
 import os
+import sys
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
 from types import MethodType
@@ -44,6 +45,8 @@ def launched():
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if rank() else nullcontext():
         yield
     dist.destroy_process_group()  # not after an error: the others may be waiting, and torchrun ends them
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(0)  # all is saved; one exit in thirty aborts in torch's own threads ("terminate called without an active exception")
 
 
 def rank() -> int:

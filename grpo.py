@@ -327,8 +327,10 @@ def prepared(config: Config, run: Path, resumed: int | None) -> Job:
     optimizer = make_optimizer(learner, config.lr)
     if resumed is not None:
         run_folder.load_optimizer(run, resumed, optimizer)
-    trained = (model, learner, reference, judge, optimizer)
-    return Job(config, run, task, rewards, tokenizer, *trained, sampling, config.micro_batch_tokens)
+    return Job(
+        config=config, run=run, task=task, rewards=rewards, tokenizer=tokenizer, model=model, learner=learner,
+        reference=reference, judge=judge, optimizer=optimizer, sampling=sampling, micro_batch_tokens=config.micro_batch_tokens,
+    )  # fmt: skip
 
 
 def compiles(config: Config) -> bool:
@@ -370,9 +372,8 @@ def scored(job: Job, rollouts: list[Rollout], verdicts: list[Verdict]) -> tuple[
 
 def learn(job: Job, step: int, rollouts: list[Rollout]) -> dict[str, float | bool | None]:
     """The updates on a step's rollouts; returns what the last one saw, and how far sampler and trainer were apart at the first."""
-    smallest = max(len(rollout.token_ids) for rollout in rollouts)
-    if distributed.world() > 1:
-        smallest = job.micro_batch_tokens  # one rank cannot repeat what the others have done
+    longest = max(len(rollout.token_ids) for rollout in rollouts)
+    smallest = longest if distributed.world() == 1 else job.micro_batch_tokens  # one rank cannot repeat a part alone
     attempt = partial(update, job.learner, job.reference, job.optimizer, rollouts, job.config)
     for repeat in range(job.config.updates_per_batch):
         stats, job.micro_batch_tokens = halving("training", attempt, job.micro_batch_tokens, smallest)
@@ -395,17 +396,17 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
         x = job.task.make_prompt(0)
         xc = confession_prompt(job.task, x, config.confession)
         run_folder.create(run, config, {"x": x, "xc": xc, "judge": judge_prompt("X", "Y")})
-    first_step = resumed or 0
-    run_folder.forget_after(run, first_step)
+    done = resumed or 0  # steps
+    run_folder.forget_after(run, done)
     with (
         torch.compiler.set_stance("default" if compiles(config) else "force_eager"),  # for the sampler's layers too
         cli.finish_step_on_interrupt() as interrupted,
-        tqdm(total=config.steps, initial=first_step, unit="step", disable=distributed.rank() > 0) as bar,
+        tqdm(total=config.steps, initial=done, unit="step", disable=distributed.rank() > 0) as bar,
     ):
         if compiles(config):
             bar.set_description("compiling: a minute or two, half of that when it was done here before")
-        save_and_evaluate(job, first_step)
-        for step in range(first_step + 1, config.steps + 1):
+        save_and_evaluate(job, done)
+        for step in range(done + 1, config.steps + 1):
             clock = [time.perf_counter()]
             rollouts = generate(job, step)
             clock.append(time.perf_counter())
