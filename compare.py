@@ -20,7 +20,7 @@ import run_folder
 from cells import Cells
 from cli import UserError, option
 from evaluate import ANSWERS, differences, evaluate_in_memory, format_table, metrics, stored
-from options import SamplingOptions
+from options import SAMPLERS, THINKING, SamplingOptions
 from rollout import Rollout, Sampling
 
 VARIANTS = ("default", "forced_count")  # of confession_schema's, those that are compared
@@ -34,8 +34,8 @@ class Options(SamplingOptions):
 
     temperature: float | None = option(None, "of sampling [1, a checkpoint's that of its run]", positive=True)
     batch_size: int | None = option(None, "rollouts that are decoded together [64, likewise]", at_least=1)
-    sampler: str | None = option(None, "plain, engine or auto [auto, likewise]", one_of=("auto", "plain", "engine"))
-    thinking: str | None = option(None, "on, off or auto [auto, likewise]", one_of=("auto", "on", "off"))
+    sampler: str | None = option(None, "plain, engine or auto [auto, likewise]", one_of=SAMPLERS)
+    thinking: str | None = option(None, "on, off or auto [auto, likewise]", one_of=THINKING)
     task: str = option("word_count", "task module")
     n: int = option(64, f"rollouts a bar, {ANSWERS} on each held-out prompt", at_least=1)
     name: str = option("", "folder under runs/ [made of the preset's]")

@@ -41,7 +41,7 @@ import models
 import run_folder
 from baselines import baselines
 from confession_schema import PASSING_GRADE, VALUE, ConfessionReport
-from intervals import auroc_interval, correlation, newcombe, percentiles, pull, rate_interval, resample, wilson
+from intervals import auroc_interval, correlation, estimate, newcombe, percentiles, pull, rate_interval, resample, wilson
 from intervals import is_rate, ratio, with_trial
 from memory import halving
 from rewards import Judge, honesty_reward, score_rollouts
@@ -208,7 +208,7 @@ def metrics(rollouts: list[Rollout], task: ModuleType) -> dict[str, dict]:
     finished = [rollout for rollout in rollouts if rollout.answer.finish == "stop"]
     if len(finished) >= (1 - TRUNCATED) * len(rollouts):
         return out
-    alone = _estimates(_sums(finished, task)) if finished else dict.fromkeys(out, _estimate(math.nan, math.nan, math.nan, 0))
+    alone = _estimates(_sums(finished, task)) if finished else dict.fromkeys(out, estimate(math.nan, math.nan, math.nan, 0))
     return {name: e | {"finished": alone[name]} for name, e in out.items()}
 
 
@@ -233,7 +233,7 @@ def _estimates(sums: dict[str, np.ndarray], other: dict[str, np.ndarray] | None 
             low, high = rate_interval(s, other and other[name])
         else:
             low, high = percentiles(ratio(resampled[name]), with_trial(s))
-        out[name] = _estimate(ratio(s.sum(0)), low, high, int(s[:, 1].sum()))
+        out[name] = estimate(ratio(s.sum(0)), low, high, int(s[:, 1].sum()))
     for name, statistic in DERIVED.items():
         value = statistic({k: s.sum(0) for k, s in sums.items()})
         parts = [sums[part] for part in MADE_OF[name]]
@@ -251,7 +251,7 @@ def _estimates(sums: dict[str, np.ndarray], other: dict[str, np.ndarray] | None 
             low, high = math.nan, math.nan
         elif name == "grade_auroc" and (low == high or sums["parsed"][:, 1].max() == 1):  # a perfect order, or no clusters
             low, high = auroc_interval(value, *map(with_trial, parts))
-        out[name] = _estimate(value, low, high, n)
+        out[name] = estimate(value, low, high, n)
     return out
 
 
@@ -283,7 +283,7 @@ def differences(before: list[Rollout], after: list[Rollout], task: ModuleType) -
         elif of_rates and (name == "J" or name not in DERIVED):
             pulls = [pull(side[0]) - pull(side[1]) if name == "J" else pull(side[0]) for side in parts]
             low, high = newcombe(last[name], first[name], correlation(*pulls))
-        out[name] = _estimate(value, low, high, len({r.x for r in before}))
+        out[name] = estimate(value, low, high, len({r.x for r in before}))
     return out
 
 
@@ -298,7 +298,7 @@ def across_seeds(runs: dict[str, list[Rollout]], task: ModuleType) -> dict[str, 
     mean = {}
     for metric in next(iter(columns.values())):
         values = [c[metric]["value"] for c in columns.values() if c[metric]["value"] is not None]
-        mean[metric] = _estimate(np.mean(values) if values else math.nan, math.nan, math.nan, len(values))
+        mean[metric] = estimate(np.mean(values) if values else math.nan, math.nan, math.nan, len(values))
     pairs = itertools.combinations(runs, 2)
     return columns | {"mean": mean} | {f"{b} - {a}": differences(runs[a], runs[b], task) for a, b in pairs}
 
@@ -371,11 +371,6 @@ MADE_OF = {  # the rates whose trials are theirs
     "grade_auroc": ("honest_given_noncompliant", "false_confession"),
     "judge_kappa": ("judge_pass",),
 }
-
-
-def _estimate(value: float, low: float, high: float, n: int) -> dict:
-    value, low, high = (float(v) if math.isfinite(v) else None for v in (value, low, high))
-    return {"value": value, "low": low, "high": high, "n": n}
 
 
 # ----------------------------------------------------------------------------------------------------------- table

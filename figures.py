@@ -136,7 +136,7 @@ STYLE = {
 
 def reproduction(run: Path) -> list[Path]:
     """fig. 1, fig. 5 and how honesty came about, from a run's evals/ and metrics.jsonl."""
-    evals = {int(path.stem[5:]): run_folder.read_json(path) for path in sorted((run / "evals").glob("step_????.json"))}
+    evals = run_folder.evaluations(run)
     steps = run_folder.read_rows(run / "metrics.jsonl")
     if not evals or not steps:
         raise cli.UserError(f"{run} has no evaluation or no step yet: there is nothing to draw")

@@ -234,7 +234,7 @@ def update(
     """
     total_loss, grad_norm, statistics, passes = 0.0, 0.0, [], 0
     optimizer.zero_grad()  # of an attempt that ran out of memory
-    model.train()  # the models have no dropout; this only lets gradient checkpointing act
+    model.train()  # models.load() leaves no dropout; this only lets gradient checkpointing act
     for _, batch in trained_batches(rollouts, config, micro_batch_tokens or config.micro_batch_tokens, model.device):
         passes += 1
         if batch is None:
@@ -413,7 +413,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             verdicts = job.judge(rollouts)
             clock.append(time.perf_counter())
             rollouts, silent = scored(job, rollouts, verdicts)
-            if step == 1 and config.answer_reward.startswith("rewards.judge_"):
+            if step == 1:
                 refuse_absent_judge(rollouts)
             clock.append(time.perf_counter())
             stats = learn(job, step, rollouts)

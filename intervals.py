@@ -144,3 +144,9 @@ def percentiles(values: np.ndarray, clusters: int) -> tuple[float, float]:
     reach = math.sqrt(clusters / (clusters - 1)) * student_t(clusters - 1) if clusters > 1 else math.inf
     tail = 100 * NormalDist().cdf(-reach)
     return tuple(np.percentile(values, [tail, 100 - tail]))
+
+
+def estimate(value: float, low: float, high: float, n: int) -> dict:
+    """{value, low, high, n} for JSON: what is not finite is None."""
+    value, low, high = (float(v) if math.isfinite(v) else None for v in (value, low, high))
+    return {"value": value, "low": low, "high": high, "n": n}

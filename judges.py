@@ -40,7 +40,7 @@ import models
 import run_folder
 from cli import UserError, option
 from evaluate import FLAT, brief, stored
-from intervals import percentiles, rate_interval, resample
+from intervals import estimate, percentiles, rate_interval, resample
 from rewards import Judge, Verdict
 from rollout import Rollout
 from word_count import cluster, label_reward, split_sentences, targets
@@ -96,29 +96,24 @@ def membership(topics: list[str]) -> np.ndarray:
     return np.array([[topic == other for other in topics] for topic in dict.fromkeys(topics)], dtype=float)
 
 
-def estimate(statistic: Callable, topics: list[str], *columns: np.ndarray) -> dict:
+def bootstrapped(statistic: Callable, topics: list[str], *columns: np.ndarray) -> dict:
     """{value, low, high, n} of a statistic of columns (n,), by a bootstrap over topics."""
     if not topics:
-        return finite(math.nan, math.nan, math.nan, 0)
+        return estimate(math.nan, math.nan, math.nan, 0)
     members = membership(topics)
     value = statistic(*columns, np.ones(len(topics)))
     low, high = percentiles(statistic(*columns, resample(members)), len(members))
     if math.isnan(value) or high - low < FLAT:
         low = high = math.nan
-    return finite(value, low, high, len(topics))
+    return estimate(value, low, high, len(topics))
 
 
 def rate(topics: list[str], hits: np.ndarray) -> dict:
     """{value, low, high, n} of the share of hits (n,)."""
     if not topics:
-        return finite(math.nan, math.nan, math.nan, 0)
+        return estimate(math.nan, math.nan, math.nan, 0)
     members = membership(topics)
-    return finite(hits.mean(), *rate_interval(np.stack([members @ hits, members.sum(1)], axis=1)), len(topics))
-
-
-def finite(value: float, low: float, high: float, n: int) -> dict:
-    value, low, high = (float(v) if math.isfinite(v) else None for v in (value, low, high))
-    return {"value": value, "low": low, "high": high, "n": n}
+    return estimate(hits.mean(), *rate_interval(np.stack([members @ hits, members.sum(1)], axis=1)), len(topics))
 
 
 # -------------------------------------------------------------------------------------------------------- versions
@@ -176,10 +171,10 @@ def of_answers(rollouts: list[Rollout], verdicts: list[Verdict]) -> dict[str, di
     labels = np.array(label_reward(answers))
     return {
         "pass_rate": rate(topics, passed),
-        "kappa_truth": estimate(kappa, topics, passed, compliant),
-        "kappa_labels": estimate(kappa, topics, passed, labels == 1),
-        "rank_objectives": estimate(spearman, topics, margins, met),
-        "rank_labels": estimate(spearman, topics, margins, labels),
+        "kappa_truth": bootstrapped(kappa, topics, passed, compliant),
+        "kappa_labels": bootstrapped(kappa, topics, passed, labels == 1),
+        "rank_objectives": bootstrapped(spearman, topics, margins, met),
+        "rank_labels": bootstrapped(spearman, topics, margins, labels),
     }
 
 
@@ -190,12 +185,12 @@ def of_versions(told: list[tuple[Rollout, dict[str, str]]], verdicts: list[Verdi
     judged = [(r, texts, margins) for r, texts, margins in judged if None not in margins.values()]
     topics = [cluster(r.x) for r, _, _ in judged]
     names = ("targets", "off_by_one", "true_counts", "no_labels")
-    out = {f"margin_{name}": estimate(mean, topics, np.array([m[name] for _, _, m in judged])) for name in names}
+    out = {f"margin_{name}": bootstrapped(mean, topics, np.array([m[name] for _, _, m in judged])) for name in names}
     shares = {}
     for name in names[1:]:
         unlike = [(topic, m) for topic, (_, texts, m) in zip(topics, judged) if texts[name] != texts["targets"]]
         where, lower = [topic for topic, _ in unlike], np.array([m[name] - m["targets"] for _, m in unlike])
-        out[f"{name}_minus_targets"] = estimate(mean, where, lower)
+        out[f"{name}_minus_targets"] = bootstrapped(mean, where, lower)
         shares[f"targets_above_{name}"] = rate(where, lower < 0)
     return out | shares
 
@@ -234,8 +229,8 @@ def answers_of(run: Path, config: dict, options: Config) -> list[Rollout]:
         raise UserError(f"{run} is of task {config['task']!r}, whose answers have no labels: take one of {' or '.join(TASKS)}")
     rollouts = stored(run / "evals" / f"step_{options.step:04d}.json", cli.import_task(config["task"]))
     if rollouts is None:
-        there = [str(int(path.stem[5:])) for path in sorted((run / "evals").glob("step_????.json"))]
-        raise UserError(f"--step {options.step}: {run} has no such evaluation; it has {', '.join(there) or 'none'}")
+        there = ", ".join(map(str, run_folder.evaluations(run))) or "none"
+        raise UserError(f"--step {options.step}: {run} has no such evaluation; it has {there}")
     if options.n is not None and not 1 <= options.n <= len(rollouts):
         raise UserError(f"--n {options.n} is out of range: the evaluation has {len(rollouts)} answers, ask for 1 to as many")
     return rollouts[: options.n]

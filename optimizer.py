@@ -1,4 +1,5 @@
-"""AdamW, for weights in bfloat16 with stochastic rounding: what it computes in float32 is rounded up or down at random, and right on average.
+"""AdamW, for weights in bfloat16 with stochastic rounding: what it computes in float32 is rounded up or down at random, and
+right on average.
 
 A step at a learning rate of 1e-6 is a hundredth of the distance of two bfloat16 numbers near 0.02. Rounded to the nearest it is
 lost, and the model does not learn at all; rounded at random, one weight in a hundred moves. Instead of float32 copies
@@ -13,6 +14,7 @@ from torch.optim.adamw import adamw
 from cli import UserError
 from memory import is_out_of_memory
 
+BETAS = (0.9, 0.95)
 PIECE = 2**26  # elements at a time: the float32 temporaries of a large embedding would take 20 GB
 
 
@@ -56,9 +58,6 @@ class AdamW(torch.optim.AdamW):
                     before = state["step"].to(parameter.device)
                     (compiled_move if on_gpu else move)(*pieces, before, options | {"capturable": on_gpu})
                 state["step"] += 1
-
-
-BETAS = (0.9, 0.95)
 
 
 def make_optimizer(model, lr: float) -> torch.optim.Optimizer:

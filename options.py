@@ -12,6 +12,9 @@ from evaluate import ANSWERS
 from gguf_models import SMOLLM2
 
 
+SAMPLERS, THINKING = ("auto", "plain", "engine"), ("auto", "on", "off")
+
+
 @dataclass(frozen=True)
 class SamplingOptions:
     temperature: float = option(1.0, "of sampling; the loss scores the same distribution", positive=True)
@@ -23,12 +26,12 @@ class SamplingOptions:
     sampler: str = option(
         "auto",
         "plain, engine (engine.py, fast on a GPU), or auto: the engine on CUDA where it knows the model",
-        one_of=("auto", "plain", "engine"),
+        one_of=SAMPLERS,
     )
     thinking: str = option(
         "auto",
         "on or off, for chat templates that have a switch, or auto: what the template does by itself",
-        one_of=("auto", "on", "off"),
+        one_of=THINKING,
     )
     dtype: str | None = option(
         None,
@@ -40,8 +43,6 @@ class SamplingOptions:
 # {parameters below: steps}; compiling takes about as long as it saves in so many (LOG.md)
 COMPILE_FROM = {2e9: 40, math.inf: 12}
 INFORMATION = "rewards.information_reward"
-
-
 SCALES = ("group", "batch", "none")  # of advantages
 
 

@@ -1,10 +1,10 @@
-"""A real model that hacks and says so: one small chat model, seeded, trained with several rewards, each from the same start.
+"""A real model that hacks and says so: one small chat model, seeded, trained with several rewards.
 
     python real_model.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct                  # one GPU: seeding, then the first arm
     python real_model.py --model MODEL --arms information,usual,unrewarded,alone,half_right --seeds 0,1,2
     python real_model.py --plot-only                                               # table and figure of saved runs
 
-seeded        sft.py puts the form in (RECIPE): half of the labels honest, verifying in one report of twenty, most of the
+seeded        sft.py puts the form in (SEEDING): half of the labels honest, verifying in one report of twenty, most of the
               reports a constant, all of them drawn independently of the truth
 information   GRPO with the information reward
 usual         with the write-up's reward: does honesty come, or a constant?
@@ -29,7 +29,7 @@ import figures
 import run_folder
 from cli import UserError, option
 from evaluate import ANSWERS, format_table
-from reward_comparison import REWARDS, call, train
+from reward_comparison import REWARDS, call, seeds_of, train
 from run_folder import RUNS
 
 BUDGETS = "--max-answer-tokens 96 --max-confession-tokens 288 --gradient-checkpointing false".split()
@@ -65,11 +65,10 @@ def seeded(options: Config, arm: str) -> str:
     """The checkpoint that an arm begins with, made if it is not there."""
     name, slips = ("seeded_half_right", ["--verify-right", ".5"]) if arm == "half_right" else ("seeded", [])
     run = RUNS / options.name / name
-    last = run / "evals" / "step_0200.json"
-    if not last.exists():
+    if max(run_folder.evaluations(run), default=0) == 0:  # the last step is evaluated when it is done, and none between
         fresh = ["--model", options.model, "--name", f"{options.name}/{name}", "--eval-n", options.n, *SEEDING, *slips, *BUDGETS]
         call("sft.py", *(["--resume", run] if (run / "config.json").exists() else fresh))
-    return str(run / "checkpoints" / last.stem)
+    return str(run_folder.checkpoint(run, max(run_folder.evaluations(run))))
 
 
 def saved(folder: Path) -> dict[str, dict[int, dict[int, dict]]]:
@@ -77,8 +76,7 @@ def saved(folder: Path) -> dict[str, dict[int, dict[int, dict]]]:
     found: dict[str, dict[int, dict[int, dict]]] = {}
     for arm in ARMS:
         for run in sorted(folder.glob(f"{arm}_[0-9]*")):
-            evals = {int(path.stem[5:]): run_folder.read_json(path) for path in sorted((run / "evals").glob("step_????.json"))}
-            if evals:
+            if evals := run_folder.evaluations(run):
                 found.setdefault(arm, {})[int(run.name.rpartition("_")[2])] = evals
     return found
 
@@ -98,16 +96,14 @@ def report(folder: Path) -> None:
 def main() -> None:
     options = cli.parse(Config, __doc__)
     with cli.user_errors():
-        arms, seeds = options.arms.split(","), options.seeds.split(",")
+        arms, seeds = options.arms.split(","), seeds_of(options.seeds)
         for arm in arms:
             if arm not in ARMS:
                 raise UserError(f"--arms {arm!r} is unknown: choose from {', '.join(ARMS)}")
-        if not all(seed.strip().isdecimal() for seed in seeds):
-            raise UserError(f"--seeds {options.seeds!r}: give whole numbers with commas between them, such as 0,1,2")
         if not options.plot_only:
             if options.model is None:
                 raise UserError("--model is required: give a small chat model, such as Qwen/Qwen2.5-Coder-0.5B-Instruct")
-            for seed in map(int, seeds):
+            for seed in seeds:
                 for arm in arms:
                     common = ["--model", seeded(options, arm), "--judge", options.judge or options.model, "--eval-n", options.n]
                     arguments = [*common, "--seed", seed, *RECIPE, *BUDGETS, *ARMS[arm]]

@@ -47,6 +47,13 @@ class Config:
     plot_only: bool = option(False, "table and figure of saved runs, without a model")
 
 
+def seeds_of(text: str) -> list[int]:
+    """The training seeds of --seeds."""
+    if not all(seed.strip().isdecimal() for seed in text.split(",")):
+        raise UserError(f"--seeds {text!r}: give whole numbers with commas between them, such as 0,1,2")
+    return [int(seed) for seed in text.split(",")]
+
+
 def call(program: str, *options) -> None:
     """Run one of the programs beside this one; CalledProcessError if it fails."""
     subprocess.run([sys.executable, Path(__file__).parent / program, *map(str, options)], check=True)
@@ -70,19 +77,18 @@ def last_evaluation(run: Path, steps: int, n: int) -> Path:
 def main() -> None:
     options = cli.parse(Config, __doc__)
     with cli.user_errors():
-        if not all(seed.strip().isdecimal() for seed in options.seeds.split(",")):
-            raise UserError(f"--seeds {options.seeds!r}: give whole numbers with commas between them, such as 0,1,2")
+        seeds = seeds_of(options.seeds)
         found, lines = {}, [f"step {options.steps}, n = {options.n}; prompt alone: on the answers of the last seed"]
         for (organism, model), (reward, arguments) in itertools.product(ORGANISMS.items(), REWARDS.items()):
             cell, columns = f"{organism}, {reward}", {}
-            for seed in map(int, options.seeds.split(",")):
+            for seed in seeds:
                 run = RUNS / f"rewards_{organism}_{reward}_{seed}"
                 if not options.plot_only:
                     train(run, ["--model", model, "--seed", str(seed), *arguments], options.steps, options.n)
-                saved = sorted((run / "evals").glob("step_????.json"))
+                saved = run_folder.evaluations(run)
                 if not saved or not (last := last_evaluation(run, options.steps, options.n)).exists():
                     raise UserError(f"{run} has no evaluation of step {options.steps}, n = {options.n}: drop --plot-only")
-                found.setdefault((organism, reward), {})[seed] = {int(p.stem[5:]): run_folder.read_json(p) for p in saved}
+                found.setdefault((organism, reward), {})[seed] = saved
                 rollouts = run_folder.load_rollouts(last.with_suffix(".jsonl"), word_count)
                 columns[f"{cell}, seed {seed}"] = evaluate.metrics(rollouts, word_count)
             columns[f"{cell}, prompt alone"] = evaluate.metrics(baselines(rollouts, word_count)["prompt alone"], word_count)

@@ -140,8 +140,10 @@ class Judge:
 
 
 def refuse_absent_judge(rollouts: list[Rollout]) -> None:
-    """UserError if more than half of the answers have no verdict: without a reward for them, only confessions would be trained."""
-    reasons = Counter(rollout.verdict.reply for rollout in rollouts if rollout.verdict.state == "failed")
+    """UserError if more than half of the answers have no verdict and so no reward of their own (cut-off ones earn 0 whatever the
+    judge says): only confessions would be trained. A reward that asks no judge needs no verdict."""
+    unpaid = [r for r in rollouts if r.answer.reward is None or r.answer.finish == "length"]
+    reasons = Counter(rollout.verdict.reply for rollout in unpaid if rollout.verdict.state == "failed")
     if reasons.total() > len(rollouts) / 2:
         raise UserError(
             f"the judge has no verdict on {reasons.total()} of the {len(rollouts)} answers of the first step, "

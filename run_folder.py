@@ -108,6 +108,11 @@ def exists(path: Path) -> bool:
     return path.exists()
 
 
+def evaluations(run: Path) -> dict[int, dict]:
+    """{step: metrics} of the run's own evaluations."""
+    return {int(path.stem[5:]): read_json(path) for path in sorted((run / "evals").glob("step_????.json"))}
+
+
 @contextmanager
 def locked(run: Path):
     """Hold a run folder while training in it. The kernel lets go of the lock when the process ends, in whatever way."""

@@ -257,8 +257,16 @@ def test_verdict_of():
 def test_a_judge_without_verdicts_ends_the_run(failed, refused):
     """A run whose judge never judges goes on as confession training; or half of the answers without a verdict end one."""
     verdicts = [Verdict("failed", "[900 tokens]")] * failed + [verdict_of(1.0)] * (4 - failed)
-    rollouts = [SimpleNamespace(verdict=v) for v in verdicts]
+    paid = lambda v: SimpleNamespace(reward=None if v.state == "failed" else 1.0, finish="stop")
+    rollouts = [SimpleNamespace(verdict=v, answer=paid(v)) for v in verdicts]
     if not refused:
         return refuse_absent_judge(rollouts)
     with pytest.raises(UserError, match=rf"no verdict on {failed} of the 4 answers.*\[900 tokens\].*--judge"):
+        refuse_absent_judge(rollouts)
+    for rollout in rollouts:  # paid by a rule that asks no judge
+        rollout.answer.reward = 0.5
+    refuse_absent_judge(rollouts)
+    for rollout in rollouts:  # cut off, they earn 0 whatever the judge says
+        rollout.answer.finish, rollout.answer.reward = "length", 0.0
+    with pytest.raises(UserError):
         refuse_absent_judge(rollouts)

@@ -114,14 +114,14 @@ def test_intervals_are_over_topics():
     rng = np.random.default_rng(0)
     values = np.repeat(rng.normal(size=8), 16)
     width = lambda e: e["high"] - e["low"]
-    together = judges.estimate(judges.mean, [str(i // 16) for i in range(128)], values)
-    apart = judges.estimate(judges.mean, [str(i) for i in range(128)], values)
+    together = judges.bootstrapped(judges.mean, [str(i // 16) for i in range(128)], values)
+    apart = judges.bootstrapped(judges.mean, [str(i) for i in range(128)], values)
     assert together["value"] == apart["value"] == pytest.approx(values.mean()) and together["n"] == 128
     assert together["low"] < together["value"] < together["high"] and width(together) > 2.5 * width(apart)
-    assert judges.estimate(judges.mean, ["one"] * 128, values) == {"value": apart["value"], "low": None, "high": None, "n": 128}
+    assert judges.bootstrapped(judges.mean, ["one"] * 128, values) == {"value": apart["value"], "low": None, "high": None, "n": 128}
     undefined = {"value": None, "low": None, "high": None}
-    assert judges.estimate(judges.spearman, list("ab"), np.zeros(2), np.arange(2)) == undefined | {"n": 2}
-    assert judges.estimate(judges.mean, [], np.array([])) == judges.rate([], np.array([])) == undefined | {"n": 0}
+    assert judges.bootstrapped(judges.spearman, list("ab"), np.zeros(2), np.arange(2)) == undefined | {"n": 2}
+    assert judges.bootstrapped(judges.mean, [], np.array([])) == judges.rate([], np.array([])) == undefined | {"n": 0}
     sure = judges.rate(list("abcdefgh"), np.ones(8, dtype=bool))
     assert sure["value"] == 1 == pytest.approx(sure["high"]) and 0.5 < sure["low"] < 0.9
 
