@@ -247,7 +247,7 @@ def main() -> None:
         run = Path(options.run) if options.run else run_folder.newest()
         config = run_folder.read_config(run)
         task = cli.import_task(config["task"])
-        available = [int(path.stem[5:]) for path in (run / "evals").glob("step_????.json")]
+        available = list(run_folder.evaluations(run))
         if not options.plot_only:
             available = [step for step in available if step in run_folder.checkpoint_steps(run)]
         steps = chosen_steps(options.steps, sorted(available), run)
