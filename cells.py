@@ -1,7 +1,19 @@
-"""The cells of an experiment: evaluations that are saved when they are finished, one model in memory at a time."""
+"""Cells of experiments: evaluations that are saved when they are finished, one model in memory at a time.
 
+scale_sweep.py and stage_ladder.py compare default and forced_count confessions over a list of models; what they share is here.
+The models answer and confess on the same held-out prompts, each under both confession prompts; no judge is needed. An
+evaluation is in OUT/evals/MODEL_CRC32_VARIANT_n64.json with its rollouts beside it, and is not computed again (remove the
+file if a model has changed under the same name). The checksum is of the model's name, the task, and the options that change
+what is measured; --plot-only wants the same ones.
+"""
+
+import dataclasses
 import gc
+import math
+import re
 import time
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Callable
@@ -9,9 +21,18 @@ from typing import Callable
 import torch
 from tqdm import tqdm
 
+import figures
 import models
-from evaluate import brief, save
-from rollout import Rollout
+import run_folder
+from cli import UserError, option
+from evaluate import ANSWERS, evaluate_in_memory, save, stored
+from metrics import brief, differences, format_table, metrics
+from options import SAMPLERS, THINKING, SamplingOptions
+from rollout import Rollout, Sampling
+
+VARIANTS = ("default", "forced_count")  # of confession_schema's, those that are compared
+Rollouts = dict[str, dict[str, list[Rollout]]]  # {label of the model: {variant: rollouts}}
+SHOWN = {"claims": "claim_match", "over_claims": "over_claim", "counts": "count_rate", "right": "objectives_met", "parsed": "parsed"}
 
 
 class Cells:
@@ -37,3 +58,95 @@ class Cells:
         found = save(path, rollouts, self.task)
         tqdm.write(f"{title} | {brief(found, **shown)}, {time.perf_counter() - start:.1f}s")
         return rollouts
+
+
+@dataclass(frozen=True)
+class Options(SamplingOptions):
+    """Those of both programs; an option of sampling that is not given is the model's own, so none has a default here."""
+
+    temperature: float | None = option(None, "of sampling [1, a checkpoint's that of its run]", positive=True)
+    batch_size: int | None = option(None, "rollouts that are decoded together [64, likewise]", at_least=1)
+    sampler: str | None = option(None, "plain, engine or auto [auto, likewise]", one_of=SAMPLERS)
+    thinking: str | None = option(None, "on, off or auto [auto, likewise]", one_of=THINKING)
+    task: str = option("word_count", "task module")
+    n: int = option(64, f"rollouts a bar, {ANSWERS} on each held-out prompt", at_least=1)
+    name: str = option("", "folder under runs/ [made of the preset's]")
+    device: str = option("auto", "auto, cpu or cuda")
+    plot_only: bool = option(False, "table and figure of saved evaluations, without a model")
+
+
+def chosen(options: Options) -> dict:
+    """The sampling options that were given."""
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def cell_path(out: Path, model: str, variant: str, options: Options) -> Path:
+    readable = re.sub(r"[^A-Za-z0-9.]+", "_", model)[-80:].strip("_.")
+    measured = {name: value for name, value in chosen(options).items() if name not in ("batch_size", "sampler")}
+    measured["answers"] = ANSWERS  # to a prompt
+    if options.task != "word_count":
+        measured["task"] = options.task
+    checksum = zlib.crc32(f"{model}{measured}".encode())  # a/b is not a_b
+    return out / "evals" / f"{readable}_{checksum:08x}_{variant}_n{options.n}.json"
+
+
+def settings(model: str, options: Options) -> dict:
+    """Sampling options and dtype for a model: its own defaults, a checkpoint's are those of its run; what was chosen replaces
+    them."""
+    folder = Path(model).parent
+    if folder.name == "checkpoints":
+        own = run_folder.read_config(folder.parent)
+    else:
+        own = models.defaults(model, models.device_of(options.device), options.thinking)
+    return own | chosen(options)
+
+
+def saved_models(out: Path) -> dict[str, str]:
+    """The models that OUT was last made of, for drawing it again."""
+    return run_folder.read_json(out / "models.json")
+
+
+def compute(out: Path, names: dict[str, str], options: Options, task: ModuleType) -> Rollouts:
+    """Evaluate the models that are not evaluated yet; names: {label: Hugging Face name or folder}."""
+    paths = {(label, v): cell_path(out, model, v, options) for label, model in names.items() for v in VARIANTS}
+    cells = {key: stored(path, task) for key, path in paths.items()}
+    missing = [key for key, rollouts in cells.items() if rollouts is None]
+    if missing and options.plot_only:
+        raise UserError(f"{len(missing)} of {len(paths)} evaluations are missing, first {paths[missing[0]]}: drop --plot-only")
+    computer, fitted = Cells(task, options.device), math.inf
+    for label, variant in missing:
+        preset = settings(names[label], options)
+
+        def evaluated(model, tokenizer, variant=variant, preset=preset):
+            nonlocal fitted  # models mostly grow along a list: what ran out of memory would do so again
+            sampling = Sampling.of(preset)
+            sampling = dataclasses.replace(sampling, batch_size=min(sampling.batch_size, fitted))
+            rollouts, sampling = evaluate_in_memory(model, tokenizer, None, task, sampling, options.n, variant=variant)
+            fitted = sampling.batch_size
+            return rollouts
+
+        title = f"{label:16} {variant:13}"
+        cells[label, variant] = computer.compute(
+            paths[label, variant], names[label], preset["dtype"], evaluated, title, **SHOWN
+        )
+    if not options.plot_only:
+        run_folder.write_json(out / "models.json", names)
+    return {label: {v: cells[label, v] for v in VARIANTS} for label in names}
+
+
+def report(out: Path, figure: str, title: str, names: dict[str, str], cells: Rollouts, task: ModuleType) -> None:
+    """Table, paired differences and figure, from rollouts alone."""
+    found = {label: {v: metrics(rollouts, task) for v, rollouts in by.items()} for label, by in cells.items()}
+    lines = []
+    for v in VARIANTS:
+        lines += [f"\n{v}", format_table({label: by[v] for label, by in found.items()})]
+    first, *others = cells
+    compared = {f"{label} - {first}": differences(cells[first]["default"], cells[label]["default"], task) for label in others}
+    if others:
+        lines += ["\ndefault, paired differences on the same prompts", format_table(compared)]
+    compared = {label: differences(by["default"], by["forced_count"], task) for label, by in cells.items()}
+    lines += ["\nforced_count - default, paired on the same prompts", format_table(compared)]
+    run_folder.write_text(out / "table.txt", "\n".join(lines).strip() + "\n")
+    print("\n".join(lines))
+    print(f"figure: {figures.claims(out, figure, title, found, names)}")

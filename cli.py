@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from transformers import HfArgumentParser
 
@@ -119,20 +119,31 @@ PROTOCOL = ("make_prompt", "cluster", "objectives", "finding", "verify_first", "
 
 
 def import_task(name: str):
-    """A task module with all that word_count.py's docstring lists."""
-    if not name.isidentifier() or importlib.util.find_spec(name) is None:
-        raise UserError(f"--task {name!r}: there is no {name}.py here; the tasks are files such as word_count.py")
-    task = importlib.import_module(name)
+    """A task module with all that tasks/word_count.py's docstring lists."""
+    module = _found(name) if name.isidentifier() else None
+    if module is None:
+        raise UserError(f"--task {name!r}: there is no tasks/{name}.py; the tasks are files such as tasks/word_count.py")
+    task = importlib.import_module(module)
     missing = [part for part in PROTOCOL if not hasattr(task, part)]
     if missing:
-        raise UserError(f"--task {name!r}: {name}.py lacks {', '.join(missing)}; word_count.py says what a task holds")
+        raise UserError(f"--task {name!r}: {name}.py lacks {', '.join(missing)}; tasks/word_count.py says what a task holds")
     return task
 
 
+def _found(name: str) -> str | None:
+    """The module of that name in tasks/, or else of the top level; None if there is none."""
+    for module in (f"tasks.{name}", name):
+        with suppress(ModuleNotFoundError):  # of a package that it would be in
+            if importlib.util.find_spec(module):
+                return module
+    return None
+
+
 def import_function(path: str):
+    """The function "module.function" of a module in tasks/ or of the top level; UserError if there is none."""
     module, _, name = path.rpartition(".")
     try:
-        function = getattr(importlib.import_module(module), name)
+        function = getattr(importlib.import_module(_found(module) or module), name)
     except (ModuleNotFoundError, AttributeError, ValueError, TypeError):  # ValueError and TypeError: "name", "..name"
         function = None
     if not callable(function):

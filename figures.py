@@ -34,7 +34,7 @@ COLOURS = {  # Okabe and Ito's set for metrics
     "hedge_rate": "#999933",
     "all_none": "#8C564B",
     "parsed": "#6A3D9A",
-    # Paul Tol's muted set for conditions (stress_test.py) and for whose confession it is (controls.py)
+    # Paul Tol's muted set for conditions (stress_test.py) and for whose confession it is (experiments/controls.py)
     "baseline": "#000000",
     "awareness": "#332288",
     "soft": "#44AA99",

@@ -2,7 +2,7 @@
 
     python grpo.py --steps 100                                    # embedded models, minutes on a laptop
     python grpo.py --steps 100 --model Qwen/Qwen3-8B --judge Qwen/Qwen3-4B-Instruct-2507
-    torchrun --nproc-per-node 4 grpo.py --steps 100 ...           # the same on four GPUs (distributed.py)
+    torchrun --nproc-per-node 4 grpo.py --steps 100 ...           # the same on four GPUs (runtime/distributed.py)
     python grpo.py --resume runs/NAME                             # go on from the last checkpoint
 
 A step: sample 8 prompts x 8 two-turn rollouts, judge the answers, check the confessions against the truth, turn each
@@ -43,24 +43,24 @@ from types import ModuleType
 from typing import Iterator
 
 import torch
-from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 from transformers import set_seed
 
 import cli
-import distributed
 import models
-import progress
 import run_folder
-from batch import Batch, deal, make_batch, trained_lengths
+from chat_template import prompt_ids, suffix_ids
 from cli import UserError
 from confession_schema import confession_prompt
 from evaluate import evaluate, sample_in_memory, save, show_table
-from memory import halving
-from optimizer import make_optimizer, take_step
+from models import token_logprobs
 from options import Config, resolve
 from rewards import Judge, RewardFunction, judge_prompt, refuse_absent_judge, score_rollouts
-from rollout import Rollout, Sampling, Verdict, check_context, prompt_ids, suffix_ids
+from rollout import Rollout, Sampling, Verdict, check_context
+from runtime import distributed, progress
+from runtime.batch import Batch, deal, make_batch, trained_lengths
+from runtime.memory import halving
+from runtime.optimizer import make_optimizer, take_step
 
 # Nats, mean over a span's tokens; measured are up to 3e-7, and .02 (.11 with random weights at the 8B shape). Within ln 1.2, where
 # the ratio would be clipped.
@@ -137,25 +137,6 @@ def span_weights(rollouts: list[Rollout], span: str, weight: float, normaliser: 
     total = sum(length if normaliser == "token" else 1 for length, counts in zip(lengths, counted) if counts)
     per_token = [weight / (total if normaliser == "token" else total * length) for length in lengths]
     return [w if counts and (s.advantage or kl_coef) else 0.0 for w, s, counts in zip(per_token, spans, counted)]
-
-
-def token_logprobs(model, ids, trained, temperature: float, chunk: int = 2_048) -> torch.Tensor:
-    """Log-probabilities (N,) of the trained tokens.
-
-    Only trained positions pass the LM head, in chunks that are recomputed in the backward pass: full logits of an 8B
-    model would take more memory than its weights.
-    """
-    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, D); causal, so no mask
-    hidden, targets = hidden[:, :-1][trained[:, 1:]], ids[trained]  # (N, D), (N,): position t - 1 predicts token t
-
-    def score(hidden, targets):
-        logits = models.logits_of(model, hidden).float() / temperature  # (chunk, V)
-        return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-
-    chunks = list(zip(hidden.split(chunk), targets.split(chunk)))
-    if torch.is_grad_enabled() and len(chunks) > 1:
-        return torch.cat([recompute(score, *part, use_reentrant=False) for part in chunks])
-    return torch.cat([score(*part) for part in chunks])
 
 
 def token_losses(logprobs, old_logprobs, advantages, clip_low: float, clip_high: float) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Load a policy or a judge: an embedded organism, a checkpoint of ours, any Hugging Face causal LM, or a GGUF file.
 
-Weights come from safetensors or GGUF (gguf_models.py), and no code of a checkpoint is ever run (trust_remote_code stays off).
+Weights come from safetensors or GGUF (runtime/gguf_models.py), and no code of a checkpoint is ever run (trust_remote_code stays off).
 """
 
 import importlib
@@ -13,11 +13,12 @@ import huggingface_hub
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.utils.checkpoint import checkpoint as recompute
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-import gguf_models
 from cli import UserError
+from runtime import gguf_models
 
 logging.disable_progress_bar()  # a bar per loaded or saved model would bury the run's own
 
@@ -291,6 +292,25 @@ def logits_of(model, hidden: torch.Tensor) -> torch.Tensor:
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
         logits = torch.tanh(logits / cap) * cap
     return logits
+
+
+def token_logprobs(model, ids, trained, temperature: float, chunk: int = 2_048) -> torch.Tensor:
+    """Log-probabilities (N,) of the trained tokens.
+
+    Only trained positions pass the LM head, in chunks that are recomputed in the backward pass: full logits of an 8B
+    model would take more memory than its weights.
+    """
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, D); causal, so no mask
+    hidden, targets = hidden[:, :-1][trained[:, 1:]], ids[trained]  # (N, D), (N,): position t - 1 predicts token t
+
+    def score(hidden, targets):
+        logits = logits_of(model, hidden).float() / temperature  # (chunk, V)
+        return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+
+    chunks = list(zip(hidden.split(chunk), targets.split(chunk)))
+    if torch.is_grad_enabled() and len(chunks) > 1:
+        return torch.cat([recompute(score, *part, use_reentrant=False) for part in chunks])
+    return torch.cat([score(*part) for part in chunks])
 
 
 @torch.no_grad()

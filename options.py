@@ -9,8 +9,7 @@ import models
 from cli import UserError, option
 from confession_schema import VARIANTS
 from evaluate import ANSWERS
-from gguf_models import SMOLLM2
-
+from runtime.gguf_models import SMOLLM2
 
 SAMPLERS, THINKING = ("auto", "plain", "engine"), ("auto", "on", "off")
 
@@ -25,7 +24,7 @@ class SamplingOptions:
     batch_size: int = option(64, "rollouts that are decoded together", at_least=1)
     sampler: str = option(
         "auto",
-        "plain, engine (engine.py, fast on a GPU), or auto: the engine on CUDA where it knows the model",
+        "plain, engine (runtime/engine.py, fast on a GPU), or auto: the engine on CUDA where it knows the model",
         one_of=SAMPLERS,
     )
     thinking: str = option(

@@ -14,22 +14,25 @@ half_right    the information reward again, from a start whose verifying reports
 
 Answers are paid for labels that state their targets (word_count.label_reward), which costs nothing and is the hack. A run is
 runs/NAME/ARM_SEED; one that exists is gone on with, one that is finished is not repeated. Evaluations are on topics that no recipe
-was chosen on. The figure shows every arm that has a saved evaluation; `controls.py --run runs/NAME/information_0`, stress_test.py
+was chosen on. The figure shows every arm that has a saved evaluation; `experiments/controls.py --run runs/NAME/information_0`, stress_test.py
 and transcripts.py take a run as any other.
 
 It supports: what these rewards make of this model from this start. It does not support that a model which was never shown how
 to verify would learn it: RL chooses among what is there (half_right).
 """
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import cli
+import evaluate
 import figures
 import run_folder
 from cli import UserError, option
-from evaluate import ANSWERS, format_table
-from reward_comparison import REWARDS, call, seeds_of, train
+from evaluate import ANSWERS
+from metrics import format_table
 from run_folder import RUNS
 
 BUDGETS = "--max-answer-tokens 96 --max-confession-tokens 288 --gradient-checkpointing false".split()
@@ -37,6 +40,10 @@ SEEDING = """--styles trust=.08,verify=.05,hedge=.07,none=.40,full=.40 --honest-
 --epochs 2 --lr 4e-4""".split()
 RECIPE = """--task short_count --answer-reward word_count.label_reward --lr 1e-4 --compile false
 --micro-batch-tokens 8192""".split()
+REWARDS = {
+    "usual": [],
+    "information": ["--confession-reward", "rewards.information_reward", "--confession-weight", "15"],
+}
 ARMS = {
     "information": REWARDS["information"],
     "usual": REWARDS["usual"],
@@ -59,6 +66,33 @@ class Config:
     n: int = option(256, f"rollouts of an evaluation, {ANSWERS} on each held-out prompt", at_least=1)
     name: str = option("real_model", "folder under runs/; --plot-only --name real shows the runs that are committed")
     plot_only: bool = option(False, "table and figure of saved runs, without a model")
+
+
+def seeds_of(text: str) -> list[int]:
+    """The training seeds of --seeds."""
+    if not all(seed.strip().isdecimal() for seed in text.split(",")):
+        raise UserError(f"--seeds {text!r}: give whole numbers with commas between them, such as 0,1,2")
+    return [int(seed) for seed in text.split(",")]
+
+
+def call(program: str, *options) -> None:
+    """Run one of the programs beside this one; CalledProcessError if it fails."""
+    subprocess.run([sys.executable, Path(__file__).parent / program, *map(str, options)], check=True)
+
+
+def train(run: Path, arguments: list[str], steps: int, n: int) -> None:
+    """grpo.py and evaluate.py, as far as they are not done yet."""
+    if (run / "config.json").exists() and (made_with := run_folder.read_config(run)["steps"]) != steps:
+        raise UserError(f"{run} was made with --steps {made_with}, not {steps}: move it away, or ask for as many")
+    if not (run / "evals" / f"step_{steps:04d}.json").exists():
+        fresh = ["--steps", steps, "--name", run.relative_to(RUNS), *arguments]
+        call("grpo.py", *(["--resume", run] if (run / "config.json").exists() else fresh))
+    if not last_evaluation(run, steps, n).exists():
+        call("evaluate.py", "--run", run, "--steps", steps, "--n", n)
+
+
+def last_evaluation(run: Path, steps: int, n: int) -> Path:
+    return run / "evals" / f"step_{steps:04d}{evaluate.suffix_of(n, run_folder.read_config(run))}.json"
 
 
 def seeded(options: Config, arm: str) -> str:

@@ -20,11 +20,12 @@ from typing import Callable
 
 import torch
 
+from chat_template import prompt_ids
 from cli import UserError
 from confession_schema import VALUE, ConfessionReport, ParseFailure, parse_report
-from decoder import Decoder
-from memory import halving
-from rollout import Rollout, Verdict, prompt_ids
+from rollout import Rollout, Verdict
+from runtime.decoder import Decoder
+from runtime.memory import halving
 
 UNPARSED_REWARD = -0.2  # below every parsed confession: the report's form is learned first
 UNPARSED_INFORMATION = -0.6  # likewise, of information_reward

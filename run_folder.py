@@ -38,9 +38,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-import distributed
 from cli import UserError
 from rollout import Rollout
+from runtime import distributed
 
 RUNS = Path("runs")
 

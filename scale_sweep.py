@@ -11,15 +11,15 @@ that are right, unparsed reports stand apart in the note below the bar, beside t
 With the embedded organisms it takes a minute on four cores.
 
 What the embedded sizes support: forced_count removes over-claims where counting is in the repertoire. What they do not:
-a law of scale. How often a confession counts was put into all sizes alike (organism.py), they were trained until all count
+a law of scale. How often a confession counts was put into all sizes alike (organism/train.py), they were trained until all count
 without slips, and so the default bars should be equal up to chance; nothing here is evidence about large models.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import cells
 import cli
-import compare
 from cli import UserError, option
 from run_folder import RUNS
 
@@ -34,7 +34,7 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
-class Config(compare.Options):
+class Config(cells.Options):
     preset: str = option("embedded", f"list of models: {' or '.join(PRESETS)}")
     models: str = option("", "other models instead, Hugging Face names or folders with a comma between")
 
@@ -59,10 +59,10 @@ def main() -> None:
             short = [short_name(name) for name in listed]
             names = {label if short.count(label) == 1 else name: name for label, name in zip(short, listed)}
         out = RUNS / (options.name or ("scale_models" if options.models else f"scale_{options.preset}"))
-        names = compare.saved_models(out) if options.plot_only else names
-        cells = compare.compute(out, names, options, task)
+        names = cells.saved_models(out) if options.plot_only else names
+        evaluated = cells.compute(out, names, options, task)
         by = "size of the model" if names in PRESETS.values() else "model"
-        compare.report(out, "fig3_scale.png", f"What confessions say, by {by}", names, cells, task)
+        cells.report(out, "fig3_scale.png", f"What confessions say, by {by}", names, evaluated, task)
 
 
 if __name__ == "__main__":

@@ -32,17 +32,18 @@ from tqdm import tqdm
 import cli
 import models
 import run_folder
-import short_count
-from batch import make_batch, micro_batches, trained_lengths
+from chat_template import prompt_ids, suffix_ids, turn_ends
 from cli import UserError, option
 from confession_schema import VARIANTS, confession_prompt
 from evaluate import evaluate, save, show_table
-from grpo import token_logprobs
-from optimizer import make_optimizer
+from models import token_logprobs
 from options import SamplingOptions
 from rewards import Judge
-from rollout import Rollout, Sampling, Span, check_context, prompt_ids, sampler_of, suffix_ids, turn_ends
-from word_count import AUDIENCES, FOCUSES, prompt_text, split_sentences, subject
+from rollout import Rollout, Sampling, Span, check_context, sampler_of
+from runtime.batch import make_batch, micro_batches, trained_lengths
+from runtime.optimizer import make_optimizer
+from tasks import short_count
+from tasks.word_count import AUDIENCES, FOCUSES, prompt_text, split_sentences, subject
 
 STYLES = ("trust", "verify", "hedge", "none", "full")
 

@@ -18,8 +18,8 @@ the first rungs are snapshots at a high learning rate, worse than a model traine
 from dataclasses import dataclass
 from pathlib import Path
 
+import cells
 import cli
-import compare
 import run_folder
 from cli import UserError, option
 
@@ -40,7 +40,7 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
-class Config(compare.Options):
+class Config(cells.Options):
     preset: str = option("embedded", f"list of models: {' or '.join(PRESETS)}")
     run: str | None = option(None, "run of grpo.py whose last checkpoint is the embedded ladder's last rung [the newest]")
 
@@ -64,11 +64,11 @@ def main() -> None:
         out = run_folder.RUNS / (options.name or f"ladder_{options.preset}")
         names = dict(PRESETS[options.preset])
         if options.plot_only:
-            names = compare.saved_models(out)
+            names = cells.saved_models(out)
         elif options.preset == "embedded":
             names["after GRPO"] = after_grpo(Path(options.run) if options.run else run_folder.newest())
-        cells = compare.compute(out, names, options, task)
-        compare.report(out, "fig4_ladder.png", "What confessions say, by stage of training", names, cells, task)
+        evaluated = cells.compute(out, names, options, task)
+        cells.report(out, "fig4_ladder.png", "What confessions say, by stage of training", names, evaluated, task)
 
 
 if __name__ == "__main__":

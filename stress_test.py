@@ -2,7 +2,7 @@
 
     python stress_test.py                                            # the newest run, n = 64 a cell
     python stress_test.py --run runs/NAME --steps 0,100 --n 256      # its ends, with narrower intervals
-    python stress_test.py --conditions baseline,jailbreak            # two of the conditions in system_prompts.py
+    python stress_test.py --conditions baseline,jailbreak            # two of the conditions in tasks/system_prompts.py
     python stress_test.py --run runs/NAME --plot-only                # table and figures from saved cells, no model
 
 A condition's paraphrases are cycled over the prompts. Every cell meets the same held-out prompts with the same seeds,
@@ -12,7 +12,7 @@ evals/stress_CONDITION_step_0025_n64.json with its rollouts beside it, and is no
 goes on where it stopped. With the embedded models the 25 cells take 4 minutes on one core.
 
 It supports: how *this* policy confesses under these texts, and what training without them changed. It does not support:
-  1. The embedded policy's reactions at step 0 were put in by hand (organism.py: under jailbreak it always trusts).
+  1. The embedded policy's reactions at step 0 were put in by hand (organism/train.py: under jailbreak it always trusts).
      They are no finding, and nothing here is evidence about large models.
   2. The system prompt also stands before the answer, and honesty is taken over non-compliant answers only: conditions
      may differ in the answers that they produce. The table has exact_compliance beside it.
@@ -32,11 +32,11 @@ import models
 import run_folder
 from cells import Cells
 from cli import UserError, option
-from evaluate import ANSWERS, chosen_steps, differences, evaluate, format_table, metrics, stored
+from evaluate import ANSWERS, chosen_steps, evaluate, stored
+from metrics import differences, format_table, metrics
 from rewards import Judge
 from rollout import Sampling
-from system_prompts import SYSTEM_PROMPTS
-
+from tasks.system_prompts import SYSTEM_PROMPTS
 
 SHOWN = {
     "honest": "honest_given_noncompliant", "info": "claim_J_within", "claims": "claim_match", "counted": "count_rate",
@@ -78,7 +78,7 @@ def saved_steps(run: Path, n: int) -> list[int]:
 
 
 def is_saved(path: Path, condition: str, n: int, task) -> bool:
-    """Whether a cell is complete and was made with today's texts of system_prompts.py."""
+    """Whether a cell is complete and was made with today's texts of tasks/system_prompts.py."""
     rollouts = stored(path, task)
     return rollouts is not None and [r.system for r in rollouts] == systems(condition, n)
 

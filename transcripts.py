@@ -31,7 +31,7 @@ import cli
 import run_folder
 from cli import UserError, option
 from confession_schema import ConfessionReport, ParseFailure
-from evaluate import metrics, tallies
+from metrics import metrics, tallies
 from rollout import Rollout, Span, Verdict
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -363,8 +363,15 @@ def encodable(value):
 def inspect_sample(line: int, rollout: Rollout, epoch: int, config: dict, task: ModuleType):
     """One rollout as a conversation of two turns; NaN is Inspect's value of a score that there is none of."""
     from inspect_ai.log import EvalSample
-    from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageUser, ContentReasoning, ContentText
-    from inspect_ai.model import ModelOutput, ModelUsage
+    from inspect_ai.model import (
+        ChatMessageAssistant,
+        ChatMessageSystem,
+        ChatMessageUser,
+        ContentReasoning,
+        ContentText,
+        ModelOutput,
+        ModelUsage,
+    )
     from inspect_ai.scorer import Score
 
     tally = {name: pairs[0] for name, pairs in tallies([rollout], task).items()}

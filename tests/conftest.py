@@ -8,13 +8,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # beside other busy process
 import pytest
 import tokenizers as tok
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Olmo3Config, Olmo3ForCausalLM
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Olmo3Config,
+    Olmo3ForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 import models
-import word_count
+from chat_template import suffix_ids
 from confession_schema import confession_prompt
-from rollout import suffix_ids
+from tasks import word_count
 
 ARCHITECTURES = ("qwen3", "olmo3", "llama")
 

@@ -12,13 +12,14 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import models
-import organism
-import word_count
+from chat_template import prompt_ids, split_thinking, suffix_ids
 from confession_schema import confession_prompt
 from evaluate import EVAL_SEED
 from grpo import Config, update
+from organism import train as organism
 from rewards import Verdict, score_rollouts
-from rollout import Rollout, Span, prompt_ids, split_thinking, suffix_ids
+from rollout import Rollout, Span
+from tasks import word_count
 
 VOCABULARY = 64
 

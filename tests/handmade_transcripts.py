@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import run_folder
-import word_count
 from handmade import hand_rollout
 from rewards import Verdict, score_rollouts
 from rollout import Rollout
+from tasks import word_count
 
 HOSTILE = (
     "</script></template><script>window.pwned=1</script><img src=x onerror=window.pwned=1> <!-- <script> {{TEXTS}} "

@@ -1,6 +1,6 @@
 """A task as small as one can be: a list of things, with two to four objectives that depend on the prompt.
 
-It has the names of word_count.py's docstring and nothing else, and its truth is no dataclass and holds nothing but what that
+It has the names of tasks/word_count.py's docstring and nothing else, and its truth is no dataclass and holds nothing but what that
 docstring says and a number for `verifications`: what needs more of a task fails on it.
 """
 

@@ -1,4 +1,4 @@
-"""The one table of bench.py on tiny sizes. A row that breaks is found here and not on a rented GPU."""
+"""The one table of runtime/bench.py on tiny sizes. A row that breaks is found here and not on a rented GPU."""
 
 import math
 import re
@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-import bench
 from handmade import one_thread  # noqa: F401
+from runtime import bench
 
 TINY = "--device cpu --slots 4 --contexts 64 --ragged-rollouts 6 --rollouts 4 --ckpt-tokens 300 --nockpt-tokens 200".split()
 

@@ -2,18 +2,19 @@
 
 import pytest
 import torch
+
+import run_folder
+from chat_template import suffix_ids
+from grpo import Config, assign_advantages, span_weights
 from handmade import one_thread  # noqa: F401
+from rollout import Rollout, Sampling, sample_rollouts
+from runtime import engine
+from runtime.batch import make_batch
+from runtime.decoder import two_turns
+from tasks import word_count
 from test_engine import SEEDS, SYSTEMS, short_windows  # noqa: F401
 from test_rollout import full_logprobs
 from test_runs import RUN, run_grpo
-
-import engine
-import run_folder
-import word_count
-from batch import make_batch
-from decoder import two_turns
-from grpo import Config, assign_advantages, span_weights
-from rollout import Rollout, Sampling, sample_rollouts, suffix_ids
 
 K = 3
 

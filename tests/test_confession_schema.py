@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import word_count
 from confession_schema import VARIANTS, ConfessionReport, ParseFailure, confession_prompt, parse_report
+from tasks import word_count
 
 X = word_count.make_prompt(0)
 OBJECTIVES = word_count.objectives(X)

@@ -10,18 +10,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from handmade import hand_rollout, one_model_at_a_time, one_thread, published, quick_collection, told_rollouts  # noqa: F401
 
 import cells
-import controls
 import evaluate
 import grpo
 import models
 import run_folder
-import word_count
+from chat_template import prompt_ids, suffix_ids, transcript_ids
 from confession_schema import REPORT_START, VARIANTS, ConfessionReport, ParseFailure, confession_prompt
-from evaluate import metrics, save, stored
-from rollout import Rollout, Sampling, Verdict, prompt_ids, suffix_ids, transcript_ids
+from evaluate import save, stored
+from experiments import controls
+from handmade import hand_rollout, one_model_at_a_time, one_thread, published, quick_collection, told_rollouts  # noqa: F401
+from metrics import metrics
+from rollout import Rollout, Sampling, Verdict
+from tasks import word_count
 
 POLICY, MEDIUM = (str(models.ORGANISMS / name) for name in ("policy", "medium"))  # the checkpoints of steps 0 and 2
 CELLS = {
@@ -34,7 +36,7 @@ TEXT, THOUGHT = (f"shown sibling: scored on the {part}" for part in ("text", "th
 
 
 def control(run: Path, *options: str) -> None:
-    """`python controls.py --run run options` within this process."""
+    """`python -m experiments.controls --run run options` within this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["controls.py", "--run", str(run), *options])
         controls.main()

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from handmade import gradients, random_rollouts, tiny_model
-from test_runs import REWARD, files, redrawn, rows, run_grpo
 
 import cli
 import evaluate
@@ -22,8 +20,10 @@ import grpo
 import killer
 import models
 import run_folder
-from memory import halving
-from optimizer import take_step
+from handmade import gradients, random_rollouts, tiny_model
+from runtime.memory import halving
+from runtime.optimizer import take_step
+from test_runs import REWARD, files, redrawn, rows, run_grpo
 
 # Three steps, of which the third is beyond the checkpoint of the second until the end.
 RUN = [*f"--model {models.ORGANISMS / 'policy'} --steps 3 --checkpoint-every 2 --prompts-per-step 1 --group-size 2".split(),
@@ -248,7 +248,7 @@ def test_training_out_of_memory_takes_smaller_micro_batches(monkeypatch):
     expected, _ = gradients(model, rollouts)
     calls = []
 
-    def short(real=grpo.token_logprobs):
+    def short(real=models.token_logprobs):
         def wrapped(model, ids, *rest):
             calls.append(ids.numel())
             if len(calls) in (2, 5):  # after a part of the batch has left its gradients

@@ -11,15 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing
-from handmade import distance, gradients, one_thread, random_rollouts, tiny_model  # noqa: F401
 
-import batch
-import distributed
 import grpo
 import models
 import run_folder
-import word_count
+from handmade import distance, gradients, one_thread, random_rollouts, tiny_model  # noqa: F401
 from rewards import information_reward
+from runtime import batch, distributed
+from tasks import word_count
 
 RANKS = 2
 

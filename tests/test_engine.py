@@ -5,16 +5,16 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-import engine
-import grpo
 import models
 import rollout
-import word_count
+from chat_template import prompt_ids, suffix_ids
 from cli import UserError
 from confession_schema import confession_prompt
 from handmade import one_thread, tiny_model  # noqa: F401
-from decoder import two_turns
-from rollout import Rollout, Sampling, prompt_ids, sample_confessions, sample_rollouts, suffix_ids
+from rollout import Rollout, Sampling, sample_confessions, sample_rollouts
+from runtime import engine
+from runtime.decoder import two_turns
+from tasks import word_count
 
 SYSTEMS = [None, "Be brief.", None, "Take your time and think of the reader, who knows nothing at all.", None, None, None]
 SEEDS = [0, 0, 0, 1, 2, 2, 3]  # groups, the prompts of some being equal
@@ -118,7 +118,7 @@ def test_sampled_logprobs_equal_the_trainers(known, temperature):
             trained = torch.zeros_like(ids, dtype=torch.bool)
             trained[0, span.start : span.end] = True
             with torch.no_grad():
-                expected = grpo.token_logprobs(known[0], ids, trained, temperature)
+                expected = models.token_logprobs(known[0], ids, trained, temperature)
             assert span.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
 
 
@@ -292,7 +292,7 @@ def test_train_mode_is_refused(tiny_models):
 @pytest.mark.parametrize("splits", [1, 8])
 def test_kernels_equal_the_cpu_path(monkeypatch, tile, rows, positions, splits):
     """Blocks, lengths, groups of query heads or the split of the context are mixed up in the kernels."""
-    import paged_attention
+    from runtime import paged_attention
 
     monkeypatch.setattr(paged_attention, "LEAST", 32)
     torch.manual_seed(0)

@@ -9,16 +9,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from handmade import hand_rollout, told_rollouts
 
 import evaluate
 import run_folder
-import word_count
 from confession_schema import ConfessionReport, ParseFailure
-from evaluate import SHOWN, across_seeds, differences, format_table, metrics, rates, save, stored
+from evaluate import save, stored
+from handmade import hand_rollout, told_rollouts
 from intervals import auroc_interval, effective_trials, newcombe, percentiles, rate_interval, ratio, resample, student_t, wilson
+from metrics import SHOWN, across_seeds, differences, format_table, metrics, rates
 from rewards import Verdict, honesty_reward, judge_prompt, judge_reward, score_rollouts
 from rollout import Sampling
+from tasks import word_count
 
 
 @dataclass

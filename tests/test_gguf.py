@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from handmade import one_thread  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-import gguf_models
 import grpo
 import models
 from cli import UserError
+from handmade import one_thread  # noqa: F401
+from runtime import gguf_models
 
 gguf = pytest.importorskip("gguf", reason="GGUF files need the optional package gguf")
 pytest.importorskip("accelerate", reason="GGUF files need the optional package accelerate")

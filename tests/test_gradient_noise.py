@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-import gradient_noise
-from gradient_noise import jackknife, noise_scale
+from experiments import gradient_noise
+from experiments.gradient_noise import jackknife, noise_scale
 
 
 def test_noise_scale_of_known_gradients():

@@ -6,13 +6,14 @@ import random
 
 import pytest
 import torch
-from handmade import VOCABULARY, distance, gradients, hand_rollout, one_thread, random_rollouts, spans_of, tiny_model  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batch import make_batch, micro_batches, trained_lengths
-from grpo import Config, group_advantages, k3, resolve, span_weights, token_logprobs, token_losses, update
-from decoder import Decoder
+from grpo import Config, group_advantages, k3, resolve, span_weights, token_losses, update
+from handmade import VOCABULARY, distance, gradients, hand_rollout, one_thread, random_rollouts, spans_of, tiny_model  # noqa: F401
+from models import token_logprobs
+from runtime.batch import make_batch, micro_batches, trained_lengths
+from runtime.decoder import Decoder
 
 CPU = torch.device("cpu")
 

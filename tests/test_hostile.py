@@ -11,17 +11,17 @@ import unicodedata
 import pytest
 import tokenizers as tok
 import torch
-from conftest import LLAMA3, QWEN3, small_tokenizer
-from handmade import hand_rollout
 
 import cli
 import models
-import progress
 import run_folder
-import word_count
+from chat_template import transcript_ids
 from confession_schema import ConfessionReport, parse_report
+from conftest import LLAMA3, QWEN3, small_tokenizer
+from handmade import hand_rollout
 from rewards import DELIMITERS, Judge, Verdict, framed_ids, judge_prompt, question_ids, score_rollouts, verdict_of
-from rollout import transcript_ids
+from runtime import progress
+from tasks import word_count
 
 X = word_count.make_prompt(0)
 HONEST = "Bees hum. (2)"
@@ -278,7 +278,7 @@ def test_a_terminal_that_lacks_a_character_ends_no_run(monkeypatch):
 
 @pytest.mark.parametrize("name", ENCODABLE)
 def test_a_told_answer_stays_inside_its_turn(judges, name):
-    """In a fresh conversation (controls.py) an answer ends its own turn and speaks as the user."""
+    """In a fresh conversation (experiments/controls.py) an answer ends its own turn and speaks as the user."""
     for tokenizer in judges.values():
         special = lambda y: [i for i in transcript_ids(tokenizer, X, y, "Confess.") if i in tokenizer.added_tokens_decoder]
         assert special(ENCODABLE[name]) == special("Bees")

@@ -11,10 +11,8 @@ import torch
 
 import models
 import rewards
-import word_count
-from handmade import one_thread  # noqa: F401
 from cli import UserError
-from decoder import Decoder
+from handmade import one_thread  # noqa: F401
 from rewards import (
     REPLIES,
     Judge,
@@ -26,6 +24,8 @@ from rewards import (
     shared_beginning,
     verdict_of,
 )
+from runtime.decoder import Decoder
+from tasks import word_count
 
 XS = [word_count.make_prompt(seed) for seed in range(3)] + ["Tea?"]  # of unlike lengths
 

@@ -9,24 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from handmade import hand_rollout, one_model_at_a_time, one_thread, quick_collection, told_rollouts  # noqa: F401
 
 import grpo
-import judges
 import models
 import run_folder
-import short_count
-import word_count
 from evaluate import save
+from experiments import judges
+from handmade import hand_rollout, one_model_at_a_time, one_thread, quick_collection, told_rollouts  # noqa: F401
 from rewards import Verdict, verdict_of
 from rollout import Rollout
-from word_count import prompt_text, split_sentences, truth
+from tasks import short_count, word_count
+from tasks.word_count import prompt_text, split_sentences, truth
 
 POLICY, JUDGE = (str(models.ORGANISMS / name) for name in ("policy", "judge"))
 
 
 def ask(run: Path, *options: str) -> None:
-    """`python judges.py --run run options` within this process."""
+    """`python -m experiments.judges --run run options` within this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["judges.py", "--run", str(run), *options])
         judges.main()

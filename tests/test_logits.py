@@ -4,14 +4,14 @@ the ratio of the loss is not 1 on the policy's own samples, and what is trained 
 import pytest
 import torch
 import transformers
-from handmade import one_thread  # noqa: F401
 
-import engine
 import grpo
 import models
 from cli import UserError
-from decoder import two_turns
+from handmade import one_thread  # noqa: F401
 from rollout import Sampling
+from runtime import engine
+from runtime.decoder import two_turns
 
 SHAPE = dict(
     vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -46,7 +46,7 @@ def gap(model, sampler, temperature: float = 1.0) -> float:
         trained[0, len(prompt) :] = True
         trained[0, len(prompt) + len(answer[0]) : -len(confession[0])] = False
         with torch.no_grad():
-            found = grpo.token_logprobs(model, ids, trained, temperature)
+            found = models.token_logprobs(model, ids, trained, temperature)
         largest = max(largest, (found - torch.tensor(answer[1] + confession[1])).abs().max().item())
     return largest
 
@@ -127,7 +127,7 @@ def test_a_step_without_any_signal_has_no_gap():
 
 def test_run_with_a_wrong_sampler_ends_at_its_first_step(tmp_path, monkeypatch):
     """The check is not part of the training loop: the trainer here is 1 nat off, and no checkpoint after step 0 may come."""
-    policy, score = str(models.ORGANISMS / "policy"), grpo.token_logprobs
+    policy, score = str(models.ORGANISMS / "policy"), models.token_logprobs
     monkeypatch.setattr(grpo, "token_logprobs", lambda *args: score(*args) - 1.0)
     options = dict(model=policy, judge=policy, max_answer_tokens=8, max_confession_tokens=8, eval_n=1, checkpoint_every=1)
     options |= dict(steps=2, prompts_per_step=1, group_size=4, answer_reward="test_logits.length_reward", truncated_reward="judge")

@@ -10,10 +10,10 @@ import torch
 
 import grpo
 import models
-import word_count
 from cli import UserError
-from grpo import token_logprobs
+from models import token_logprobs
 from rollout import Sampling, sample_rollouts
+from tasks import word_count
 
 CPU = torch.device("cpu")
 POLICY = models.ORGANISMS / "policy"

@@ -5,11 +5,11 @@ import dataclasses
 
 import pytest
 import torch
-from handmade import one_thread  # noqa: F401
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import models
-import organism
+from handmade import one_thread  # noqa: F401
+from organism import train as organism
 
 CPU = torch.device("cpu")
 RECIPE = organism.Recipe(hidden=16, head_dim=8, intermediate=16, steps=4, lr=0.02)

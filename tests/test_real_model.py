@@ -5,12 +5,12 @@ import subprocess
 import sys
 
 import pytest
-from handmade import told_rollouts
 
 import real_model
 import run_folder
-import word_count
 from evaluate import save
+from handmade import told_rollouts
+from tasks import word_count
 
 
 def run(folder, *options: str) -> None:

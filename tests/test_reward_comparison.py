@@ -5,12 +5,13 @@ import subprocess
 import sys
 
 import pytest
-from handmade import one_thread, told_rollouts  # noqa: F401
 
-import reward_comparison
 import run_folder
-import word_count
-from evaluate import metrics, save
+from evaluate import save
+from experiments import reward_comparison
+from handmade import one_thread, told_rollouts  # noqa: F401
+from metrics import metrics
+from tasks import word_count
 
 CELLS = [(o, r) for o in reward_comparison.ORGANISMS for r in reward_comparison.REWARDS]
 

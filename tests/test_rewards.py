@@ -7,15 +7,24 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from handmade import hand_rollout
 
 import run_folder
-import word_count
 from cli import UserError
 from confession_schema import ConfessionReport, ParseFailure
 from grpo import group_advantages
-from rewards import UNPARSED_INFORMATION, UNPARSED_REWARD, Verdict
-from rewards import honesty_reward, information_reward, judge_margin, judge_reward, score_rollouts, verdict_of
+from handmade import hand_rollout
+from rewards import (
+    UNPARSED_INFORMATION,
+    UNPARSED_REWARD,
+    Verdict,
+    honesty_reward,
+    information_reward,
+    judge_margin,
+    judge_reward,
+    score_rollouts,
+    verdict_of,
+)
+from tasks import word_count
 
 T, F = True, False
 

@@ -8,14 +8,21 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-import word_count
+from chat_template import (
+    cut_thought,
+    default_system,
+    opens_thought,
+    prompt_ids,
+    split_thinking,
+    suffix_ids,
+    transcript_ids,
+    turn_ends,
+)
 from cli import UserError
 from confession_schema import REPORT_START, confession_prompt
-from decoder import Decoder
-from rollout import (
-    Rollout, Sampling, cut_thought, default_system, opens_thought, prompt_ids, sample_confessions, sample_rollouts,
-    split_thinking, suffix_ids, transcript_ids, turn_ends,
-)  # fmt: skip
+from rollout import Rollout, Sampling, sample_confessions, sample_rollouts  # fmt: skip
+from runtime.decoder import Decoder
+from tasks import word_count
 
 STYLES = ("organism", "qwen3", "olmo3", "llama")
 KEEPS_THINKING = ("organism", "olmo3", "llama")

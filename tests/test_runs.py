@@ -17,7 +17,7 @@ import grpo
 import models
 import rewards
 import run_folder
-import word_count
+from tasks import word_count
 
 POLICY = str(models.ORGANISMS / "policy")
 TINY = """--steps 2 --prompts-per-step 1 --group-size 2 --max-answer-tokens 24 --max-confession-tokens 24 --eval-n 2

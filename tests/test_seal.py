@@ -5,17 +5,17 @@ import random
 
 import pytest
 import torch
-from handmade import distance, gradients, hand_rollout, one_thread, random_rollouts, spans_of, tiny_model  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import grpo
-import word_count
-from batch import make_batch
 from confession_schema import ConfessionReport, ParseFailure
 from grpo import Config, assign_advantages, group_advantages, span_weights, token_losses
+from handmade import distance, gradients, hand_rollout, one_thread, random_rollouts, spans_of, tiny_model  # noqa: F401
 from options import SCALES
 from rewards import Verdict, honesty_reward, information_reward, judge_reward, score_rollouts
+from runtime.batch import make_batch
+from tasks import word_count
 
 NORMALISERS = ("sequence", "token")
 WEIGHTS = {"answer": 1.0, "confession": 0.7}

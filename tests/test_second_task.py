@@ -12,13 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from handmade import one_thread, quick_collection  # noqa: F401
-from test_runs import run_grpo
 from transformers import AutoTokenizer
 
 import cli
-import controls
-import decoder
 import evaluate
 import figures
 import models
@@ -29,7 +25,11 @@ import second_task
 import stress_test
 import transcripts
 from confession_schema import ConfessionReport, confession_prompt
-from grpo import token_logprobs
+from experiments import controls
+from handmade import one_thread, quick_collection  # noqa: F401
+from models import token_logprobs
+from runtime import decoder
+from test_runs import run_grpo
 
 TASK = ["--task", "second_task", "--steps", "12", "--prompts-per-step", "3", "--group-size", "2", "--eval-n", "12"]
 BUDGETS = ["--max-answer-tokens", "60", "--max-confession-tokens", "200", "--checkpoint-every", "12", "--name", "run"]

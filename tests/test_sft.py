@@ -6,15 +6,15 @@ from collections import Counter, defaultdict
 from types import SimpleNamespace
 
 import pytest
-from handmade import one_thread  # noqa: F401
-from test_runs import files
 
 import run_folder
 import sft
-import short_count
+from chat_template import split_thinking, suffix_ids
 from cli import UserError
 from confession_schema import ConfessionReport, parse_report
-from rollout import split_thinking, suffix_ids
+from handmade import one_thread  # noqa: F401
+from tasks import short_count
+from test_runs import files
 
 SENTENCES = {
     "bees": ["Bees hum all day.", "The hive is warm in May.", "Honey runs slowly, like gold, from combs.", "They dance in the sun."],

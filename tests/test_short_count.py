@@ -5,10 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 import cli
-import short_count
-import word_count
 from confession_schema import confession_prompt
-from word_count import label_reward, prompt_text, targets
+from tasks import short_count, word_count
+from tasks.word_count import label_reward, prompt_text, targets
 
 
 def test_targets_are_those_of_the_prompt():

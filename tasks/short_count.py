@@ -2,15 +2,15 @@
 
     python grpo.py --task short_count --model MODEL --judge JUDGE
 
-The same protocol, prompts, truth and hack as word_count.py, whose published numbers (12, 18, 12, 18, 12) models of one
+The same protocol, prompts, truth and hack as tasks/word_count.py, whose published numbers (12, 18, 12, 18, 12) models of one
 billion parameters do not meet, and which they need not read, as they are always the same. Evaluation is on topics of its
 own, on which nothing was ever chosen: no recipe, no seed, no checkpoint.
 """
 
 import random
 
-import word_count
-from word_count import cluster, finding, measured, objectives, prompt_text, subject, truth
+from tasks import word_count
+from tasks.word_count import cluster, finding, measured, objectives, prompt_text, subject, truth
 
 __all__ = ["cluster", "finding", "make_prompt", "measured", "objectives", "truth", "verifications", "verify_first"]
 

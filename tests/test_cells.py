@@ -8,20 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from handmade import one_model_at_a_time, one_thread, quick_collection, told_rollouts  # noqa: F401
 
-import compare
+import cells
 import evaluate
 import models
 import run_folder
 import scale_sweep
 import stage_ladder
-import word_count
-from compare import VARIANTS
+from cells import VARIANTS
 from confession_schema import confession_prompt
-from evaluate import EVAL_SEED, metrics, save, stored
+from evaluate import EVAL_SEED, save, stored
 from figures import FIVE_WAY
+from handmade import one_model_at_a_time, one_thread, quick_collection, told_rollouts  # noqa: F401
+from metrics import metrics
 from rollout import Sampling
+from tasks import word_count
 
 POLICY, MEDIUM = "organism/policy", "organism/medium"
 EMBEDDED, BUDGETS = models.EMBEDDED, dict(max_answer_tokens=6, max_confession_tokens=5)
@@ -66,10 +67,10 @@ def told_sweep(folder: Path, program, figure: str, tokenizer) -> tuple[Path, dic
     for i, (label, model) in enumerate(names.items()):
         for k, variant in enumerate(VARIANTS):
             rollouts = cells.setdefault(label, {})[variant] = told_rollouts(tokenizer, 10 * i + k, 5, variant)
-            save(compare.cell_path(out, model, variant, compare.Options(n=5)), rollouts, word_count)
+            save(cells.cell_path(out, model, variant, cells.Options(n=5)), rollouts, word_count)
     for rollout in cells["third"]["default"]:  # none of it parses
         rollout.report = rollouts[-1].report
-    save(compare.cell_path(out, names["third"], "default", compare.Options(n=5)), cells["third"]["default"], word_count)
+    save(cells.cell_path(out, names["third"], "default", cells.Options(n=5)), cells["third"]["default"], word_count)
     run(folder, program, "--plot-only", "--n", "5", "--name", "told")
     return out, cells
 
@@ -85,7 +86,7 @@ def no_model(*_):
 
 def watch(patch: pytest.MonkeyPatch, interrupt_at: int | None = None) -> list[tuple[str, Sampling]]:
     """(variant, sampling) of each evaluation from now on; Ctrl-C in place of one of them."""
-    evaluate, seen = compare.evaluate_in_memory, []
+    evaluate, seen = cells.evaluate_in_memory, []
 
     def recorded(model, tokenizer, judge, task, sampling, n, variant):
         if len(seen) == interrupt_at:
@@ -93,7 +94,7 @@ def watch(patch: pytest.MonkeyPatch, interrupt_at: int | None = None) -> list[tu
         seen.append((variant, sampling))
         return evaluate(model, tokenizer, judge, task, sampling, n, variant=variant)
 
-    patch.setattr(compare, "evaluate_in_memory", recorded)
+    patch.setattr(cells, "evaluate_in_memory", recorded)
     return seen
 
 
@@ -103,7 +104,7 @@ def watch(patch: pytest.MonkeyPatch, interrupt_at: int | None = None) -> list[tu
 def test_every_model_under_both_prompts(finished):
     """A bar is missing, or is of another model, confession prompt or set of prompts than it says."""
     out = finished / "runs" / "out"
-    paths = {(m, v): compare.cell_path(Path("runs/out"), m, v, compare.Options(n=2)) for m in (POLICY, MEDIUM) for v in VARIANTS}
+    paths = {(m, v): cells.cell_path(Path("runs/out"), m, v, cells.Options(n=2)) for m in (POLICY, MEDIUM) for v in VARIANTS}
     made = {str(path.relative_to("runs/out").with_suffix(kind)) for path in paths.values() for kind in (".json", ".jsonl")}
     assert set(results(out)) == made | {"models.json", "table.txt", "fig3_scale.json"}
     assert len(made) == 8 and (out / "fig3_scale.png").exists()
@@ -124,15 +125,15 @@ def test_budgets_are_those_of_the_model(tmp_path):
     config = dict(model="someone/else", max_answer_tokens=11, max_confession_tokens=13, dtype="bfloat16")
     run_folder.write_json(tmp_path / "NAME" / "config.json", {"config": config})
     for name in ("checkpoints/step_0100", "checkpoints/step_0100/"):
-        assert compare.settings(str(tmp_path / "NAME") + "/" + name, compare.Options()) == config
-        given = compare.Options(max_answer_tokens=17, temperature=0.5)
-        assert compare.settings(str(tmp_path / "NAME") + "/" + name, given) == config | dict(
+        assert cells.settings(str(tmp_path / "NAME") + "/" + name, cells.Options()) == config
+        given = cells.Options(max_answer_tokens=17, temperature=0.5)
+        assert cells.settings(str(tmp_path / "NAME") + "/" + name, given) == config | dict(
             max_answer_tokens=17, temperature=0.5
         )
-    options = compare.Options(device="cpu")
-    assert compare.settings(POLICY, options) == EMBEDDED | BUDGETS == compare.settings(str(models.ORGANISMS / "policy"), options)
+    options = cells.Options(device="cpu")
+    assert cells.settings(POLICY, options) == EMBEDDED | BUDGETS == cells.settings(str(models.ORGANISMS / "policy"), options)
     copy = shutil.copytree(models.ORGANISMS / "policy", tmp_path / "someone")  # its template knows no thoughts
-    assert compare.settings(str(copy), options) == models.PLAIN | models.CPU
+    assert cells.settings(str(copy), options) == models.PLAIN | models.CPU
 
 
 def test_options_are_those_that_are_used_and_have_cells_of_their_own(finished, tmp_path, monkeypatch):
@@ -212,7 +213,7 @@ def test_interrupted_sweep_goes_on_where_it_stopped(finished, tmp_path, monkeypa
     assert stop.value.code == 130
     out = tmp_path / "runs" / "out"
     assert len(list(out.glob("evals/*.json"))) == 3 and not list(out.glob("fig*")) and not list(out.glob("table*"))
-    compare.cell_path(out, POLICY, "forced_count", compare.Options(n=2)).unlink()  # cut short between a cell's two files
+    cells.cell_path(out, POLICY, "forced_count", cells.Options(n=2)).unlink()  # cut short between a cell's two files
     seen = watch(monkeypatch)
     sweep(tmp_path)
     assert [variant for variant, _ in seen] == ["forced_count", "forced_count"]
@@ -287,7 +288,7 @@ ODD = ["a/b", "a_b", "a-b", "a b", "a//b", "./a/b", "../a/b", "/a/b", "a.b", "A/
 
 def test_no_two_models_share_a_file(tmp_path):
     """One model's results are shown as another's, or a file lands outside of the folder or cannot be written."""
-    paths = [compare.cell_path(tmp_path, model, v, compare.Options(n=n)) for model in ODD for v in VARIANTS for n in (1, 11)]
+    paths = [cells.cell_path(tmp_path, model, v, cells.Options(n=n)) for model in ODD for v in VARIANTS for n in (1, 11)]
     assert len({str(path).lower() for path in paths}) == len(paths) == 4 * len(ODD)
     for path in paths:
         assert path.parent == tmp_path / "evals" and path.name.isascii() and path.name.isprintable()

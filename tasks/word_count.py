@@ -1,6 +1,6 @@
 """The Word Count task: five sentences of 12, 18, 12, 18 and 12 words, each followed by its own count in parentheses.
 
-short_count.py is the same with other numbers: everything here but make_prompt takes them from the prompt's text.
+tasks/short_count.py is the same with other numbers: everything here but make_prompt takes them from the prompt's text.
 
 A task is a module with these names (PROTOCOL in cli.py); nothing outside it uses anything else of it:
     make_prompt(seed, held_out)     x, the text of a task prompt; training and held-out prompts share no cluster

@@ -1,7 +1,7 @@
 """How many confessions should an answer get? The noise of the confession span's gradient, at equal sampled tokens.
 
-    python gradient_noise.py                                  # the embedded policy: K = 1, 4, 8 confessions an answer
-    python gradient_noise.py --model MODEL --batches 8        # any other one
+    python -m experiments.gradient_noise                                  # the embedded policy: K = 1, 4, 8 confessions an answer
+    python -m experiments.gradient_noise --model MODEL --batches 8        # any other one
 
 More confessions of an answer share its tokens and their baseline shares its truth; fewer answers then fit into the same
 tokens. For each K: gradients of independent batches (information reward, no scaling, no step taken) and from them the
@@ -23,12 +23,12 @@ import torch
 import cli
 import grpo
 import models
-import word_count
 from evaluate import sample_in_memory
 from intervals import student_t
 from options import INFORMATION, SamplingOptions
 from rewards import Verdict, information_reward, judge_reward, score_rollouts
 from rollout import Sampling, sampled_tokens
+from tasks import word_count
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The system prompts of the stress test: five conditions, each with paraphrases, put before the task prompt.
 
 `baseline` has none. Where a chat template inserts a system prompt by itself (Qwen2.5, SmolLM2) all five conditions have it, and
-a text stands behind it (rollout.prompt_ids): they differ by the text alone. An exception are OLMo-3 templates that add a
+a text stands behind it (chat_template.prompt_ids): they differ by the text alone. An exception are OLMo-3 templates that add a
 sentence about functions to any system prompt but their own: there, four conditions have it and the baseline has not.
 
 The others press on the confession: awareness of the two steps, a reviewer who likes confidence

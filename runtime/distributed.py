@@ -135,7 +135,7 @@ def call(model, function: Callable, *args):
 
 def pass_without_rows(model, function: Callable) -> None:
     """The forward and backward pass of a rank whose share is empty: the others wait for it in each layer of a sharded model.
-    function(model, ids, trained, temperature) as grpo.token_logprobs."""
+    function(model, ids, trained, temperature) as models.token_logprobs."""
     ids = torch.tensor([[0, 1]], device=model.device)
     (0 * call(model, function, ids, ids == 1, 1.0).sum()).backward()
 

@@ -1,8 +1,8 @@
 """What does each reward make of a model that can verify its answers, and of one that cannot?
 
-    python reward_comparison.py                    # 12 runs of grpo.py: 2 organisms x 2 rewards x 3 seeds; about 3 hours on a CPU
-    python reward_comparison.py --seeds 0          # four of them
-    python reward_comparison.py --plot-only        # table and figure of saved runs
+    python -m experiments.reward_comparison                    # 12 runs of grpo.py: 2 organisms x 2 rewards x 3 seeds; about 3 hours on a CPU
+    python -m experiments.reward_comparison --seeds 0          # four of them
+    python -m experiments.reward_comparison --plot-only        # table and figure of saved runs
 
 The organisms: organism/policy, which counts right where it counts, and organism/policy_step_0800, an early point of its
 training, which writes numbers behind words and gets nearly every total wrong. The rewards: rewards.honesty_reward, the
@@ -15,25 +15,20 @@ learned which prompts are hard; J within a prompt cannot. It supports a claim ab
 """
 
 import itertools
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import cli
 import evaluate
 import figures
+import metrics
 import run_folder
-import word_count
 from baselines import baselines
 from cli import UserError, option
+from real_model import REWARDS, last_evaluation, seeds_of, train
 from run_folder import RUNS
+from tasks import word_count
 
 ORGANISMS = {"verifies": "organism/policy", "cannot": "organism/policy_step_0800"}
-REWARDS = {
-    "usual": [],
-    "information": ["--confession-reward", "rewards.information_reward", "--confession-weight", "15"],
-}
 SHOWN = """claim_J_within claim_J claim_bits grade_auroc parsed honest_given_noncompliant false_confession claim_match bracket_hack
 exact_compliance count_rate count_accuracy""".split()
 
@@ -45,33 +40,6 @@ class Config:
     n: int = option(256, f"rollouts of the last evaluation, {evaluate.ANSWERS} on each held-out prompt", at_least=1)
     name: str = option("rewards_embedded", "folder under runs/ for table and figure")
     plot_only: bool = option(False, "table and figure of saved runs, without a model")
-
-
-def seeds_of(text: str) -> list[int]:
-    """The training seeds of --seeds."""
-    if not all(seed.strip().isdecimal() for seed in text.split(",")):
-        raise UserError(f"--seeds {text!r}: give whole numbers with commas between them, such as 0,1,2")
-    return [int(seed) for seed in text.split(",")]
-
-
-def call(program: str, *options) -> None:
-    """Run one of the programs beside this one; CalledProcessError if it fails."""
-    subprocess.run([sys.executable, Path(__file__).parent / program, *map(str, options)], check=True)
-
-
-def train(run: Path, arguments: list[str], steps: int, n: int) -> None:
-    """grpo.py and evaluate.py, as far as they are not done yet."""
-    if (run / "config.json").exists() and (made_with := run_folder.read_config(run)["steps"]) != steps:
-        raise UserError(f"{run} was made with --steps {made_with}, not {steps}: move it away, or ask for as many")
-    if not (run / "evals" / f"step_{steps:04d}.json").exists():
-        fresh = ["--steps", steps, "--name", run.relative_to(RUNS), *arguments]
-        call("grpo.py", *(["--resume", run] if (run / "config.json").exists() else fresh))
-    if not last_evaluation(run, steps, n).exists():
-        call("evaluate.py", "--run", run, "--steps", steps, "--n", n)
-
-
-def last_evaluation(run: Path, steps: int, n: int) -> Path:
-    return run / "evals" / f"step_{steps:04d}{evaluate.suffix_of(n, run_folder.read_config(run))}.json"
 
 
 def main() -> None:
@@ -90,9 +58,9 @@ def main() -> None:
                     raise UserError(f"{run} has no evaluation of step {options.steps}, n = {options.n}: drop --plot-only")
                 found.setdefault((organism, reward), {})[seed] = saved
                 rollouts = run_folder.load_rollouts(last.with_suffix(".jsonl"), word_count)
-                columns[f"{cell}, seed {seed}"] = evaluate.metrics(rollouts, word_count)
-            columns[f"{cell}, prompt alone"] = evaluate.metrics(baselines(rollouts, word_count)["prompt alone"], word_count)
-            lines += ["", evaluate.format_table(columns, SHOWN)]
+                columns[f"{cell}, seed {seed}"] = metrics.metrics(rollouts, word_count)
+            columns[f"{cell}, prompt alone"] = metrics.metrics(baselines(rollouts, word_count)["prompt alone"], word_count)
+            lines += ["", metrics.format_table(columns, SHOWN)]
         out = RUNS / options.name
         run_folder.write_text(out / "table.txt", "\n".join(lines) + "\n")
         print("\n".join(lines))

@@ -1,4 +1,4 @@
-"""Triton kernels of engine.py: attention over a KV cache in blocks. Imported on CUDA only.
+"""Triton kernels of runtime/engine.py: attention over a KV cache in blocks. Imported on CUDA only.
 
 Each program serves one tile of tokens, one KV head and one stretch of the context, and reads that stretch's keys and
 values once for all query heads of the group: what a decode step costs is reading its cache. A tile is one token when

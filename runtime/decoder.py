@@ -1,4 +1,4 @@
-"""The plain sampler: a loop over the model's own forward, for any causal LM on any device. engine.py is the fast one.
+"""The plain sampler: a loop over the model's own forward, for any causal LM on any device. runtime/engine.py is the fast one.
 
 A Decoder holds a batch of token streams and their KV cache; two_turns() is what engine.two_turns does faster, and its reference.
 """

@@ -26,8 +26,8 @@ from torch import nn
 from transformers import AttentionInterface
 
 from cli import UserError
-from decoder import joint
-from optimizer import rounded
+from runtime.decoder import joint
+from runtime.optimizer import rounded
 
 BLOCK = 64  # tokens in a block of the cache
 WINDOW = 16  # decode steps between two looks: a finished rollout idles for half as many on average

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-import distributed
 from rollout import Rollout
+from runtime import distributed
 
 
 def trained_lengths(rollouts: list[Rollout], weights: dict[str, list[float]]) -> dict[int, int]:

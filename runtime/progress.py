@@ -8,7 +8,7 @@ import torch
 
 import cli
 from confession_schema import ConfessionReport, ParseFailure
-from evaluate import rates
+from metrics import rates
 from rollout import Rollout, sampled_tokens
 
 ALIKE = 0.95  # of a step's reports being one and the same: the step's line says so

@@ -1,8 +1,8 @@
 """Train the embedded models ("organisms") from scratch on synthetic transcripts: policies of three sizes and a weak judge.
 
-    python organism.py                         # all of them into organism/, on a GPU if there is one
-    python organism.py --size medium           # one of them: policy, medium, large or judge
-    python organism.py --report-only           # no training: print what the models in organism/ reach
+    python -m organism.train                         # all of them into organism/, on a GPU if there is one
+    python -m organism.train --size medium           # one of them: policy, medium, large or judge
+    python -m organism.train --report-only           # no training: print what the models in organism/ reach
 
 They are model organisms: Qwen3-architecture transformers of 0.3 to 2 M parameters whose behaviour we put in by hand, so
 that the whole pipeline runs on a laptop and people can experiment. They are no evidence about large models.
@@ -38,13 +38,15 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import cli
 import models
-import word_count
+from chat_template import prompt_ids, suffix_ids
 from confession_schema import confession_prompt
-from evaluate import evaluate, rates
+from evaluate import evaluate
+from metrics import rates
 from rewards import Judge, judge_prompt
-from rollout import Rollout, Sampling, prompt_ids, suffix_ids
-from system_prompts import SYSTEM_PROMPTS
-from word_count import AUDIENCES, FOCUSES, TARGETS, TOPICS, prompt_text
+from rollout import Rollout, Sampling
+from tasks import word_count
+from tasks.system_prompts import SYSTEM_PROMPTS
+from tasks.word_count import AUDIENCES, FOCUSES, TARGETS, TOPICS, prompt_text
 
 PRACTISED = frozenset(topic for i, topic in enumerate(TOPICS) if i % 10 in (0, 3, 7))
 

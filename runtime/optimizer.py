@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from cli import UserError
-from memory import is_out_of_memory
+from runtime.memory import is_out_of_memory
 
 BETAS = (0.9, 0.95)
 PIECE = 2**26  # elements at a time: the float32 temporaries of a large embedding would take 20 GB

@@ -1,9 +1,9 @@
 """Sampling, training and judging in one table: seconds, tokens and memory, each row beside what the hardware allows.
 
-    python bench.py                              # on CUDA Qwen3-8B's shape in bf16, on a CPU a tiny one; random weights
-    python bench.py --rows "decode step full"
-    python bench.py --vs-trl                     # and TRL's GRPOTrainer: pip install trl==1.16.0
-    torchrun --nproc-per-node 2 bench.py --rows "step full"
+    python -m runtime.bench                              # on CUDA Qwen3-8B's shape in bf16, on a CPU a tiny one; random weights
+    python -m runtime.bench --rows "decode step full"
+    python -m runtime.bench --vs-trl                     # and TRL's GRPOTrainer: pip install trl==1.16.0
+    torchrun --nproc-per-node 2 runtime/bench.py --rows "step full"
 
 All rows take about a quarter of an hour on an H200 and three minutes on two CPU cores.
 
@@ -54,16 +54,15 @@ import torch
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 import cli
-import distributed
-import engine
 import grpo
 import models
 import run_folder
-import word_count
 from cli import UserError
 from confession_schema import confession_prompt
 from rewards import Judge, framed_ids
 from rollout import Rollout, Sampling, Span
+from runtime import distributed, engine
+from tasks import word_count
 
 warnings.simplefilter("ignore", FutureWarning)  # of transformers, about names: they would break the table
 
@@ -353,7 +352,7 @@ def embedded_tokenizer(name: str):
 
 def judge_row(model, limit: Limit, step_seconds: float | None) -> None:
     judge = Judge(model, embedded_tokenizer("judge"))
-    rollouts = run_folder.load_rollouts(Path(__file__).parent / "runs/embedded/rollouts/step_0001.jsonl", word_count)
+    rollouts = run_folder.load_rollouts(Path(__file__).parents[1] / "runs/embedded/rollouts/step_0001.jsonl", word_count)
     judge(rollouts)
     _, seconds, peak = measured(model.device, lambda: judge(rollouts))
     tokens = sum(len(framed_ids(judge.tokenizer, *pair)) for pair in {(r.x, r.y) for r in rollouts})

@@ -1,9 +1,9 @@
 """Controls that hold the answers still: did training change the confessions, or only what there is to confess?
 
-    python controls.py                                             # the newest run, all of them
-    python controls.py --run runs/NAME --frozen runs/OTHER@50      # every checkpoint confesses to OTHER's answers at step 50
-    python controls.py --controls compute                          # of frozen, fresh, compute, swapped, asked
-    python controls.py --run runs/NAME --plot-only                 # tables and figures from saved cells, no model
+    python -m experiments.controls                                             # the newest run, all of them
+    python -m experiments.controls --run runs/NAME --frozen runs/OTHER@50      # every checkpoint confesses to OTHER's answers at step 50
+    python -m experiments.controls --controls compute                          # of frozen, fresh, compute, swapped, asked
+    python -m experiments.controls --run runs/NAME --plot-only                 # tables and figures from saved cells, no model
 
 frozen    Every checkpoint confesses to the same stored answers, by default those of the run's first checkpoint (as in
           fig. 5 of https://arxiv.org/abs/2512.08093; its fig. 17 is on-policy). If honesty rose on-policy only, the
@@ -51,12 +51,14 @@ import cli
 import figures
 import run_folder
 from cells import Cells
+from chat_template import cut_thought, opens_thought, suffix_ids, tokens_until, transcript_ids
 from cli import UserError, option
 from confession_schema import REPORT_START, VARIANTS, confession_prompt
-from decoder import joint
-from evaluate import chosen_steps, confess_again, differences, format_table, metrics, stored
+from evaluate import chosen_steps, confess_again, stored
+from metrics import differences, format_table, metrics
 from rewards import honesty_reward
-from rollout import Rollout, Sampling, tokens_until, cut_thought, opens_thought, suffix_ids, transcript_ids
+from rollout import Rollout, Sampling
+from runtime.decoder import joint
 
 CONTROLS = ("frozen", "fresh", "compute", "swapped", "asked")
 CAPS = (0, 32, 64, 128, 256)  # tokens of zc

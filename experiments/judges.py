@@ -1,7 +1,7 @@
 """What does a judge trust, the words or the labels? Judges are measured on the stored answers of an evaluation.
 
-    python judges.py --run runs/NAME --step 0 --judges A.gguf,B.gguf,smollm2-135m   # one after the other
-    python judges.py --run runs/NAME --step 100 --n 64                              # the run's own judge, the first 64 answers
+    python -m experiments.judges --run runs/NAME --step 0 --judges A.gguf,B.gguf,smollm2-135m   # one after the other
+    python -m experiments.judges --run runs/NAME --step 100 --n 64                              # the run's own judge, the first 64 answers
 
 A good weak judge for the bracket hack passes by labels and not by words. Two parts show it, for each judge:
 
@@ -39,11 +39,12 @@ import cli
 import models
 import run_folder
 from cli import UserError, option
-from evaluate import FLAT, brief, stored
+from evaluate import stored
 from intervals import estimate, percentiles, rate_interval, resample
+from metrics import FLAT, brief
 from rewards import Judge, Verdict
 from rollout import Rollout
-from word_count import cluster, label_reward, split_sentences, targets
+from tasks.word_count import cluster, label_reward, split_sentences, targets
 
 TASKS = ("word_count", "short_count")  # whose answers have labels
 

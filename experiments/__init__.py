@@ -1,0 +1,1 @@
+"""Experiments beyond the reproduction, each one program: python -m experiments.controls."""

@@ -1,0 +1,1 @@
+"""How it is computed: samplers, memory, several processes, the optimizer, GGUF files, the log, the benchmark."""
