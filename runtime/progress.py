@@ -14,14 +14,14 @@ from rollout import Rollout, sampled_tokens
 ALIKE = 0.95  # of a step's reports being one and the same: the step's line says so
 
 
-def step_row(step: int, rollouts: list[Rollout], task, silent: dict[str, float], stats: dict[str, float]) -> dict:
+def step_row(step: int, rollouts: list[Rollout], task, without_signal: dict[str, float], stats: dict[str, float]) -> dict:
     """A line of metrics.jsonl: nothing in it depends on the clock."""
     mean_reward = lambda rewards: sum(rewards) / len(rewards) if rewards else None
     rewards = {
         f"reward_{name}": mean_reward([r for r in (rollout.spans[name].reward for rollout in rollouts) if r is not None])
         for name in ("answer", "confession")
     }
-    zero = {f"frac_zero_std_groups_{name}": share for name, share in silent.items()}
+    zero = {f"frac_zero_std_groups_{name}": share for name, share in without_signal.items()}
     reports = Counter((r.report.claims, r.report.grade) for r in rollouts if isinstance(r.report, ConfessionReport))
     (claims, grade), times = reports.most_common(1)[0] if reports else (((), None), 0)
     alike = {"reports_alike": times / len(rollouts), "most_common_report": [*claims, grade]}
@@ -37,6 +37,15 @@ def timing_row(step: int, clock: list[float], rollouts: list[Rollout]) -> dict:
     peak = on_gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     tokens = {"sampled_tokens": sampled_tokens(rollouts), "stream_tokens": sum(len(rollout.token_ids) for rollout in rollouts)}
     return {"step": step, **seconds, **tokens, "peak_gib": peak / 2**30}
+
+
+def show(bar, row: dict, seconds: float, rollouts: list[Rollout], task) -> None:
+    """Move a tqdm bar by a step and write its line above it, with two examples at every tenth."""
+    bar.set_description("")
+    bar.update()
+    bar.write(format_step(row, seconds))
+    if row["step"] % 10 == 0:
+        bar.write("\n".join(format_example(rollout, task) for rollout in (rollouts[0], rollouts[-1])))
 
 
 def format_step(row: dict, seconds: float) -> str:

@@ -1,0 +1,124 @@
+"""What a training run works with: everything that it loads, and its checkpoints and evaluations."""
+
+import dataclasses
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+import cli
+import models
+import run_folder
+from chat_template import prompt_ids, suffix_ids
+from confession_schema import confession_prompt
+from evaluate import evaluate, save
+from options import Config
+from rewards import Judge, RewardFunction, judge_prompt
+from rollout import Sampling, check_context
+from runtime import distributed
+from runtime.optimizer import make_optimizer
+
+
+@dataclass
+class Job:
+    config: Config
+    run: Path
+    task: ModuleType
+    rewards: tuple[RewardFunction, RewardFunction]  # of answers and of confessions
+    tokenizer: object
+    model: object  # what samples
+    learner: object  # what is trained: the model itself, or its sharded copy
+    reference: object  # for the KL term, or None
+    judge: Judge
+    optimizer: torch.optim.Optimizer
+    sampling: Sampling  # this and the next get smaller where memory runs out
+    micro_batch_tokens: int
+
+
+def begin(config: Config, run: Path, resume: bool) -> tuple[Job, int]:
+    """(all that a run works with, steps that are done): a new run, or on from its newest checkpoint.
+
+    What cannot work is a UserError, before anything is written. What was recorded after the
+    checkpoint is forgotten.
+    """
+    resumed = run_folder.newest_checkpoint(run) if resume else None  # None if it was killed before the first
+    job = _loaded(config, run, resumed)
+    if not resume:
+        x = job.task.make_prompt(0)
+        xc = confession_prompt(job.task, x, config.confession)
+        run_folder.create(run, config, {"x": x, "xc": xc, "judge": judge_prompt("X", "Y")})
+    run_folder.forget_after(run, resumed or 0)
+    return job, resumed or 0
+
+
+def _loaded(config: Config, run: Path, resumed: int | None) -> Job:
+    device = models.device_of(config.device)
+    source = config.model if resumed is None else str(run_folder.checkpoint(run, resumed))
+    model, tokenizer = models.load(source, device, config.dtype)
+    judge = Judge(*models.load(config.judge, device, config.dtype))
+    task, sampling = cli.import_task(config.task), Sampling.of(dataclasses.asdict(config))
+    rewards = cli.import_function(config.answer_reward), cli.import_function(config.confession_reward)
+    check_prompts(model, tokenizer, task, sampling, config.confession)
+    models.check_logits(model)
+    torch.manual_seed(config.seed)  # for the adapters' initialisation; sampling has its own generators
+    model = models.with_lora(model, config.lora_rank)
+    learner = model if config.lora_rank else distributed.sharded(model)
+    if config.gradient_checkpointing:
+        models.recompute_activations(learner)
+    if compiles(config):
+        models.compile_layers(learner)
+    reference = None
+    if config.kl_coef:  # with new adapters it is the model with them switched off
+        new_adapters = config.lora_rank and not models.has_adapters(config.model)
+        reference = model if new_adapters else models.load(config.model, device, config.dtype)[0].requires_grad_(False)
+    optimizer = make_optimizer(learner, config.lr)
+    if resumed is not None:
+        run_folder.load_optimizer(run, resumed, optimizer)
+    return Job(
+        config=config,
+        run=run,
+        task=task,
+        rewards=rewards,
+        tokenizer=tokenizer,
+        model=model,
+        learner=learner,
+        reference=reference,
+        judge=judge,
+        optimizer=optimizer,
+        sampling=sampling,
+        micro_batch_tokens=config.micro_batch_tokens,
+    )
+
+
+def check_prompts(model, tokenizer, task: ModuleType, sampling: Sampling, variant: str) -> None:
+    """UserError if prompts and budgets do not fit the model's context; of 64 training prompts."""
+    xs = [task.make_prompt(seed) for seed in range(64)]
+    xcs = [confession_prompt(task, x, variant) for x in xs]
+    longest_x = max(len(prompt_ids(tokenizer, x, thinking=sampling.thinking)) for x in xs)
+    longest_xc = max(len(suffix_ids(tokenizer, xc, sampling.thinking)) for xc in xcs)
+    check_context(model, longest_x, longest_xc, sampling)
+
+
+def compiles(config: Config) -> bool:
+    return config.compile and models.device_of(config.device).type == "cuda"
+
+
+@contextmanager
+def compiling(config: Config):
+    """Compiled layers run compiled within it, or eagerly, the sampler's too; yields what the first step waits for."""
+    with torch.compiler.set_stance("default" if compiles(config) else "force_eager"):
+        yield "compiling: a minute or two, half of that when it was done here before" if compiles(config) else ""
+
+
+def save_and_evaluate(job: Job, step: int) -> None:
+    """Checkpoint and evaluation of a step, as far as they are not there yet."""
+    if step not in run_folder.checkpoint_steps(job.run):
+        state = run_folder.optimizer_tensors(job.optimizer)
+        run_folder.save_checkpoint(job.run, step, job.model, job.tokenizer, state)
+    path = job.run / "evals" / f"step_{step:04d}.json"
+    if not run_folder.exists(path):
+        n, variant = job.config.eval_n, job.config.confession
+        rollouts = evaluate(job.model, job.tokenizer, job.judge, job.task, job.sampling, n, variant=variant)
+        save(path, rollouts, job.task)
