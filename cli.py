@@ -133,7 +133,7 @@ def import_task(name: str):
 def _found(name: str) -> str | None:
     """The module of that name in tasks/, or else of the top level; None if there is none."""
     for module in (f"tasks.{name}", name):
-        with suppress(ModuleNotFoundError):  # of a package that it would be in
+        with suppress(ImportError, ValueError):  # no such package, or no such name
             if importlib.util.find_spec(module):
                 return module
     return None

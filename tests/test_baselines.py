@@ -9,7 +9,7 @@ import pytest
 import evaluate
 from baselines import baselines
 from handmade import told_rollouts
-from metrics import OF_REPORTS, differences, format_baselines, metrics
+from metrics import NO_CONTRAST, OF_REPORTS, differences, format_baselines, metrics
 from runtime import progress
 from tasks import word_count
 from test_evaluate import TASK, UNPARSED, Truth, scored
@@ -173,8 +173,8 @@ def test_a_table_says_when_nothing_can_tell(tmp_path, tokenizers, capsys):
     rollouts = told_rollouts(tokenizers["organism"], 0)  # on prompts of their own
     evaluate.save(tmp_path / "evals" / "step_0000.json", rollouts, word_count)
     evaluate.show_table(tmp_path, word_count)
-    assert metrics.NO_CONTRAST in capsys.readouterr().out and metrics.NO_CONTRAST in (tmp_path / "table.txt").read_text()
+    assert NO_CONTRAST in capsys.readouterr().out and NO_CONTRAST in (tmp_path / "table.txt").read_text()
     pair = told_rollouts(tokenizers["organism"], 1)[:1] * 2
     pair[1] = dataclasses.replace(pair[0], y="", truth=word_count.truth(pair[0].x, ""))
     pair[0].truth = dataclasses.replace(pair[0].truth, objectives=(True,) * 5)
-    assert metrics.metrics(pair, word_count)["claim_J_within"]["n"] > 0  # so no note
+    assert metrics(pair, word_count)["claim_J_within"]["n"] > 0  # so no note

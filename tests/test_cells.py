@@ -62,17 +62,17 @@ def told_sweep(folder: Path, program, figure: str, tokenizer) -> tuple[Path, dic
     """A folder of saved evaluations whose reports parse, drawn with --plot-only: (folder of results, {label: {variant:
     rollouts}})."""
     names = {"first": "someone/One", "second": "someone/Two-3B", "third": "Qwen/Qwen3-8B"}
-    out, cells = folder / "runs" / "told", {}
+    out, saved = folder / "runs" / "told", {}
     run_folder.write_json(out / "models.json", names)
     for i, (label, model) in enumerate(names.items()):
         for k, variant in enumerate(VARIANTS):
-            rollouts = cells.setdefault(label, {})[variant] = told_rollouts(tokenizer, 10 * i + k, 5, variant)
+            rollouts = saved.setdefault(label, {})[variant] = told_rollouts(tokenizer, 10 * i + k, 5, variant)
             save(cells.cell_path(out, model, variant, cells.Options(n=5)), rollouts, word_count)
-    for rollout in cells["third"]["default"]:  # none of it parses
+    for rollout in saved["third"]["default"]:  # none of it parses
         rollout.report = rollouts[-1].report
-    save(cells.cell_path(out, names["third"], "default", cells.Options(n=5)), cells["third"]["default"], word_count)
+    save(cells.cell_path(out, names["third"], "default", cells.Options(n=5)), saved["third"]["default"], word_count)
     run(folder, program, "--plot-only", "--n", "5", "--name", "told")
-    return out, cells
+    return out, saved
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -108,13 +108,13 @@ def test_every_model_under_both_prompts(finished):
     made = {str(path.relative_to("runs/out").with_suffix(kind)) for path in paths.values() for kind in (".json", ".jsonl")}
     assert set(results(out)) == made | {"models.json", "table.txt", "fig3_scale.json"}
     assert len(made) == 8 and (out / "fig3_scale.png").exists()
-    cells = {key: stored(finished / path, word_count) for key, path in paths.items()}
-    for (model, variant), rollouts in cells.items():
+    saved = {key: stored(finished / path, word_count) for key, path in paths.items()}
+    for (model, variant), rollouts in saved.items():
         assert [r.seed for r in rollouts] == [EVAL_SEED, EVAL_SEED]
         assert [r.x for r in rollouts] == [word_count.make_prompt(r.seed, held_out=True) for r in rollouts]
         assert [r.xc for r in rollouts] == [confession_prompt(word_count, r.x, variant) for r in rollouts]
         assert all(r.verdict.state == "failed" and r.answer.end - r.answer.start <= 6 for r in rollouts)
-        others = [[r.answer.entropy for r in cells[other, variant]] for other in (POLICY, MEDIUM) if other != model]
+        others = [[r.answer.entropy for r in saved[other, variant]] for other in (POLICY, MEDIUM) if other != model]
         assert [r.answer.entropy for r in rollouts] not in others
     assert json.loads((out / "models.json").read_text()) == {"policy": POLICY, "medium": MEDIUM}
 
@@ -237,8 +237,8 @@ def test_plot_only_needs_no_model(tmp_path, monkeypatch, tokenizers, name):
     """Figures could not be drawn again on a machine without the models, or with the preset's models for saved ones."""
     program, figure = PROGRAMS[name]
     monkeypatch.setattr(models, "load", no_model)
-    out, cells = told_sweep(tmp_path, program, figure, tokenizers["organism"])
-    assert list(json.loads((out / f"{figure}.json").read_text())) == list(cells)
+    out, saved = told_sweep(tmp_path, program, figure, tokenizers["organism"])
+    assert list(json.loads((out / f"{figure}.json").read_text())) == list(saved)
 
 
 # ------------------------------------------------------------------------------------------------- what is drawn
@@ -248,9 +248,9 @@ def test_plot_only_needs_no_model(tmp_path, monkeypatch, tokenizers, name):
 def test_figure_shows_the_metrics_of_the_cells(tmp_path, tokenizers, name):
     """A bar shows other rollouts than its label says, or claims that do not add up where something parsed."""
     program, figure = PROGRAMS[name]
-    out, cells = told_sweep(tmp_path, program, figure, tokenizers["organism"])
+    out, saved = told_sweep(tmp_path, program, figure, tokenizers["organism"])
     numbers = json.loads((out / f"{figure}.json").read_text())
-    assert numbers == {label: {v: metrics(rollouts, word_count) for v, rollouts in by.items()} for label, by in cells.items()}
+    assert numbers == {label: {v: metrics(rollouts, word_count) for v, rollouts in by.items()} for label, by in saved.items()}
     assert all(list(by) == list(VARIANTS) for by in numbers.values())
     for label, by in numbers.items():
         for variant, e in by.items():

@@ -22,6 +22,7 @@ from rewards import (
     judge_margin,
     judge_reward,
     score_rollouts,
+    truth_reward,
     verdict_of,
 )
 from tasks import word_count
@@ -34,6 +35,14 @@ def test_rewards_of_verdicts():
     rollouts = [SimpleNamespace(verdict=v) for v in (verdict_of(0.25), verdict_of(-3.5), Verdict("failed", "[too long]"))]
     assert judge_reward(rollouts) == [1.0, 0.0, None]
     assert judge_margin(rollouts) == [0.25, -3.5, None]
+
+
+def test_the_truth_as_reward():
+    """The reward of the truth is that of labels or of the judge, or counts all or nothing."""
+    x = word_count.prompt_text("bees", "beginners", "facts", (3, 3, 2))
+    answers = {"Bees hum low. (3) They fly. (3) They. (2)": 1 / 3, "Bees hum low. Bees hum low. Bees hum.": 1.0, "": 0.0}
+    rollouts = [SimpleNamespace(truth=word_count.truth(x, y)) for y in answers]
+    assert truth_reward(rollouts) == pytest.approx(list(answers.values()))
 
 
 def test_saved_verdicts_come_back(tmp_path):

@@ -193,7 +193,7 @@ def test_resuming_a_finished_run_changes_nothing(finished, tmp_path):
         (["--model", "no/such/model", "--judge", POLICY], "existing folder"),
         (["--judge", "no/such/model"], "existing folder"),
         (["--model", "no/such/model"], "--judge is required"),
-        (["--task", "no_such_task"], "no no_such_task.py"),
+        (["--task", "no_such_task"], "no tasks/no_such_task.py"),
         (["--task", ""], "--task ''"),
         (["--task", "../word_count"], "--task '../word_count'"),
         (["--task", "rewards"], "rewards.py lacks make_prompt"),
