@@ -3,7 +3,7 @@
     python -m runtime.bench                              # on CUDA Qwen3-8B's shape in bf16, on a CPU a tiny one; random weights
     python -m runtime.bench --rows "decode step full"
     python -m runtime.bench --vs-trl                     # and TRL's GRPOTrainer: pip install trl==1.16.0
-    torchrun --nproc-per-node 2 runtime/bench.py --rows "step full"
+    torchrun --nproc-per-node 2 -m runtime.bench --rows "step full"
 
 All rows take about a quarter of an hour on an H200 and three minutes on two CPU cores.
 
