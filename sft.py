@@ -24,6 +24,7 @@ import random
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,7 +42,8 @@ from options import SamplingOptions
 from rewards import Judge
 from rollout import Rollout, Sampling, Span, check_context, sampler_of
 from runtime.batch import make_batch, micro_batches, trained_lengths
-from runtime.optimizer import make_optimizer
+from runtime.memory import halving
+from runtime.optimizer import make_optimizer, take_step
 from tasks import short_count
 from tasks.word_count import AUDIENCES, FOCUSES, prompt_text, split_sentences, subject
 
@@ -65,6 +67,7 @@ class Config(SamplingOptions):
     curriculum: str = option(
         "none", "order of an epoch: none, or honest_first", one_of=("none", "honest_first")
     )
+    answer_weight: float = option(1.0, "weight of the answers' loss beside the reports'; 0 teaches reports alone", at_least=0)
     epochs: int = option(2, "passes over the transcripts", at_least=1)
     batch: int = option(32, "transcripts a step", at_least=1)
     lr: float | None = option(None, "AdamW's constant learning rate [2e-4 with LoRA, 3e-5 without]", positive=True)
@@ -268,15 +271,17 @@ def order(made: list[Transcript], config: Config, epoch: int) -> list[int]:
     return sorted(rows, key=lambda i: not made[i].honest) if config.curriculum == "honest_first" else rows
 
 
-def step_loss(model, optimizer, rollouts: list[Rollout], config: Config) -> dict[str, float]:
-    """One optimizer step on the negative log-likelihood, the mean over the answers' tokens plus that over the confessions'
-    (a quarter as many tokens would else teach the answers a quarter as much); {"loss": nats, "grad_norm"}."""
+def step_loss(model, optimizer, rollouts: list[Rollout], config: Config, max_tokens: int) -> dict[str, float]:
+    """One optimizer step on the negative log-likelihood, config.answer_weight times the mean over the answers' tokens plus that
+    over the confessions' (a quarter as many tokens would else teach the answers a quarter as much); {"loss": nats, "grad_norm"}.
+    `max_tokens`: of a micro-batch, padding included."""
     tokens = {name: sum(len(r.spans[name].logprobs) for r in rollouts) for name in ("answer", "confession")}
-    weights = {name: [1 / n] * len(rollouts) for name, n in tokens.items()}
-    optimizer.zero_grad()
+    weight = {"answer": config.answer_weight, "confession": 1.0}
+    weights = {name: [weight[name] / n] * len(rollouts) for name, n in tokens.items()}
+    optimizer.zero_grad()  # of an attempt that ran out of memory
     model.train()
     total = 0.0
-    for rows in micro_batches(trained_lengths(rollouts, weights), config.micro_batch_tokens):
+    for rows in micro_batches(trained_lengths(rollouts, weights), max_tokens):
         batch = make_batch([rollouts[i] for i in rows], {name: [w[i] for i in rows] for name, w in weights.items()}, model.device)
         loss = -(batch.weights * token_logprobs(model, batch.ids, batch.trained, 1.0)).sum()
         loss.backward()
@@ -284,7 +289,7 @@ def step_loss(model, optimizer, rollouts: list[Rollout], config: Config) -> dict
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
     if not math.isfinite(total + norm):
         raise UserError(f"loss {total} or gradient {norm} is not finite: lower --lr")
-    optimizer.step()
+    take_step(optimizer)
     model.eval()
     return {"loss": total, "grad_norm": norm}
 
@@ -335,6 +340,7 @@ def train(config: Config, run: Path, resume: bool) -> None:
     first, steps_an_epoch = resumed or 0, -(-len(made) // config.batch)
     steps = config.epochs * steps_an_epoch
     run_folder.forget_after(run, first)
+    max_tokens = config.micro_batch_tokens  # less where memory runs out
 
     def save_and_evaluate(step: int) -> None:
         if step not in run_folder.checkpoint_steps(run):
@@ -351,7 +357,9 @@ def train(config: Config, run: Path, resume: bool) -> None:
             start = time.perf_counter()
             epoch, within = divmod(step - 1, steps_an_epoch)
             rows = order(made, config, epoch)[within * config.batch : (within + 1) * config.batch]
-            stats = step_loss(model, optimizer, [streams[i] for i in rows], config)
+            attempt = partial(step_loss, model, optimizer, [streams[i] for i in rows], config)
+            smallest = max(len(streams[i].token_ids) for i in rows)
+            stats, max_tokens = halving("training", attempt, max_tokens, smallest)
             row = {"step": step, **stats, "styles": dict(Counter(made[i].style for i in rows))}
             run_folder.append_row(run / "metrics.jsonl", row)
             bar.update()

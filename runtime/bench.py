@@ -62,6 +62,7 @@ from confession_schema import confession_prompt
 from rewards import Judge, framed_ids
 from rollout import Rollout, Sampling, Span
 from runtime import distributed, engine
+from runtime.optimizer import make_optimizer
 from tasks import word_count
 
 warnings.simplefilter("ignore", FutureWarning)  # of transformers, about names: they would break the table
@@ -287,7 +288,7 @@ def grpo_rows(names: list[str], model, limit: Limit, size, config: Config) -> di
     trained = distributed.sharded(model) if full else model
     if on_gpu:
         models.compile_layers(trained)
-    optimizer = grpo.make_optimizer(trained, 1e-5)
+    optimizer = make_optimizer(trained, 1e-5)
     longest = size.prompt + size.xc + sum(most for _, most in size.turns)
     settings = [  # row, tokens of a micro-batch, recomputing, GiB without which it is not tried on a GPU
         ("step", config.ckpt_tokens, True, 0),

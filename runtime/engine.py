@@ -454,7 +454,7 @@ class Engine:
         keys, values = self.cache[self.layer]  # (blocks, H, BLOCK, D)
         self.layer = (self.layer + 1) % len(self.cache)
         if self.on_gpu:
-            import paged_attention  # needs Triton, which CPU builds of torch lack
+            from runtime import paged_attention  # needs Triton, which CPU builds of torch lack
 
             where = keys, values, self.table, self.rows, self.positions
             return paged_attention.attend(q.contiguous(), k, v, *where, scale, self.tile, self.splits)

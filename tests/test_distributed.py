@@ -18,6 +18,7 @@ import run_folder
 from handmade import distance, gradients, one_thread, random_rollouts, tiny_model  # noqa: F401
 from rewards import information_reward
 from runtime import batch, distributed
+from runtime.optimizer import make_optimizer
 from tasks import word_count
 
 RANKS = 2
@@ -79,7 +80,7 @@ def optimizer_state(run: Path) -> tuple[dict, dict, list]:
     """(saved state after two steps, saved state of a fresh optimizer that loaded it, weights after a third step of each)."""
     torch.manual_seed(0)
     kept = [distributed.sharded(tiny_model().bfloat16()) for _ in range(2)]
-    first, second = (grpo.make_optimizer(learner, 1e-3) for learner in kept)
+    first, second = (make_optimizer(learner, 1e-3) for learner in kept)
 
     def step(learner, optimizer, seed):
         torch.manual_seed(seed)
@@ -235,7 +236,7 @@ def test_rounding_at_random_keeps_small_steps():
     weight = torch.nn.Parameter(torch.full((40_000,), 0.02, dtype=torch.bfloat16))
     exact = torch.nn.Parameter(weight.detach().float())
     nearest = copy.deepcopy(weight)
-    optimizers = [grpo.make_optimizer(torch.nn.ParameterList([p]), 1e-6) for p in (weight, exact)]
+    optimizers = [make_optimizer(torch.nn.ParameterList([p]), 1e-6) for p in (weight, exact)]
     optimizers.append(torch.optim.AdamW([nearest], lr=1e-6, weight_decay=0.0))
     for _ in range(50):
         for p, optimizer in zip((weight, exact, nearest), optimizers):
