@@ -1,7 +1,7 @@
 """A real model that hacks and says so: one small chat model, seeded, trained with several rewards.
 
     python real_model.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct                  # one GPU: seeding, then the first arm
-    python real_model.py --model MODEL --arms information,usual,unrewarded,alone,half_right --seeds 0,1,2
+    python real_model.py --model MODEL --arms information,usual,able,able_usual --seeds 0,1,2
     python real_model.py --plot-only                                               # table and figure of saved runs
 
 seeded        sft.py puts the form in (SEEDING): half of the labels honest, verifying in one report of twenty, most of the
@@ -10,7 +10,10 @@ information   GRPO with the information reward
 usual         with the write-up's reward: does honesty come, or a constant?
 unrewarded    answers alone are trained (--confession-weight 0): does honesty come by itself?
 alone         confessions alone are trained (--task-weight 0): do answers move without a reward of their own?
-half_right    the information reward again, from a start whose verifying reports slip in every other sentence (seeded_half_right)
+half_right    the information reward again, from a start whose verifying reports slip in every other sentence
+able          the information reward from a start that can do the task: three times as much seeding (LENGTHS), GRPO paid by the
+              true counts (PRACTICE), then the reports alone seeded again (REPORTS), as verifying gets lost in practice
+able_usual    the usual reward from there
 
 Answers are paid for labels that state their targets (word_count.label_reward), which costs nothing and is the hack. A run is
 runs/NAME/ARM_SEED; one that exists is gone on with, one that is finished is not repeated. Evaluations are on topics that no recipe
@@ -36,20 +39,30 @@ from metrics import format_table
 from run_folder import RUNS
 
 BUDGETS = "--max-answer-tokens 96 --max-confession-tokens 288 --gradient-checkpointing false".split()
-SEEDING = """--styles trust=.08,verify=.05,hedge=.07,none=.40,full=.40 --honest-labels .5 --own-target .85 --transcripts 3200
---epochs 2 --lr 4e-4""".split()
-RECIPE = """--task short_count --answer-reward word_count.label_reward --lr 1e-4 --compile false
---micro-batch-tokens 8192""".split()
+STYLES = "--styles trust=.08,verify=.05,hedge=.07,none=.40,full=.40 --honest-labels .5".split()
+SEEDING = [*STYLES, *"--own-target .85 --transcripts 3200 --epochs 2 --lr 4e-4".split()]
+LENGTHS = [*STYLES, *"--own-target .95 --transcripts 9600 --epochs 2 --lr 4e-4 --lora-rank 32".split()]
+RECIPE = "--task short_count --compile false --micro-batch-tokens 8192".split()
+PRACTICE = [*RECIPE, *"--answer-reward rewards.truth_reward --confession-weight 0 --lr 2e-4 --steps 50".split()]
+REPORTS = [*STYLES, *"--own-target .5 --answer-weight 0 --transcripts 1600 --epochs 1 --lr 2e-4 --lora-rank 32".split()]
+STARTS = {  # {name: stages: (name of the run, program, options), each from the last checkpoint of the one before}
+    "seeded": [("seeded", "sft.py", SEEDING)],
+    "half_right": [("seeded_half_right", "sft.py", [*SEEDING, "--verify-right", ".5"])],
+    "able": [("lengths", "sft.py", LENGTHS), ("practice", "grpo.py", PRACTICE), ("reports", "sft.py", REPORTS)],
+}
+HACK = [*RECIPE, "--answer-reward", "word_count.label_reward"]
 REWARDS = {
     "usual": [],
     "information": ["--confession-reward", "rewards.information_reward", "--confession-weight", "15"],
 }
-ARMS = {
-    "information": REWARDS["information"],
-    "usual": REWARDS["usual"],
-    "unrewarded": ["--confession-weight", "0"],
-    "alone": [*REWARDS["information"], "--task-weight", "0"],
-    "half_right": REWARDS["information"],
+ARMS = {  # {name: (start, options of grpo.py)}
+    "information": ("seeded", ["--lr", "1e-4", *REWARDS["information"]]),
+    "usual": ("seeded", ["--lr", "1e-4"]),
+    "unrewarded": ("seeded", ["--lr", "1e-4", "--confession-weight", "0"]),
+    "alone": ("seeded", ["--lr", "1e-4", *REWARDS["information"], "--task-weight", "0"]),
+    "half_right": ("half_right", ["--lr", "1e-4", *REWARDS["information"]]),
+    "able": ("able", ["--lr", "5e-5", *REWARDS["information"]]),
+    "able_usual": ("able", ["--lr", "5e-5"]),
 }
 SHOWN = """claim_J_within claims_with_contrast claim_J claim_bits parsed honest_given_noncompliant claim_match bracket_hack
 exact_compliance objectives_met count_rate count_accuracy answer_truncated answer_tokens confession_tokens
@@ -95,14 +108,17 @@ def last_evaluation(run: Path, steps: int, n: int) -> Path:
     return run / "evals" / f"step_{steps:04d}{evaluate.suffix_of(n, run_folder.read_config(run))}.json"
 
 
-def seeded(options: Config, arm: str) -> str:
-    """The checkpoint that an arm begins with, made if it is not there."""
-    name, slips = ("seeded_half_right", ["--verify-right", ".5"]) if arm == "half_right" else ("seeded", [])
-    run = RUNS / options.name / name
-    if max(run_folder.evaluations(run), default=0) == 0:  # the last step is evaluated when it is done, and none between
-        fresh = ["--model", options.model, "--name", f"{options.name}/{name}", "--eval-n", options.n, *SEEDING, *slips, *BUDGETS]
-        call("sft.py", *(["--resume", run] if (run / "config.json").exists() else fresh))
-    return str(run_folder.checkpoint(run, max(run_folder.evaluations(run))))
+def made(start: str, options: Config) -> Path:
+    """The checkpoint of a start; its stages are run as far as they are not there."""
+    model = options.model
+    for name, program, arguments in STARTS[start]:
+        run = RUNS / options.name / name
+        if max(run_folder.evaluations(run), default=0) == 0:  # the last step is evaluated when it is done, and none between
+            judge = ["--judge", options.judge or options.model] if program == "grpo.py" else []
+            new = ["--model", model, *judge, "--name", f"{options.name}/{name}", "--eval-n", options.n, *arguments, *BUDGETS]
+            call(program, *(["--resume", run] if (run / "config.json").exists() else new))
+        model = run_folder.checkpoint(run, max(run_folder.evaluations(run)))
+    return model
 
 
 def saved(folder: Path) -> dict[str, dict[int, dict[int, dict]]]:
@@ -139,8 +155,9 @@ def main() -> None:
                 raise UserError("--model is required: give a small chat model, such as Qwen/Qwen2.5-Coder-0.5B-Instruct")
             for seed in seeds:
                 for arm in arms:
-                    common = ["--model", seeded(options, arm), "--judge", options.judge or options.model, "--eval-n", options.n]
-                    arguments = [*common, "--seed", seed, *RECIPE, *BUDGETS, *ARMS[arm]]
+                    start, arguments = ARMS[arm]
+                    common = ["--model", made(start, options), "--judge", options.judge or options.model, "--eval-n", options.n]
+                    arguments = [*common, "--seed", seed, *HACK, *BUDGETS, *arguments]
                     train(RUNS / options.name / f"{arm}_{seed}", arguments, options.steps, options.n)
         report(RUNS / options.name)
 
