@@ -1,5 +1,7 @@
-"""Fixtures: tokenizers with chat templates of four styles, and tiny models of random weights in three architectures."""
+"""Fixtures: tokenizers with chat templates of four styles, tiny models of random weights in three architectures, and at the
+end those that a module asks for by `pytestmark = pytest.mark.usefixtures(...)`: they change how its tests run."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: no test may reach the network
@@ -22,6 +24,7 @@ from transformers import (
 import models
 from chat_template import suffix_ids
 from confession_schema import confession_prompt
+from runtime import engine
 from tasks import word_count
 
 ARCHITECTURES = ("qwen3", "olmo3", "llama")
@@ -111,3 +114,28 @@ def tiny_models(tokenizers) -> dict[str, tuple]:
 def tiny(request, tiny_models) -> tuple:
     """(model, tokenizer) of each architecture in turn."""
     return tiny_models[request.param]
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads only wait for each other in models of this size, for seconds on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def quick_collection():
+    """gc.collect() looks at new objects only, which saves 0.3 s a call."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def short_windows(monkeypatch):
+    """Slots are refilled, turns change and blocks run out several times within tiny budgets."""
+    monkeypatch.setattr(engine, "WINDOW", 3)
+    monkeypatch.setattr(engine, "BLOCK", 16)
+    monkeypatch.setattr(engine, "FEED", 64)

@@ -7,7 +7,6 @@ import shutil
 import weakref
 from pathlib import Path
 
-import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -22,23 +21,6 @@ from rollout import Rollout, Span
 from tasks import word_count
 
 VOCABULARY = 64
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For a module that imports it: threads only wait for each other in models of this size, for seconds on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_collection():
-    """For a module that imports it: gc.collect() looks at new objects only, which saves 0.3 s a call."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def tiny_model(seed: int = 0) -> Qwen3ForCausalLM:

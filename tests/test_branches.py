@@ -6,15 +6,16 @@ import torch
 import run_folder
 from chat_template import suffix_ids
 from grpo import Config, assign_advantages, span_weights
-from handmade import one_thread  # noqa: F401
 from rollout import Rollout, Sampling, sample_rollouts
 from runtime import engine
 from runtime.batch import make_batch
 from runtime.decoder import two_turns
 from tasks import word_count
-from test_engine import SEEDS, SYSTEMS, short_windows  # noqa: F401
+from test_engine import SEEDS, SYSTEMS
 from test_rollout import full_logprobs
 from test_runs import RUN, run_grpo
+
+pytestmark = pytest.mark.usefixtures("one_thread", "short_windows")
 
 K = 3
 

@@ -19,10 +19,12 @@ from cells import VARIANTS
 from confession_schema import confession_prompt
 from evaluate import EVAL_SEED, save, stored
 from figures import FIVE_WAY
-from handmade import one_model_at_a_time, one_thread, quick_collection, told_rollouts  # noqa: F401
+from handmade import one_model_at_a_time, told_rollouts
 from metrics import metrics
 from rollout import Sampling
 from tasks import word_count
+
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_collection")
 
 POLICY, MEDIUM = "organism/policy", "organism/medium"
 EMBEDDED, BUDGETS = models.EMBEDDED, dict(max_answer_tokens=6, max_confession_tokens=5)

@@ -20,10 +20,12 @@ from chat_template import prompt_ids, suffix_ids, transcript_ids
 from confession_schema import REPORT_START, VARIANTS, ConfessionReport, ParseFailure, confession_prompt
 from evaluate import save, stored
 from experiments import controls
-from handmade import hand_rollout, one_model_at_a_time, one_thread, published, quick_collection, told_rollouts  # noqa: F401
+from handmade import hand_rollout, one_model_at_a_time, published, told_rollouts
 from metrics import metrics
 from rollout import Rollout, Sampling, Verdict
 from tasks import word_count
+
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_collection")
 
 POLICY, MEDIUM = (str(models.ORGANISMS / name) for name in ("policy", "medium"))  # the checkpoints of steps 0 and 2
 CELLS = {

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 import grpo
 import models
 from cli import UserError
-from handmade import one_thread  # noqa: F401
 from runtime import gguf_models
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 gguf = pytest.importorskip("gguf", reason="GGUF files need the optional package gguf")
 pytest.importorskip("accelerate", reason="GGUF files need the optional package accelerate")

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo import Config, group_advantages, k3, resolve, span_weights, token_losses, update
-from handmade import VOCABULARY, distance, gradients, hand_rollout, one_thread, random_rollouts, spans_of, tiny_model  # noqa: F401
+from handmade import VOCABULARY, distance, gradients, hand_rollout, random_rollouts, spans_of, tiny_model
 from models import token_logprobs
 from runtime.batch import make_batch, micro_batches, trained_lengths
 from runtime.decoder import Decoder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 

@@ -8,10 +8,11 @@ import transformers
 import grpo
 import models
 from cli import UserError
-from handmade import one_thread  # noqa: F401
 from rollout import Sampling
 from runtime import engine
 from runtime.decoder import two_turns
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPE = dict(
     vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,

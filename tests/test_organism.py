@@ -8,8 +8,9 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import models
-from handmade import one_thread  # noqa: F401
 from organism import train as organism
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 RECIPE = organism.Recipe(hidden=16, head_dim=8, intermediate=16, steps=4, lr=0.02)

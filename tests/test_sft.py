@@ -12,9 +12,10 @@ import sft
 from chat_template import split_thinking, suffix_ids
 from cli import UserError
 from confession_schema import ConfessionReport, parse_report
-from handmade import one_thread  # noqa: F401
 from tasks import short_count
 from test_runs import files
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SENTENCES = {
     "bees": ["Bees hum all day.", "The hive is warm in May.", "Honey runs slowly, like gold, from combs.", "They dance in the sun."],
