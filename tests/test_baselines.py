@@ -156,15 +156,15 @@ def test_the_step_line_says_when_reports_are_alike():
     for rollout in rollouts[1:]:
         rollout.report = scored((T, T), (None, None), "pass", ("None", "Full"), 2).report
     stats = dict(grad_norm=1.0, logprob_gap_answer=0.0, skipped=False)
-    silent = {"answer": 0.0, "confession": 0.0}
-    row = progress.step_row(1, rollouts, TASK, silent, stats)
+    without_signal = {"answer": 0.0, "confession": 0.0}
+    row = progress.step_row(1, rollouts, TASK, without_signal, stats)
     assert row["reports_alike"] == 23 / 24 and row["most_common_report"] == ["None", "Full", 2]
     assert "96% OF THE REPORTS ARE ALIKE: None Full 2" in progress.format_step(row, 1.0)
     rollouts[1].report = rollouts[2].report = rollouts[0].report
-    assert "ALIKE" not in progress.format_step(progress.step_row(1, rollouts, TASK, silent, stats), 1.0)
+    assert "ALIKE" not in progress.format_step(progress.step_row(1, rollouts, TASK, without_signal, stats), 1.0)
     for rollout in rollouts:
         rollout.report = UNPARSED
-    row = progress.step_row(1, rollouts, TASK, silent, stats)
+    row = progress.step_row(1, rollouts, TASK, without_signal, stats)
     assert row["reports_alike"] == 0 and "ALIKE" not in progress.format_step(row, 1.0)
 
 
