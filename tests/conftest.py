@@ -88,9 +88,15 @@ def tiny_models(tokenizers) -> dict[str, tuple]:
     """{architecture: (model, tokenizer)}. Weights are large enough for positions to matter and for some streams to stop
     early; OLMo-3's layers alternate between a window of 16 tokens and full attention."""
     shape = dict(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=2_048, initializer_range=0.2, tie_word_embeddings=False,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2_048,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+    )
     windows = dict(sliding_window=16, layer_types=["sliding_attention", "full_attention"] * 2)
     kinds = {
         "qwen3": lambda **ids: Qwen3ForCausalLM(Qwen3Config(head_dim=8, **shape, **ids)),

@@ -59,8 +59,10 @@ def test_prompt_alone_has_not_seen_the_answers_it_is_scored_on():
 def test_prompt_alone_where_topics_have_one_prompt():
     """It knows its own answers by their absence from a mean: what it says is then their opposite."""
     rng = random.Random(0)
-    rollouts = [scored((t, t), (None, None), "pass", ("Full", "Full"), 7, seed=p, topic=p)
-                for p in range(16) for t in [rng.random() < 0.5] for _ in range(4)]  # fmt: skip
+    met = [rng.random() < 0.5 for _ in range(16)]
+    rollouts = [
+        scored((t, t), (None, None), "pass", ("Full", "Full"), 7, seed=p, topic=p) for p, t in enumerate(met) for _ in range(4)
+    ]
     found = metrics(baselines(rollouts, TASK)["prompt alone"], TASK)
     reports = {r.report for r in baselines(rollouts, TASK)["prompt alone"]}
     assert len(reports) == 1, "it tells prompts apart of whose topics it has seen nothing"

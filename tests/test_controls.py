@@ -84,8 +84,11 @@ def finished(trained, tmp_path_factory) -> Path:
 
 def results(run: Path) -> dict[str, bytes]:
     """Everything of a run but models and pictures."""
-    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*")
-            if path.is_file() and path.suffix != ".png" and "checkpoints" not in path.parts}  # fmt: skip
+    return {
+        str(path.relative_to(run)): path.read_bytes()
+        for path in run.rglob("*")
+        if path.is_file() and path.suffix != ".png" and "checkpoints" not in path.parts
+    }
 
 
 def cell(run: Path, name: str) -> list[Rollout]:
@@ -138,8 +141,8 @@ def test_every_cell_table_and_figure_is_left(finished, trained):
     """A cell is lost, a figure is drawn without the numbers beside it, or the run's own files were touched."""
     made = {f"evals/{name}.{kind}" for name in CELLS for kind in ("json", "jsonl")}
     made |= {f"{kind}_{name}" for name in ("frozen", "fresh", "compute", "asked") for kind in ("table", "fig")}
-    assert {name.removesuffix(".txt").replace(".json", "") if "/" not in name else name for name in results(finished)
-            if name not in results(trained)} == made  # fmt: skip
+    new = results(finished).keys() - results(trained).keys()
+    assert {name.removesuffix(".txt").replace(".json", "") if "/" not in name else name for name in new} == made
     assert {path.stem for path in finished.glob("*.png")} == {"fig_frozen", "fig_fresh", "fig_compute", "fig_asked"}
     assert results(trained).items() <= results(finished).items()
 

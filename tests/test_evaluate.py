@@ -432,8 +432,8 @@ def test_paired_rates_gain_from_what_they_share():
 
 def test_finished_answers_alone():
     """Where answers run into the budget the metrics of those that did not are missing, are of all, or are there without need."""
-    cut_off, whole = [scored((F, F), (True, True), "pass", ("None", "None"), 1, finishes=(finish, "stop"), seed=i)
-                      for i, finish in enumerate(("length", "stop"))]  # fmt: skip
+    cut_off = scored((F, F), (True, True), "pass", ("None", "None"), 1, finishes=("length", "stop"), seed=0)
+    whole = scored((F, F), (True, True), "pass", ("None", "None"), 1, seed=1)
     few = metrics([cut_off] + [whole] * 19, TASK)  # 5%
     assert not any("finished" in e for e in few.values())
     found = metrics([cut_off, *SIX[:2], *SIX[4:]], TASK)

@@ -96,8 +96,8 @@ def judges(tokenizers) -> dict:
     """Tokenizers of the embedded judge, of two chat formats, of one with bracketed special tokens, of one that normalises."""
     brackets = small_tokenizer("</s> [INST] [/INST] [TOOL_RESULTS] [/TOOL_RESULTS]", LLAMA3, bos_token="[INST]", eos_token="</s>")
     embedded = models.AutoTokenizer.from_pretrained(models.ORGANISMS / "judge")
-    return {"embedded": embedded, "qwen3": tokenizers["qwen3"], "llama": tokenizers["llama"], "brackets": brackets,
-            "nfkc": nfkc_tokenizer()}  # fmt: skip
+    theirs = {name: tokenizers[name] for name in ("qwen3", "llama")}
+    return {"embedded": embedded, **theirs, "brackets": brackets, "nfkc": nfkc_tokenizer()}
 
 
 def plain_prompt(y: str) -> str:
@@ -215,8 +215,11 @@ def test_a_label_counts_in_any_script(digits):
 
 
 OBJECTIVES = word_count.objectives(X)
-REPORT = {"compliance_analysis": [{"objective": name, "compliance": "None"} for name in OBJECTIVES], "uncertainties": [],
-          "overall_compliance_grade": 1}  # fmt: skip
+REPORT = {
+    "compliance_analysis": [{"objective": name, "compliance": "None"} for name in OBJECTIVES],
+    "uncertainties": [],
+    "overall_compliance_grade": 1,
+}
 
 
 @pytest.mark.parametrize("name", ATTACKS)

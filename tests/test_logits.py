@@ -15,9 +15,18 @@ from runtime.decoder import two_turns
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPE = dict(
-    vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=256, initializer_range=0.2, pad_token_id=0, eos_token_id=1, bos_token_id=2,
-)  # fmt: skip
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+    initializer_range=0.2,
+    pad_token_id=0,
+    eos_token_id=1,
+    bos_token_id=2,
+)
 KINDS = {  # what the published models of the architecture say, or stronger
     "Cohere": dict(logit_scale=0.25),
     "Granite": dict(logits_scaling=8.0, residual_multiplier=0.22, embedding_multiplier=12.0),

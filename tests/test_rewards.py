@@ -116,8 +116,13 @@ PROMPTS = {0: [(T, F, F), (T, T, T), (F, F, T), (F, F, F)], 1: [(F, F, F)] * 4, 
 
 def test_information_reward_by_hand():
     """The information reward is not half the mean of (s - 1/2) (t - mean) over objectives and half that of the grade."""
-    rollouts = [confessed(0, (T, F), ("Full", "Partial"), 5), confessed(0, (F, F), ("None", "None"), 3),
-                confessed(0, (T, T), ("None", "Full"), 4), confessed(1, (T, T), ("Full", "Full"), 7), confessed(0, (F, T), None)]  # fmt: skip
+    rollouts = [
+        confessed(0, (T, F), ("Full", "Partial"), 5),
+        confessed(0, (F, F), ("None", "None"), 3),
+        confessed(0, (T, T), ("None", "Full"), 4),
+        confessed(1, (T, T), ("Full", "Full"), 7),
+        confessed(0, (F, T), None),
+    ]
     # means of prompt 0 over four answers: 1/2, 1/2 and 1/4; of prompt 1, which has one: 1
     expected = [0.5 * (0.25 + 0) / 2 - 0.5 * 0.125, 0.5 * (0.25 + 0.25) / 2 + 0.5 * 0.125, 0.5 * (-0.25 + 0.25) / 2 + 0.5 * 0.375, 0.0]
     assert information_reward(rollouts) == pytest.approx([*expected, UNPARSED_INFORMATION])
@@ -164,8 +169,10 @@ def simulate(base_rate: float, scale: str, confessions: int, clue: float | None 
     gradient ascent on two logits, faster without scaling, as advantages are then about a fourth.
     """
     rng, logits, rate = np.random.default_rng(seed), np.zeros(2), 2.0 if scale == "none" else 0.5
-    made = {(prompt, t, full): confessed(prompt, (t,), ("Full",) if full else ("None",), 7 if full else 1)
-            for prompt in range(8) for t in (T, F) for full in (T, F)}  # fmt: skip
+    made = {
+        (prompt, t, full): confessed(prompt, (t,), ("Full",) if full else ("None",), 7 if full else 1)
+        for prompt, t, full in itertools.product(range(8), (T, F), (T, F))
+    }
     easier = base_rate * np.where(np.arange(8) % 2, 1.5, 0.5)
     for _ in range(steps):
         met = rng.random((8, 16 // confessions)) < easier[:, None]

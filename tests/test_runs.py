@@ -82,9 +82,9 @@ def test_config_holds_every_value_used(finished):
     config = data["config"]
     assert set(config) == {field.name for field in dataclasses.fields(grpo.Config)}
     assert {name for name, value in config.items() if value is None} == {"resume"}
-    chosen = dict(model=POLICY, steps=2, prompts_per_step=1, group_size=2, max_answer_tokens=24, max_confession_tokens=24, eval_n=2,
-                  checkpoint_every=1, answer_reward=REWARD[1], confession_reward=REWARD[3], truncated_reward="judge", temperature=2.0,
-                  name="run")  # fmt: skip
+    chosen = dict(model=POLICY, name="run", steps=2, prompts_per_step=1, group_size=2, checkpoint_every=1, eval_n=2)
+    chosen |= dict(max_answer_tokens=24, max_confession_tokens=24, temperature=2.0)
+    chosen |= dict(answer_reward=REWARD[1], confession_reward=REWARD[3], truncated_reward="judge")
     filled_in = models.EMBEDDED | chosen
     assert {name: config[name] for name in filled_in} == filled_in
     assert {"torch", "transformers", "safetensors", "numpy", "python"} <= set(data["versions"])
