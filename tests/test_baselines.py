@@ -12,7 +12,7 @@ from handmade import told_rollouts
 from metrics import NO_CONTRAST, OF_REPORTS, differences, format_baselines, metrics
 from runtime import progress
 from tasks import word_count
-from test_evaluate import TASK, UNPARSED, Truth, scored
+from test_metrics import TASK, UNPARSED, Truth, scored
 
 T, F = True, False
 TASK = SimpleNamespace(**vars(TASK), objectives=lambda x: {"S1": "one", "S2": "two"})

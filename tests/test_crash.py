@@ -23,7 +23,7 @@ import run_folder
 from handmade import gradients, random_rollouts, tiny_model
 from runtime.memory import halving
 from runtime.optimizer import take_step
-from test_runs import REWARD, files, redrawn, rows, run_grpo
+from tiny_runs import REWARD, files, redrawn, rows, run_grpo
 
 # Three steps, of which the third is beyond the checkpoint of the second until the end.
 RUN = f"--model {models.ORGANISMS / 'policy'} --steps 3 --checkpoint-every 2 --prompts-per-step 1 --group-size 2".split()

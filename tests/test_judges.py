@@ -1,5 +1,5 @@
-"""What a judge trusts: statistics by hand, the versions of an answer, and judges whose trust is known. A mistake here shows a
-judge that reads labels as one that counts, or the other way round."""
+"""What a judge trusts (experiments/judges.py): statistics by hand, the versions of an answer, and judges whose trust is known.
+A mistake here shows a judge that reads labels as one that counts, or the other way round."""
 
 import dataclasses
 import json

@@ -28,7 +28,7 @@ from confession_schema import ConfessionReport, confession_prompt
 from experiments import controls
 from models import token_logprobs
 from runtime import decoder
-from test_runs import run_grpo
+from tiny_runs import run_grpo
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick_collection")
 

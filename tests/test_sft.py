@@ -13,7 +13,7 @@ from chat_template import split_thinking, suffix_ids
 from cli import UserError
 from confession_schema import ConfessionReport, parse_report
 from tasks import short_count
-from test_runs import files
+from tiny_runs import files
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,5 +1,5 @@
-"""The judge feeds what the answers to one task share once. A mistake here is invisible: a verdict about half a prompt, or
-about another task, is a verdict like any other."""
+"""Verdicts: the judge feeds what the answers to one task share once. A mistake here is invisible: a verdict about half a
+prompt, or about another task, is a verdict like any other."""
 
 import copy
 import json

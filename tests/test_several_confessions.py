@@ -13,7 +13,7 @@ from runtime.decoder import two_turns
 from tasks import word_count
 from test_engine import SEEDS, SYSTEMS
 from test_rollout import full_logprobs
-from test_runs import RUN, run_grpo
+from tiny_runs import RUN, run_grpo
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_windows")
 

@@ -140,7 +140,7 @@ def test_run_with_a_wrong_sampler_ends_at_its_first_step(tmp_path, monkeypatch):
     policy, score = str(models.ORGANISMS / "policy"), models.token_logprobs
     monkeypatch.setattr(grpo, "token_logprobs", lambda *args: score(*args) - 1.0)
     options = dict(model=policy, judge=policy, max_answer_tokens=8, max_confession_tokens=8, eval_n=1, checkpoint_every=1)
-    options |= dict(steps=2, prompts_per_step=1, group_size=4, answer_reward="test_logits.length_reward", truncated_reward="judge")
+    options |= dict(steps=2, prompts_per_step=1, group_size=4, answer_reward="test_logit_transforms.length_reward", truncated_reward="judge")
     config = grpo.resolve(grpo.Config(**options))
     with pytest.raises(UserError, match=r"disagree by 1 nats a token in the first steps, in float32 at most 0.001"):
         grpo.train(config, tmp_path / "run")
