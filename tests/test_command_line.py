@@ -95,6 +95,7 @@ def test_help_names_every_option(tmp_path, capsys):
 # --------------------------------------------------------------------------------------------------------------- Ctrl-C
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_the_step_and_saves_it(tmp_path):
     """Work is lost, the exit code says that all is well, or a traceback covers the screen."""
     endless = ["--steps", "1000", "--checkpoint-every", "1000"]

@@ -25,6 +25,8 @@ from runtime.memory import halving
 from runtime.optimizer import take_step
 from tiny_runs import REWARD, files, redrawn, rows, run_grpo
 
+pytestmark = pytest.mark.slow
+
 # Three steps, of which the third is beyond the checkpoint of the second until the end.
 RUN = f"--model {models.ORGANISMS / 'policy'} --steps 3 --checkpoint-every 2 --prompts-per-step 1 --group-size 2".split()
 RUN += "--max-answer-tokens 4 --max-confession-tokens 4 --eval-n 2".split()

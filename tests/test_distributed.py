@@ -21,7 +21,7 @@ from runtime import batch, distributed
 from runtime.optimizer import make_optimizer
 from tasks import word_count
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 RANKS = 2
 

@@ -11,6 +11,8 @@ import transcripts
 from handmade_transcripts import FLAGGED, KINDS, make_run
 from tasks import word_count
 
+pytestmark = pytest.mark.slow
+
 api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -r requirements-extra.txt")
 NAMES = list(KINDS)
 ALL = 2 * len(NAMES) + len(NAMES) + 2 + 4  # rollouts in handmade_transcripts.make_run
