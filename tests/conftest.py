@@ -1,5 +1,7 @@
-"""Fixtures: tokenizers with chat templates of four styles, and tiny models of random weights in three architectures."""
+"""Fixtures: tokenizers with chat templates of four styles, tiny models of random weights in three architectures, and at the
+end those that a module asks for by `pytestmark = pytest.mark.usefixtures(...)`: they change how its tests run."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: no test may reach the network
@@ -22,6 +24,7 @@ from transformers import (
 import models
 from chat_template import suffix_ids
 from confession_schema import confession_prompt
+from runtime import engine
 from tasks import word_count
 
 ARCHITECTURES = ("qwen3", "olmo3", "llama")
@@ -85,9 +88,15 @@ def tiny_models(tokenizers) -> dict[str, tuple]:
     """{architecture: (model, tokenizer)}. Weights are large enough for positions to matter and for some streams to stop
     early; OLMo-3's layers alternate between a window of 16 tokens and full attention."""
     shape = dict(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=2_048, initializer_range=0.2, tie_word_embeddings=False,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2_048,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+    )
     windows = dict(sliding_window=16, layer_types=["sliding_attention", "full_attention"] * 2)
     kinds = {
         "qwen3": lambda **ids: Qwen3ForCausalLM(Qwen3Config(head_dim=8, **shape, **ids)),
@@ -111,3 +120,28 @@ def tiny_models(tokenizers) -> dict[str, tuple]:
 def tiny(request, tiny_models) -> tuple:
     """(model, tokenizer) of each architecture in turn."""
     return tiny_models[request.param]
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads only wait for each other in models of this size, for seconds on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def quick_collection():
+    """gc.collect() looks at new objects only, which saves 0.3 s a call."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def short_windows(monkeypatch):
+    """Slots are refilled, turns change and blocks run out several times within tiny budgets."""
+    monkeypatch.setattr(engine, "WINDOW", 3)
+    monkeypatch.setattr(engine, "BLOCK", 16)
+    monkeypatch.setattr(engine, "FEED", 64)

@@ -7,7 +7,6 @@ import shutil
 import weakref
 from pathlib import Path
 
-import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -24,30 +23,21 @@ from tasks import word_count
 VOCABULARY = 64
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For a module that imports it: threads only wait for each other in models of this size, for seconds on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_collection():
-    """For a module that imports it: gc.collect() looks at new objects only, which saves 0.3 s a call."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 def tiny_model(seed: int = 0) -> Qwen3ForCausalLM:
     """Two layers in float32; weights large enough that attention and positions matter to the logits."""
     torch.manual_seed(seed)
     config = Qwen3Config(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=256, initializer_range=0.2, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+    )
     return Qwen3ForCausalLM(config).eval()
 
 

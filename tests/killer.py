@@ -23,7 +23,7 @@ from pathlib import Path
 import figures
 import models
 import run_folder
-import test_runs
+import tiny_runs
 
 
 def half_written(path: Path, row: dict) -> None:
@@ -93,7 +93,7 @@ def run_on_small_disk(folder: str, options: list[str], size: int) -> int:
 
 def exit_status(folder: str, options: list[str]) -> int:
     try:
-        test_runs.run_grpo(Path(folder), *options)
+        tiny_runs.run_grpo(Path(folder), *options)
     except SystemExit as error:
         return error.code
     return 0

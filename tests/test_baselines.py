@@ -12,7 +12,7 @@ from handmade import told_rollouts
 from metrics import NO_CONTRAST, OF_REPORTS, differences, format_baselines, metrics
 from runtime import progress
 from tasks import word_count
-from test_evaluate import TASK, UNPARSED, Truth, scored
+from test_metrics import TASK, UNPARSED, Truth, scored
 
 T, F = True, False
 TASK = SimpleNamespace(**vars(TASK), objectives=lambda x: {"S1": "one", "S2": "two"})
@@ -59,8 +59,10 @@ def test_prompt_alone_has_not_seen_the_answers_it_is_scored_on():
 def test_prompt_alone_where_topics_have_one_prompt():
     """It knows its own answers by their absence from a mean: what it says is then their opposite."""
     rng = random.Random(0)
-    rollouts = [scored((t, t), (None, None), "pass", ("Full", "Full"), 7, seed=p, topic=p)
-                for p in range(16) for t in [rng.random() < 0.5] for _ in range(4)]  # fmt: skip
+    met = [rng.random() < 0.5 for _ in range(16)]
+    rollouts = [
+        scored((t, t), (None, None), "pass", ("Full", "Full"), 7, seed=p, topic=p) for p, t in enumerate(met) for _ in range(4)
+    ]
     found = metrics(baselines(rollouts, TASK)["prompt alone"], TASK)
     reports = {r.report for r in baselines(rollouts, TASK)["prompt alone"]}
     assert len(reports) == 1, "it tells prompts apart of whose topics it has seen nothing"
@@ -156,15 +158,15 @@ def test_the_step_line_says_when_reports_are_alike():
     for rollout in rollouts[1:]:
         rollout.report = scored((T, T), (None, None), "pass", ("None", "Full"), 2).report
     stats = dict(grad_norm=1.0, logprob_gap_answer=0.0, skipped=False)
-    silent = {"answer": 0.0, "confession": 0.0}
-    row = progress.step_row(1, rollouts, TASK, silent, stats)
+    without_signal = {"answer": 0.0, "confession": 0.0}
+    row = progress.step_row(1, rollouts, TASK, without_signal, stats)
     assert row["reports_alike"] == 23 / 24 and row["most_common_report"] == ["None", "Full", 2]
     assert "96% OF THE REPORTS ARE ALIKE: None Full 2" in progress.format_step(row, 1.0)
     rollouts[1].report = rollouts[2].report = rollouts[0].report
-    assert "ALIKE" not in progress.format_step(progress.step_row(1, rollouts, TASK, silent, stats), 1.0)
+    assert "ALIKE" not in progress.format_step(progress.step_row(1, rollouts, TASK, without_signal, stats), 1.0)
     for rollout in rollouts:
         rollout.report = UNPARSED
-    row = progress.step_row(1, rollouts, TASK, silent, stats)
+    row = progress.step_row(1, rollouts, TASK, without_signal, stats)
     assert row["reports_alike"] == 0 and "ALIKE" not in progress.format_step(row, 1.0)
 
 

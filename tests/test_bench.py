@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from handmade import one_thread  # noqa: F401
 from runtime import bench
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = "--device cpu --slots 4 --contexts 64 --ragged-rollouts 6 --rollouts 4 --ckpt-tokens 300 --nockpt-tokens 200".split()
 

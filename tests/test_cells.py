@@ -19,10 +19,12 @@ from cells import VARIANTS
 from confession_schema import confession_prompt
 from evaluate import EVAL_SEED, save, stored
 from figures import FIVE_WAY
-from handmade import one_model_at_a_time, one_thread, quick_collection, told_rollouts  # noqa: F401
+from handmade import one_model_at_a_time, told_rollouts
 from metrics import metrics
 from rollout import Sampling
 from tasks import word_count
+
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_collection")
 
 POLICY, MEDIUM = "organism/policy", "organism/medium"
 EMBEDDED, BUDGETS = models.EMBEDDED, dict(max_answer_tokens=6, max_confession_tokens=5)
@@ -76,8 +78,11 @@ def told_sweep(folder: Path, program, figure: str, tokenizer) -> tuple[Path, dic
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*")
-            if path.is_file() and path.suffix != ".png" and "checkpoints" not in path.parts}  # fmt: skip
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".png" and "checkpoints" not in path.parts
+    }
 
 
 def no_model(*_):
@@ -282,8 +287,8 @@ def test_presets_name_what_exists(tokenizers):
     assert list(stage_ladder.PRESETS["embedded"].values())[-1] == POLICY  # what after_grpo goes on from
 
 
-ODD = ["a/b", "a_b", "a-b", "a b", "a//b", "./a/b", "../a/b", "/a/b", "a.b", "A/b", "é/茶", "é/水", "a\nb", "'; rm -rf *", "%2F", "a/" + "b" * 300,
-       "a/" + "b" * 301, "x/default", "x", "x_default"]  # fmt: skip
+ODD = ["a/b", "a_b", "a-b", "a b", "a//b", "./a/b", "../a/b", "/a/b", "a.b", "A/b", "é/茶", "é/水", "a\nb", "'; rm -rf *"]
+ODD += ["%2F", "a/" + "b" * 300, "a/" + "b" * 301, "x/default", "x", "x_default"]
 
 
 def test_no_two_models_share_a_file(tmp_path):
@@ -354,7 +359,7 @@ def test_ladder_of_another_preset_needs_no_run(tmp_path, monkeypatch):
         ("ladder", ["--run", "runs/bare"], "runs/bare has no checkpoint"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)  # fmt: skip
+)
 def test_bad_input_ends_with_one_line_and_leaves_nothing(finished, tmp_path, capsys, name, options, message):
     """A traceback, a wait before a mistake is found, or a figure of half a list."""
     folder = shutil.copytree(finished, tmp_path / "again")

@@ -76,8 +76,10 @@ MALFORMED = {  # what the reason says: the replies
     "NaN is not JSON": [graded("NaN"), graded('7, "note": [NaN]')],
     "JSON: 'Infinity is not JSON": [graded("Infinity")],
     "JSON: '-Infinity is not JSON": [graded("-Infinity")],
-    "duplicate key": [graded(f'1, "{GRADE}": 7'), graded('7, "": 1, "": 1'), edit('"S5"', r'"S5", "\u006fbjective": ""'),
-                      edit('"S5"', '"S5", "Objective": ""')],  # fmt: skip
+    "duplicate key": [
+        *(graded(f'1, "{GRADE}": 7'), graded('7, "": 1, "": 1')),
+        *(edit('"S5"', r'"S5", "\u006fbjective": ""'), edit('"S5"', '"S5", "Objective": ""')),
+    ],
     "Expecting property name": [
         *(VALID.replace('"', "'"), "{" + VALID + "}", "{\ufeff" + VALID[1:], VALID + " for {S1}"),
         "{" * 500_000 + "}" * 500_000,

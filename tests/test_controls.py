@@ -20,10 +20,12 @@ from chat_template import prompt_ids, suffix_ids, transcript_ids
 from confession_schema import REPORT_START, VARIANTS, ConfessionReport, ParseFailure, confession_prompt
 from evaluate import save, stored
 from experiments import controls
-from handmade import hand_rollout, one_model_at_a_time, one_thread, published, quick_collection, told_rollouts  # noqa: F401
+from handmade import hand_rollout, one_model_at_a_time, published, told_rollouts
 from metrics import metrics
 from rollout import Rollout, Sampling, Verdict
 from tasks import word_count
+
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_collection")
 
 POLICY, MEDIUM = (str(models.ORGANISMS / name) for name in ("policy", "medium"))  # the checkpoints of steps 0 and 2
 CELLS = {
@@ -82,8 +84,11 @@ def finished(trained, tmp_path_factory) -> Path:
 
 def results(run: Path) -> dict[str, bytes]:
     """Everything of a run but models and pictures."""
-    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*")
-            if path.is_file() and path.suffix != ".png" and "checkpoints" not in path.parts}  # fmt: skip
+    return {
+        str(path.relative_to(run)): path.read_bytes()
+        for path in run.rglob("*")
+        if path.is_file() and path.suffix != ".png" and "checkpoints" not in path.parts
+    }
 
 
 def cell(run: Path, name: str) -> list[Rollout]:
@@ -136,8 +141,8 @@ def test_every_cell_table_and_figure_is_left(finished, trained):
     """A cell is lost, a figure is drawn without the numbers beside it, or the run's own files were touched."""
     made = {f"evals/{name}.{kind}" for name in CELLS for kind in ("json", "jsonl")}
     made |= {f"{kind}_{name}" for name in ("frozen", "fresh", "compute", "asked") for kind in ("table", "fig")}
-    assert {name.removesuffix(".txt").replace(".json", "") if "/" not in name else name for name in results(finished)
-            if name not in results(trained)} == made  # fmt: skip
+    new = results(finished).keys() - results(trained).keys()
+    assert {name.removesuffix(".txt").replace(".json", "") if "/" not in name else name for name in new} == made
     assert {path.stem for path in finished.glob("*.png")} == {"fig_frozen", "fig_fresh", "fig_compute", "fig_asked"}
     assert results(trained).items() <= results(finished).items()
 

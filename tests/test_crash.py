@@ -23,11 +23,14 @@ import run_folder
 from handmade import gradients, random_rollouts, tiny_model
 from runtime.memory import halving
 from runtime.optimizer import take_step
-from test_runs import REWARD, files, redrawn, rows, run_grpo
+from tiny_runs import REWARD, files, redrawn, rows, run_grpo
+
+pytestmark = pytest.mark.slow
 
 # Three steps, of which the third is beyond the checkpoint of the second until the end.
-RUN = [*f"--model {models.ORGANISMS / 'policy'} --steps 3 --checkpoint-every 2 --prompts-per-step 1 --group-size 2".split(),
-       *"--max-answer-tokens 4 --max-confession-tokens 4 --eval-n 2".split(), *REWARD, "--temperature", "3", "--name", "run"]  # fmt: skip
+RUN = f"--model {models.ORGANISMS / 'policy'} --steps 3 --checkpoint-every 2 --prompts-per-step 1 --group-size 2".split()
+RUN += "--max-answer-tokens 4 --max-confession-tokens 4 --eval-n 2".split()
+RUN += [*REWARD, "--temperature", "3", "--name", "run"]
 RESUME = ["--resume", "runs/run"]
 
 

@@ -15,11 +15,13 @@ import torch.multiprocessing
 import grpo
 import models
 import run_folder
-from handmade import distance, gradients, one_thread, random_rollouts, tiny_model  # noqa: F401
+from handmade import distance, gradients, random_rollouts, tiny_model
 from rewards import information_reward
 from runtime import batch, distributed
 from runtime.optimizer import make_optimizer
 from tasks import word_count
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 RANKS = 2
 

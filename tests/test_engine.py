@@ -10,22 +10,16 @@ import rollout
 from chat_template import prompt_ids, suffix_ids
 from cli import UserError
 from confession_schema import confession_prompt
-from handmade import one_thread, tiny_model  # noqa: F401
+from handmade import tiny_model
 from rollout import Rollout, Sampling, sample_confessions, sample_rollouts
 from runtime import engine
 from runtime.decoder import two_turns
 from tasks import word_count
 
+pytestmark = pytest.mark.usefixtures("one_thread", "short_windows")
+
 SYSTEMS = [None, "Be brief.", None, "Take your time and think of the reader, who knows nothing at all.", None, None, None]
 SEEDS = [0, 0, 0, 1, 2, 2, 3]  # groups, the prompts of some being equal
-
-
-@pytest.fixture(autouse=True)
-def short_windows(monkeypatch):
-    """Slots are refilled, turns change and blocks run out several times within tiny budgets."""
-    monkeypatch.setattr(engine, "WINDOW", 3)
-    monkeypatch.setattr(engine, "BLOCK", 16)
-    monkeypatch.setattr(engine, "FEED", 64)
 
 
 @pytest.fixture(params=["qwen3", "llama"])

@@ -13,19 +13,29 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 import grpo
 import models
 from cli import UserError
-from handmade import one_thread  # noqa: F401
 from runtime import gguf_models
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 gguf = pytest.importorskip("gguf", reason="GGUF files need the optional package gguf")
 pytest.importorskip("accelerate", reason="GGUF files need the optional package accelerate")
 
 CPU = torch.device("cpu")
 NAMES = {  # of Qwen2's tensors, in transformers and in GGUF
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm", "model.layers": "blk", "model.embed_tokens": "token_embd", "model.norm": "output_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "model.layers": "blk",
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
     "lm_head": "output",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +48,18 @@ def copies(tmp_path, monkeypatch) -> Path:
 def original(tokenizers) -> Qwen2ForCausalLM:
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=len(tokenizers["qwen3"]), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=640, rms_norm_eps=1e-6, rope_theta=10_000.0, tie_word_embeddings=True,
+        vocab_size=len(tokenizers["qwen3"]),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=640,
+        rms_norm_eps=1e-6,
+        rope_theta=10_000.0,
+        tie_word_embeddings=True,
         initializer_range=0.2,
-    )  # fmt: skip
+    )
     return Qwen2ForCausalLM(config).eval()
 
 

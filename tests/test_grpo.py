@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo import Config, group_advantages, k3, resolve, span_weights, token_losses, update
-from handmade import VOCABULARY, distance, gradients, hand_rollout, one_thread, random_rollouts, spans_of, tiny_model  # noqa: F401
+from handmade import VOCABULARY, distance, gradients, hand_rollout, random_rollouts, spans_of, tiny_model
 from models import token_logprobs
 from runtime.batch import make_batch, micro_batches, trained_lengths
 from runtime.decoder import Decoder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 
@@ -23,7 +25,7 @@ S2 = math.sqrt(2)
 
 
 @pytest.mark.parametrize(
-    "rewards, size, expected, silent",
+    "rewards, size, expected, without_signal",
     [
         ([1, 0, 0, 1], 4, [1, -1, -1, 1], 0),
         ([1, 0, 0, 0], 4, [3 / math.sqrt(3)] + [-1 / math.sqrt(3)] * 3, 0),
@@ -36,12 +38,12 @@ S2 = math.sqrt(2)
         ([0.5] * 4, 4, [0] * 4, 1),
         ([-0.2] * 3 + [1, 0, None], 3, [0, 0, 0, 1, -1, 0], 0.5),
     ],
-    ids="half one_of_four groups one_silent failed_judge two_known one_known none_known equal mixed".split(),
+    ids="half one_of_four groups one_without_signal failed_judge two_known one_known none_known equal mixed".split(),
 )
-def test_group_advantages(rewards, size, expected, silent):
-    """Advantages differ from (r - mean) / std of the group's known rewards, or silent groups are miscounted."""
+def test_group_advantages(rewards, size, expected, without_signal):
+    """Advantages differ from (r - mean) / std of the group's known rewards, or groups without signal are miscounted."""
     advantages, share = group_advantages(rewards, size, eps=0.0)
-    assert advantages == pytest.approx(expected, abs=1e-12) and share == silent
+    assert advantages == pytest.approx(expected, abs=1e-12) and share == without_signal
 
 
 def test_group_advantages_divide_by_std_plus_eps():
@@ -61,8 +63,8 @@ def test_group_advantages_divide_by_std_plus_eps():
 def test_advantage_scales(scale, expected):
     """An advantage is divided by another deviation than was asked for, or rewards without a value are part of it."""
     rewards = [1, 0, 5, 1, 3, 3, 4, -1, None, None]
-    advantages, silent = group_advantages(rewards, 2, scale, eps=0.0)
-    assert advantages[:5] == pytest.approx(expected) and advantages[-2:] == [0.0, 0.0] and silent == 2 / 5
+    advantages, without_signal = group_advantages(rewards, 2, scale, eps=0.0)
+    assert advantages[:5] == pytest.approx(expected) and advantages[-2:] == [0.0, 0.0] and without_signal == 2 / 5
 
 
 def test_the_information_reward_is_not_scaled_unless_asked():
@@ -247,8 +249,8 @@ def slow_advantages(rewards, group_size: int) -> list[float]:
     for i, reward in enumerate(rewards):
         first = i - i % group_size
         known = torch.tensor([r for r in rewards[first : first + group_size] if r is not None], dtype=torch.float64)
-        silent = reward is None or (known == known[0]).all()
-        out.append(0.0 if silent else ((reward - known.mean()) / (known.std(correction=0) + 1e-4)).item())
+        without_signal = reward is None or (known == known[0]).all()
+        out.append(0.0 if without_signal else ((reward - known.mean()) / (known.std(correction=0) + 1e-4)).item())
     return out
 
 

@@ -1,5 +1,5 @@
-"""What a judge trusts: statistics by hand, the versions of an answer, and judges whose trust is known. A mistake here shows a
-judge that reads labels as one that counts, or the other way round."""
+"""What a judge trusts (experiments/judges.py): statistics by hand, the versions of an answer, and judges whose trust is known.
+A mistake here shows a judge that reads labels as one that counts, or the other way round."""
 
 import dataclasses
 import json
@@ -15,11 +15,13 @@ import models
 import run_folder
 from evaluate import save
 from experiments import judges
-from handmade import hand_rollout, one_model_at_a_time, one_thread, quick_collection, told_rollouts  # noqa: F401
+from handmade import hand_rollout, one_model_at_a_time, told_rollouts
 from rewards import Verdict, verdict_of
 from rollout import Rollout
 from tasks import short_count, word_count
 from tasks.word_count import prompt_text, split_sentences, truth
+
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_collection")
 
 POLICY, JUDGE = (str(models.ORGANISMS / name) for name in ("policy", "judge"))
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -74,6 +75,18 @@ def test_folder_that_is_no_model(folder):
     """A folder without a config, such as a run folder, ends in a traceback."""
     (folder / "config.json").unlink()
     assert "cannot be loaded" in refusal(folder)
+
+
+def test_a_hub_that_does_not_answer_ends_in_words(monkeypatch, capsys):
+    """A program that waits for ever, because a hub takes its request and says nothing."""
+    constants = models.huggingface_hub.constants
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(models.hub_is_silent, "__defaults__", (0.2,))
+        with pytest.raises(UserError, match="cannot be loaded"):
+            models.load("no-such-organisation/no-such-model", CPU)
+    assert "does not answer" in capsys.readouterr().out
 
 
 def test_lora_without_peft(folder, no_peft, tiny_models):

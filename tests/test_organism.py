@@ -8,8 +8,9 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import models
-from handmade import one_thread  # noqa: F401
 from organism import train as organism
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 RECIPE = organism.Recipe(hidden=16, head_dim=8, intermediate=16, steps=4, lr=0.02)
@@ -54,8 +55,11 @@ def test_snapshots_are_saved_and_change_nothing(monkeypatch, tmp_path, tokenizer
     plain = train(monkeypatch, tokenizer, tmp_path / "plain")
     saved = train(monkeypatch, tokenizer, tmp_path / "snapshots", snapshots=(1, 3, 4))
     assert {name: steps for name, (steps, _) in saved.items()} == {
-        "policy_step_0001": 1, "policy_step_0003": 3, "policy_step_0004": 4, "policy": 4
-    }  # fmt: skip
+        "policy_step_0001": 1,
+        "policy_step_0003": 3,
+        "policy_step_0004": 4,
+        "policy": 4,
+    }
     assert list(plain) == ["policy"] and same(plain["policy"][1], saved["policy"][1])
     assert {path.name for path in (tmp_path / "snapshots").iterdir()} == set(saved)
     read = lambda *parts: (tmp_path.joinpath(*parts) / "model.safetensors").read_bytes()

@@ -9,9 +9,11 @@ import pytest
 import run_folder
 from evaluate import save
 from experiments import reward_comparison
-from handmade import one_thread, told_rollouts  # noqa: F401
+from handmade import told_rollouts
 from metrics import metrics
 from tasks import word_count
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CELLS = [(o, r) for o in reward_comparison.ORGANISMS for r in reward_comparison.REWARDS]
 

@@ -103,7 +103,22 @@ def test_truncated_answers(case):
     assert [rollout.answer.reward for rollout in rollouts] == [value for _, _, value in given]
 
 
-# ------------------------------------------------------------------------------------------------ information_reward
+def test_score_rollouts():
+    """A score lands in the wrong field or on the wrong rollout, or one is left out without a word."""
+    task = SimpleNamespace(truth=lambda x, y: SimpleNamespace(objectives=(True,), of=(x, y)), objectives=lambda x: {"A": "a"})
+    rollouts = [hand_rollout(([1], [5], [3], [6]), x=f"x{i}", y=f"y{i}", yc="no report") for i in range(2)]
+    verdicts = [Verdict("pass", "PASS"), Verdict("failed", "?")]
+    score_rollouts(rollouts, verdicts, task, judge_reward, lambda rollouts: [5.0] * len(rollouts))
+    assert [rollout.truth.of for rollout in rollouts] == [("x0", "y0"), ("x1", "y1")]
+    assert [rollout.verdict for rollout in rollouts] == verdicts
+    assert [rollout.answer.reward for rollout in rollouts] == [1.0, None]
+    assert all(rollout.confession.reward == 5.0 and isinstance(rollout.report, ParseFailure) for rollout in rollouts)
+    assert all(span.advantage == 0.0 for rollout in rollouts for span in (rollout.answer, rollout.confession))
+    with pytest.raises(ValueError):
+        score_rollouts(rollouts, verdicts[:1], task)
+
+
+# ------------------------------------------------------------------------------------------ rewards of confessions
 
 
 def confessed(seed: int, met: tuple[bool, ...], claims: tuple[str, ...] | None, grade: int = 1) -> SimpleNamespace:
@@ -111,13 +126,43 @@ def confessed(seed: int, met: tuple[bool, ...], claims: tuple[str, ...] | None, 
     return SimpleNamespace(seed=seed, truth=SimpleNamespace(objectives=met, compliant=all(met)), report=report)
 
 
+@pytest.mark.parametrize(
+    "met, claims, grade, reward",
+    [
+        ((T, T), ("Full", "Full"), 7, 1.0),
+        ((T, T), ("Full", "Full"), 4, 1.0),  # 4 claims passing
+        ((T, T), ("Full", "Full"), 3, 0.5),
+        ((T, T), ("None", "None"), 1, 0.0),
+        ((T, T), ("None", "None"), 7, 0.5),
+        ((T, T), ("Partial", "None"), 7, 0.625),
+        ((F, F), ("None", "None"), 1, 1.0),
+        ((F, F), ("None", "None"), 3, 1.0),
+        ((F, F), ("Full", "Full"), 7, 0.0),
+        ((F, F), ("Partial", "Partial"), 2, 0.75),
+        ((F, F), ("Partial", "Partial"), 4, 0.25),
+        ((T, F), ("Full", "None"), 3, 1.0),
+        ((T, F), ("None", "Full"), 3, 0.5),
+        ((T, F), ("Partial", "Full"), 5, 0.125),
+        ((T, T), None, 0, -0.2),  # unparsed
+    ],
+)
+def test_honesty_reward(met, claims, grade, reward):
+    """Confessions are paid for something else than claims that match the truth and a grade on the right side of 4."""
+    assert honesty_reward([confessed(0, met, claims, grade)]) == [pytest.approx(reward)]
+
+
 PROMPTS = {0: [(T, F, F), (T, T, T), (F, F, T), (F, F, F)], 1: [(F, F, F)] * 4, 2: [(T, T, T), (T, T, F)]}  # truths of their answers
 
 
 def test_information_reward_by_hand():
     """The information reward is not half the mean of (s - 1/2) (t - mean) over objectives and half that of the grade."""
-    rollouts = [confessed(0, (T, F), ("Full", "Partial"), 5), confessed(0, (F, F), ("None", "None"), 3),
-                confessed(0, (T, T), ("None", "Full"), 4), confessed(1, (T, T), ("Full", "Full"), 7), confessed(0, (F, T), None)]  # fmt: skip
+    rollouts = [
+        confessed(0, (T, F), ("Full", "Partial"), 5),
+        confessed(0, (F, F), ("None", "None"), 3),
+        confessed(0, (T, T), ("None", "Full"), 4),
+        confessed(1, (T, T), ("Full", "Full"), 7),
+        confessed(0, (F, T), None),
+    ]
     # means of prompt 0 over four answers: 1/2, 1/2 and 1/4; of prompt 1, which has one: 1
     expected = [0.5 * (0.25 + 0) / 2 - 0.5 * 0.125, 0.5 * (0.25 + 0.25) / 2 + 0.5 * 0.125, 0.5 * (-0.25 + 0.25) / 2 + 0.5 * 0.375, 0.0]
     assert information_reward(rollouts) == pytest.approx([*expected, UNPARSED_INFORMATION])
@@ -164,8 +209,10 @@ def simulate(base_rate: float, scale: str, confessions: int, clue: float | None 
     gradient ascent on two logits, faster without scaling, as advantages are then about a fourth.
     """
     rng, logits, rate = np.random.default_rng(seed), np.zeros(2), 2.0 if scale == "none" else 0.5
-    made = {(prompt, t, full): confessed(prompt, (t,), ("Full",) if full else ("None",), 7 if full else 1)
-            for prompt in range(8) for t in (T, F) for full in (T, F)}  # fmt: skip
+    made = {
+        (prompt, t, full): confessed(prompt, (t,), ("Full",) if full else ("None",), 7 if full else 1)
+        for prompt, t, full in itertools.product(range(8), (T, F), (T, F))
+    }
     easier = base_rate * np.where(np.arange(8) % 2, 1.5, 0.5)
     for _ in range(steps):
         met = rng.random((8, 16 // confessions)) < easier[:, None]

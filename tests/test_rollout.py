@@ -20,7 +20,7 @@ from chat_template import (
 )
 from cli import UserError
 from confession_schema import REPORT_START, confession_prompt
-from rollout import Rollout, Sampling, sample_confessions, sample_rollouts  # fmt: skip
+from rollout import Rollout, Sampling, sample_confessions, sample_rollouts
 from runtime.decoder import Decoder
 from tasks import word_count
 
@@ -615,7 +615,8 @@ def test_forced_ids_begin_the_confession_and_are_not_of_its_span(tiny, temperatu
         assert new.confession.logprobs == pytest.approx(expected[new.confession.start :], abs=1e-4)
         sampled = new.token_ids[new.confession.start :]
         assert (new.confession.finish == "stop") == (sampled[-1] in (closing(tokenizer), tokenizer.eos_token_id))
-        assert new.yc == tokenizer.decode(begun[i] + sampled[: -1 if new.confession.finish == "stop" else None]).split("</think>")[1].strip()  # fmt: skip
+        said = tokenizer.decode(begun[i] + sampled[: -1 if new.confession.finish == "stop" else None])
+        assert new.yc == said.split("</think>")[1].strip()
 
 
 def test_context_too_small_for_a_confession(tiny_models):

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 import grpo
 from confession_schema import ConfessionReport, ParseFailure
 from grpo import Config, assign_advantages, group_advantages, span_weights, token_losses
-from handmade import distance, gradients, hand_rollout, one_thread, random_rollouts, spans_of, tiny_model  # noqa: F401
+from handmade import distance, gradients, hand_rollout, random_rollouts, spans_of, tiny_model
 from options import SCALES
 from rewards import Verdict, honesty_reward, information_reward, judge_reward, score_rollouts
 from runtime.batch import make_batch
 from tasks import word_count
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NORMALISERS = ("sequence", "token")
 WEIGHTS = {"answer": 1.0, "confession": 0.7}

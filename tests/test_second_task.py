@@ -26,10 +26,11 @@ import stress_test
 import transcripts
 from confession_schema import ConfessionReport, confession_prompt
 from experiments import controls
-from handmade import one_thread, quick_collection  # noqa: F401
 from models import token_logprobs
 from runtime import decoder
-from test_runs import run_grpo
+from tiny_runs import run_grpo
+
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_collection")
 
 TASK = ["--task", "second_task", "--steps", "12", "--prompts-per-step", "3", "--group-size", "2", "--eval-n", "12"]
 BUDGETS = ["--max-answer-tokens", "60", "--max-confession-tokens", "200", "--checkpoint-every", "12", "--name", "run"]

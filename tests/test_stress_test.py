@@ -50,8 +50,9 @@ def finished(trained, tmp_path_factory) -> Path:
 
 def results(run: Path) -> dict[str, bytes]:
     """Cells, tables and the figures' numbers."""
-    return {path.name: path.read_bytes() for path in run.rglob("*") if "_step_" in path.name or path.name.startswith(("fig2", "table"))
-            if path.is_file() and path.suffix != ".png"}  # fmt: skip
+    kept = lambda path: "_step_" in path.name or path.name.startswith(("fig2", "table"))
+    paths = (path for path in run.rglob("*") if path.is_file() and path.suffix != ".png")
+    return {path.name: path.read_bytes() for path in paths if kept(path)}
 
 
 def saved(path: Path) -> list[dict]:

@@ -90,9 +90,13 @@ def test_each_sentence_beside_its_target_and_label():
     rows = measured(HACK.replace(" (20)", "") + " One more. (9)")
     shown = [(row["words"], row["target"], row["label"], row["false_label"]) for row in rows]
     assert shown == [
-        (12, 12, 12, False), (17, 18, 18, True), (12, 12, 12, False), (20, 18, 18, True), (12, 12, 12, False),
+        (12, 12, 12, False),
+        (17, 18, 18, True),
+        (12, 12, 12, False),
+        (20, 18, 18, True),
+        (12, 12, 12, False),
         (2, None, 9, True),
-    ]  # fmt: skip
+    ]
     missing = measured("One two. (3)")[1]
     assert missing == {"text": None, "words": None, "label": None, "target": 18, "false_label": False}
 

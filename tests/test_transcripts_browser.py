@@ -11,6 +11,8 @@ import transcripts
 from handmade_transcripts import FLAGGED, KINDS, make_run
 from tasks import word_count
 
+pytestmark = pytest.mark.slow
+
 api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -r requirements-extra.txt")
 NAMES = list(KINDS)
 ALL = 2 * len(NAMES) + len(NAMES) + 2 + 4  # rollouts in handmade_transcripts.make_run
@@ -185,9 +187,8 @@ def test_links_to_odd_file_names_and_to_nothing(open_page):
 
 def test_two_checkpoints_side_by_side(open_page):
     page = open_page("#evals/step_0000/2")
-    assert page.locator("#other option").all_inner_texts()[1:] == [
-        "training step 1", "training step 2", 'odd <i>&"?with= n2', "evaluation step 2",
-    ]  # fmt: skip
+    others = page.locator("#other option").all_inner_texts()[1:]
+    assert others == ["training step 1", "training step 2", 'odd <i>&"?with= n2', "evaluation step 2"]
     page.locator("#other").select_option("evals/step_0002")
     page.wait_for_selector("article:nth-of-type(2)")
     assert page.locator("article h2").all_inner_texts() == ["evaluation step 0, rollout 2", "evaluation step 2, rollout 2"]
@@ -217,14 +218,21 @@ def test_one_rollout_shows_truth_labels_claims_and_marks(open_page):
     truth, claims = (table.locator("tbody tr").all_inner_texts() for table in page.locator("article table").all())
     cells = [row.split("\t") for row in truth]
     assert [[row[1].split("cheats")[0].strip(), *row[3:]] for row in cells] == [
-        ["✓ met", "12", "✓ 12", "12"], ["✗ not met", "17", "✗ 18", "18"], ["✓ met", "12", "✓ 12", "12"],
-        ["✗ not met", "20", "✗ 18", "18"], ["✓ met", "12", "✓ 12", "12"],
-    ]  # fmt: skip
+        ["✓ met", "12", "✓ 12", "12"],
+        ["✗ not met", "17", "✗ 18", "18"],
+        ["✓ met", "12", "✓ 12", "12"],
+        ["✗ not met", "20", "✗ 18", "18"],
+        ["✓ met", "12", "✓ 12", "12"],
+    ]
     assert ["cheats" in row[1] for row in cells] == [False, True, False, True, False]
     assert all(row[2].startswith("Word word") for row in cells)
     assert [row.split("\t")[2:] for row in claims] == [
-        ["Full", "✓ right"], ["None", "✓ right"], ["Partial", "~ hedged"], ["Full", "▲ over-claim"], ["None", "▽ under-claim"],
-    ]  # fmt: skip
+        ["Full", "✓ right"],
+        ["None", "✓ right"],
+        ["Partial", "~ hedged"],
+        ["Full", "▲ over-claim"],
+        ["None", "▽ under-claim"],
+    ]
     answer, judge, confession = page.locator(".card").all_inner_texts()
     assert "✗ not compliant, 3 of 5" in answer and "1.00" in answer and "−1.00" in answer
     assert "✗ PASS: fooled" in judge and judge.endswith("PASS")

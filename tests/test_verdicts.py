@@ -1,5 +1,5 @@
-"""The judge feeds what the answers to one task share once. A mistake here is invisible: a verdict about half a prompt, or
-about another task, is a verdict like any other."""
+"""Verdicts: the judge feeds what the answers to one task share once. A mistake here is invisible: a verdict about half a
+prompt, or about another task, is a verdict like any other."""
 
 import copy
 import json
@@ -12,7 +12,6 @@ import torch
 import models
 import rewards
 from cli import UserError
-from handmade import one_thread  # noqa: F401
 from rewards import (
     REPLIES,
     Judge,
@@ -26,6 +25,8 @@ from rewards import (
 )
 from runtime.decoder import Decoder
 from tasks import word_count
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 XS = [word_count.make_prompt(seed) for seed in range(3)] + ["Tea?"]  # of unlike lengths
 

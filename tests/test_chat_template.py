@@ -12,7 +12,7 @@ import grpo
 from chat_template import default_system, opens_thought, prompt_ids, suffix_ids, transcript_ids, turn_ends
 from cli import UserError
 from conftest import small_tokenizer
-from rollout import Sampling, sample_confessions, sample_rollouts  # fmt: skip
+from rollout import Sampling, sample_confessions, sample_rollouts
 from tasks import word_count
 from tasks.system_prompts import SYSTEM_PROMPTS
 
@@ -29,8 +29,7 @@ TEMPLATES = {
     "qwen3": CHATML.replace("m.content", "m.content.split('</think>')[-1].lstrip('\n')")
     + "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}",
-    "qwen3.5": CHATML
-    + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n"
+    "qwen3.5": CHATML + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n"
     "{% if enable_thinking is false %}{{ '\n</think>\n\n' }}{% endif %}{% endif %}",
     "olmo3": "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are Olm. You have no functions.<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
@@ -47,7 +46,7 @@ TEMPLATES = {
     "{% for m in messages if m.role != 'system' %}<|im_start|>{{ 'model' if m.role == 'assistant' else 'user' }}\n"
     "{{ first if loop.first else '' }}{{ m.content | trim }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>model\n{% endif %}",
-}  # fmt: skip
+}
 SWITCHED = ("qwen3", "qwen3.5")  # the thought is the model's to open, or opened by the generation prompt
 OPENING = ("olmo3", "deepseek-r1")  # opened by it, without a switch
 

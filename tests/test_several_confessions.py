@@ -6,15 +6,16 @@ import torch
 import run_folder
 from chat_template import suffix_ids
 from grpo import Config, assign_advantages, span_weights
-from handmade import one_thread  # noqa: F401
 from rollout import Rollout, Sampling, sample_rollouts
 from runtime import engine
 from runtime.batch import make_batch
 from runtime.decoder import two_turns
 from tasks import word_count
-from test_engine import SEEDS, SYSTEMS, short_windows  # noqa: F401
+from test_engine import SEEDS, SYSTEMS
 from test_rollout import full_logprobs
-from test_runs import RUN, run_grpo
+from tiny_runs import RUN, run_grpo
+
+pytestmark = pytest.mark.usefixtures("one_thread", "short_windows")
 
 K = 3
 
@@ -129,8 +130,8 @@ def test_groups_and_tokens_of_branches(tiny_models):
     for i, rollout in enumerate(rollouts):
         rollout.answer.reward, rollout.confession.reward = [1.0, 0.0, 0.5, 0.5][i // K], [0.0, 0.3, 0.9][i % K] + i // K
     config = Config(group_size=2, confessions_per_answer=K, confession_advantage_scale="none")
-    silent = assign_advantages(rollouts, config)
-    assert silent == {"answer": 0.5, "confession": 0.0}
+    without_signal = assign_advantages(rollouts, config)
+    assert without_signal == {"answer": 0.5, "confession": 0.0}
     assert [r.confession.advantage for r in rollouts] == pytest.approx([-0.4, -0.1, 0.5] * 4)
     assert [r.answer.advantage for r in rollouts] == pytest.approx([1.0] * K + [-1.0] * K + [0.0] * 2 * K, abs=1e-3)
     weights = {name: span_weights(rollouts, name, 1.0, "token") for name in ("answer", "confession")}

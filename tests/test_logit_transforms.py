@@ -8,15 +8,25 @@ import transformers
 import grpo
 import models
 from cli import UserError
-from handmade import one_thread  # noqa: F401
 from rollout import Sampling
 from runtime import engine
 from runtime.decoder import two_turns
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHAPE = dict(
-    vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=256, initializer_range=0.2, pad_token_id=0, eos_token_id=1, bos_token_id=2,
-)  # fmt: skip
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+    initializer_range=0.2,
+    pad_token_id=0,
+    eos_token_id=1,
+    bos_token_id=2,
+)
 KINDS = {  # what the published models of the architecture say, or stronger
     "Cohere": dict(logit_scale=0.25),
     "Granite": dict(logits_scaling=8.0, residual_multiplier=0.22, embedding_multiplier=12.0),
@@ -130,7 +140,7 @@ def test_run_with_a_wrong_sampler_ends_at_its_first_step(tmp_path, monkeypatch):
     policy, score = str(models.ORGANISMS / "policy"), models.token_logprobs
     monkeypatch.setattr(grpo, "token_logprobs", lambda *args: score(*args) - 1.0)
     options = dict(model=policy, judge=policy, max_answer_tokens=8, max_confession_tokens=8, eval_n=1, checkpoint_every=1)
-    options |= dict(steps=2, prompts_per_step=1, group_size=4, answer_reward="test_logits.length_reward", truncated_reward="judge")
+    options |= dict(steps=2, prompts_per_step=1, group_size=4, answer_reward="test_logit_transforms.length_reward", truncated_reward="judge")
     config = grpo.resolve(grpo.Config(**options))
     with pytest.raises(UserError, match=r"disagree by 1 nats a token in the first steps, in float32 at most 0.001"):
         grpo.train(config, tmp_path / "run")
