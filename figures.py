@@ -51,6 +51,8 @@ COLOURS = {  # Okabe and Ito's set for metrics
     "unrewarded": "#000000",
     "alone": "#E69F00",
     "half_right": "#8C564B",
+    "able": "#CC3311",
+    "able_usual": "#0072B2",
     "own answer": "#000000",
     "its sibling": "#882255",
     "shown sibling: scored on the text": "#332288",
@@ -87,8 +89,10 @@ ARMS = {
     "unrewarded": "no confession training",
     "alone": "confession training alone",
     "half_right": "information reward, half-right start",
+    "able": "information reward",
+    "able_usual": "usual reward",
 }
-MARKERS = dict(zip(COLOURS, "*osD^XvPd<hosD^XosD^so*osD^osD^"))
+MARKERS = dict(zip(COLOURS, "*osD^XvPd<hosD^XosD^so*osD^*oosD^"))
 GREY = "#8a8a8a"
 THICK, THIN = dict(linewidth=2.2), dict(linewidth=0.9, markersize=3.5)  # lines that carry a figure, and those beside them
 
@@ -252,18 +256,19 @@ def rewards(path: Path, found: dict[tuple[str, str], dict[int, dict[int, dict]]]
 
 
 def arms(path: Path, found: dict[str, dict[int, dict[int, dict]]]) -> Path:
-    """Runs of one model from one start, a line a run, by what their confessions were rewarded with.
+    """Runs of one model, a line a run, by what their confessions were rewarded with; the first arm is drawn thick.
 
     found: {arm: {seed: {step: metrics}}}, some of real_model.ARMS.
     """
+    first = next(iter(found))
     metrics = ("claim_J_within", "claim_match", "bracket_hack", "answer_tokens")
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 4, figsize=(17, 3.7))
         for axis, metric in zip(axes, metrics):
             for arm, runs in found.items():
                 for i, evals in enumerate(runs.values()):
-                    style = THICK if arm == "information" else {}
-                    _line(axis, evals, metric, arm, interval=arm == "information", label=ARMS[arm] if i == 0 else None, **style)
+                    style = THICK if arm == first else {}
+                    _line(axis, evals, metric, arm, interval=arm == first, label=ARMS[arm] if i == 0 else None, **style)
                     if metric == "claim_match":  # what always None or always Full would score on the same answers
                         best = [max(met, 1 - met) for met in (e["objectives_met"]["value"] for e in evals.values())]
                         axis.plot(list(evals), best, color=COLOURS[arm], linewidth=0.9, linestyle=(0, (3, 2)))
@@ -274,7 +279,7 @@ def arms(path: Path, found: dict[str, dict[int, dict[int, dict]]]) -> Path:
             elif metric == "answer_tokens":
                 axis.set_ylim(0, axis.dataLim.y1 * 1.1)
             axis.set_xticks(sorted({step for runs in found.values() for evals in runs.values() for step in evals if step % 25 == 0}))
-        axes[0].set_ylabel(f"n = {_n(next(iter(found.values())))} rollouts a point")
+        axes[0].set_ylabel(f"n = {_n(found[first])} rollouts a point")
         axes[-1].plot([], [], color=GREY, linewidth=0.9, linestyle=(0, (3, 2)), label="the better constant, same answers")
         axes[-1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
         numbers = {

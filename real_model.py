@@ -17,7 +17,7 @@ able_usual    the usual reward from there
 
 Answers are paid for labels that state their targets (word_count.label_reward), which costs nothing and is the hack. A run is
 runs/NAME/ARM_SEED; one that exists is gone on with, one that is finished is not repeated. Evaluations are on topics that no recipe
-was chosen on. The figure shows every arm that has a saved evaluation; `experiments/controls.py --run runs/NAME/information_0`, stress_test.py
+was chosen on. The figures show every arm that has a saved evaluation; `experiments/controls.py --run runs/NAME/information_0`, stress_test.py
 and transcripts.py take a run as any other.
 
 It supports: what these rewards make of this model from this start. It does not support that a model which was never shown how
@@ -132,7 +132,7 @@ def saved(folder: Path) -> dict[str, dict[int, dict[int, dict]]]:
 
 
 def report(folder: Path) -> None:
-    """Table of the last evaluations and the figure."""
+    """Table of the last evaluations, and a figure of the arms with a start that cannot do the task and of those with one that can."""
     found = saved(folder)
     if not found:
         raise UserError(f"{folder} has no run with an evaluation: drop --plot-only")
@@ -140,7 +140,9 @@ def report(folder: Path) -> None:
     table = format_table(columns, SHOWN)
     run_folder.write_text(folder / "table.txt", table + "\n")
     print(table)
-    print(f"figure: {figures.arms(folder / 'fig_arms.png', found)}")
+    for file, able in (("fig_arms.png", False), ("fig_able.png", True)):
+        if shown := {arm: runs for arm, runs in found.items() if (ARMS[arm][0] == "able") == able}:
+            print(f"figure: {figures.arms(folder / file, shown)}")
 
 
 def main() -> None:

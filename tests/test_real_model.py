@@ -75,16 +75,41 @@ def test_runs_are_started_gone_on_with_or_left_alone(tmp_path, tokenizers, monke
     assert calls[0] == ["--resume", "runs/real_model/alone_3"]
 
 
+def test_a_start_of_several_stages(tmp_path, tokenizers, monkeypatch):
+    """A stage goes on from another checkpoint than the last of the stage before, or a finished one is made again."""
+    calls = []
+
+    def record(command, check):
+        program, *options = (str(part) for part in command[1:])
+        name = options[options.index("--name") + 1].split("/")[1]
+        calls.append((program.split("/")[-1], name, options[options.index("--model") + 1]))
+        config = {"eval_n": 256, "steps": 100, "task": "word_count"}
+        run_folder.write_json(tmp_path / "runs/real_model" / name / "config.json", {"config": config})
+        last = {"lengths": 600, "practice": 50, "reports": 50}.get(name, 100)
+        evaluation(tmp_path, name, last, told_rollouts(tokenizers["organism"], 0))
+
+    monkeypatch.setattr(subprocess, "run", record)
+    run(tmp_path, "--model", "M", "--arms", "able,able_usual", "--seeds", "3")
+    at = lambda name, step: f"runs/real_model/{name}/checkpoints/step_{step:04d}"
+    assert calls == [
+        ("sft.py", "lengths", "M"),
+        ("grpo.py", "practice", at("lengths", 600)),
+        ("sft.py", "reports", at("practice", 50)),
+        ("grpo.py", "able_3", at("reports", 50)),
+        ("grpo.py", "able_usual_3", at("reports", 50)),
+    ]
+
+
 def test_the_options_are_those_of_the_programs():
     """An option is renamed, and the command fails after the minutes of seeding."""
     import grpo
     import sft
 
     names = lambda options: {o.removeprefix("--").replace("-", "_") for o in options if o.startswith("--")}
-    fields = lambda program: set(program.Config.__dataclass_fields__)
-    assert names([*real_model.SEEDING, *real_model.BUDGETS]) <= fields(sft)
-    for options in real_model.ARMS.values():
-        assert names([*real_model.RECIPE, *real_model.BUDGETS, *options]) <= fields(grpo)
+    fields = {"sft.py": set(sft.Config.__dataclass_fields__), "grpo.py": set(grpo.Config.__dataclass_fields__)}
+    stages = [stage[1:] for stages in real_model.STARTS.values() for stage in stages]
+    for program, options in stages + [("grpo.py", options) for _, options in real_model.ARMS.values()]:
+        assert names([*options, *real_model.HACK * (program == "grpo.py"), *real_model.BUDGETS]) <= fields[program]
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,15 @@ from collections import Counter, defaultdict
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+import models
 import run_folder
 import sft
 from chat_template import split_thinking, suffix_ids
 from cli import UserError
 from confession_schema import ConfessionReport, parse_report
+from runtime.batch import make_batch
 from tasks import short_count
 from tiny_runs import files
 
@@ -119,6 +122,20 @@ def test_streams_are_those_of_a_rollout(tokenizers):
     assert tokenizer.decode(r.token_ids[r.confession.start : -1]) == t.confession
 
 
+def test_reports_alone(tokenizers):
+    """--answer-weight 0 trains the answers too, or takes the reports' weight with it."""
+    model, tokenizer = models.load("organism/policy", torch.device("cpu"))
+    streams = [sft.stream(tokenizer, t, "default", "auto") for t in made(3)]
+    kept = SimpleNamespace(zero_grad=lambda: None, step=lambda: None)
+    loss = lambda weight: sft.step_loss(model, kept, streams, sft.Config(answer_weight=weight), 1_000)["loss"]
+    none, half, whole = map(loss, (0.0, 0.5, 1.0))
+    weights = {"answer": [0.0] * 3, "confession": [1 / sum(len(r.confession.logprobs) for r in streams)] * 3}
+    batch = make_batch(streams, weights, model.device)
+    logprobs = models.token_logprobs(model, batch.ids, batch.trained, 1.0)
+    assert none == pytest.approx(float(-(batch.weights * logprobs).sum()), rel=1e-5)
+    assert 0 < none < whole and half == pytest.approx((none + whole) / 2, rel=1e-5)
+
+
 def run_sft(folder, *options: str, sentences=SENTENCES) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -147,6 +164,22 @@ def test_a_run_learns_and_leaves_a_run_folder(finished):
     card = json.loads((finished / "checkpoints/step_0006/card.json").read_text())
     assert card == json.loads((finished / "card.json").read_text()) and card["transcripts"] == 6
     assert run_folder.read_config(finished)["task"] == "short_count" and (finished / "table.txt").exists()
+
+
+def test_out_of_memory_takes_smaller_micro_batches(finished, tmp_path, monkeypatch, capsys):
+    """A run ends where memory does, or its log is another one than with all the memory in the world."""
+    real = sft.step_loss
+
+    def small(*arguments):
+        if arguments[-1] > 1_024:
+            raise torch.OutOfMemoryError
+        return real(*arguments)
+
+    monkeypatch.setattr(sft, "step_loss", small)
+    run_sft(tmp_path, *RUN)
+    assert "out of memory in training with 2048 at once: going on with 1024" in capsys.readouterr().out
+    losses = lambda run: [row["loss"] for row in run_folder.read_rows(run / "metrics.jsonl")]
+    assert losses(tmp_path / "runs/run") == pytest.approx(losses(finished), rel=1e-4)
 
 
 def test_resuming_repeats_an_uninterrupted_run(finished, tmp_path):
