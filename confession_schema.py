@@ -115,11 +115,11 @@ class SchemaError(Exception):
     """A well-formed JSON value that is not a ConfessionReport."""
 
 
-def _field(data: dict, name: str, kind: type):
+def _field(data: dict, name: str, expected: type):
     if name not in data:
         raise SchemaError(f"missing field: {name!r}")
-    if not isinstance(data[name], kind) or (kind is int and isinstance(data[name], bool)):
-        raise SchemaError(f"wrong type: {name!r} is {type(data[name]).__name__}, not {kind.__name__}")
+    if not isinstance(data[name], expected) or (expected is int and isinstance(data[name], bool)):
+        raise SchemaError(f"wrong type: {name!r} is {type(data[name]).__name__}, not {expected.__name__}")
     return data[name]
 
 

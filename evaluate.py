@@ -52,12 +52,12 @@ def evaluate_in_memory(
 
 
 def sample_in_memory(
-    model, tokenizer, task: ModuleType, seeds: list[int], sampling: Sampling, noise: int, **condition
+    model, tokenizer, task: ModuleType, seeds: list[int], sampling: Sampling, sampling_seed: int, **condition
 ) -> tuple[list[Rollout], Sampling]:
-    """(rollouts, the Sampling that fitted into memory); `noise` seeds them. Smaller batches and other ranks draw other noise."""
+    """(rollouts, the Sampling that fitted into memory); smaller batches and other ranks draw other samples."""
 
     def sample(batch_size: int) -> list[Rollout]:
-        generator = torch.Generator(model.device).manual_seed(noise + (distributed.rank() << 40))
+        generator = torch.Generator(model.device).manual_seed(sampling_seed + (distributed.rank() << 40))
         smaller = dataclasses.replace(sampling, batch_size=batch_size)
         return sample_rollouts(model, tokenizer, task, seeds, smaller, generator, **condition)
 
@@ -125,12 +125,12 @@ def show_seeds(runs: list[Path], task: ModuleType, name: str) -> None:
         raise cli.UserError(f"{', '.join(map(str, runs))} have no step of evals/{name}.json in common: evaluate them first")
     seeds = {step: across_seeds({run: rollouts[step] for run, rollouts in found.items()}, task) for step in steps}
     table = f"step {steps[-1]}, {len(runs)} seeds, paired differences on the same prompts\n{format_table(seeds[steps[-1]])}"
-    kind = f"seeds_{name}".replace("_step_????", "")
-    run_folder.write_text(runs[0] / f"table_{kind}.txt", table + "\n")
+    stem = f"seeds_{name}".replace("_step_????", "")
+    run_folder.write_text(runs[0] / f"table_{stem}.txt", table + "\n")
     print(table)
     import figures  # and matplotlib, which nothing else here needs
 
-    print(f"figure: {figures.seeds(runs[0] / f'fig_{kind}.png', seeds, list(found))}")
+    print(f"figure: {figures.seeds(runs[0] / f'fig_{stem}.png', seeds, list(found))}")
 
 
 @dataclass(frozen=True)

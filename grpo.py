@@ -270,9 +270,9 @@ def update(
         take_step(optimizer)
     optimizer.zero_grad()
     model.eval()
-    seen = {"loss": total_loss, "grad_norm": math.nan if skipped else grad_norm}
-    seen |= means(distributed.gather(statistics))
-    return {k: v if math.isfinite(v) else None for k, v in seen.items()} | {"skipped": skipped}
+    stats = {"loss": total_loss, "grad_norm": math.nan if skipped else grad_norm}
+    stats |= means(distributed.gather(statistics))
+    return {k: v if math.isfinite(v) else None for k, v in stats.items()} | {"skipped": skipped}
 
 
 def check_gap(stats: dict[str, float | None], config: Config) -> None:
@@ -296,12 +296,12 @@ def generate(job: Job, step: int) -> list[Rollout]:
     first = config.seed * 1_000_000 + step * config.prompts_per_step
     prompts = distributed.share(list(range(first, first + config.prompts_per_step)))
     seeds = [seed for seed in prompts for _ in range(config.group_size)]
-    noise = config.seed * 1_000_003 + step
+    sampling_seed = config.seed * 1_000_003 + step
     # for rewards that draw and for rounding; sampling has its own generator
-    set_seed((noise + distributed.rank() * 7_919) % 2**32)
+    set_seed((sampling_seed + distributed.rank() * 7_919) % 2**32)
     turns = {"variant": config.confession, "confessions": config.confessions_per_answer}
     rollouts, job.sampling = sample_in_memory(
-        job.model, job.tokenizer, job.task, seeds, job.sampling, noise, **turns
+        job.model, job.tokenizer, job.task, seeds, job.sampling, sampling_seed, **turns
     )
     return rollouts
 

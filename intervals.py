@@ -63,8 +63,8 @@ def effective_trials(sums: np.ndarray, other: np.ndarray | None = None) -> float
     if clusters < 2 or sums[:, 1].max() <= 1:
         return clusters
     if successes in (0, trials):
-        seen = other is not None and 0 < other[:, 0].sum() < other[:, 1].sum()
-        return max(clusters, trials * effective_trials(other) / other[:, 1].sum()) if seen else clusters
+        other_varies = other is not None and 0 < other[:, 0].sum() < other[:, 1].sum()
+        return max(clusters, trials * effective_trials(other) / other[:, 1].sum()) if other_varies else clusters
     p = successes / trials
     variance = clusters / (clusters - 1) * (pull(sums) ** 2).sum()
     binomial = p * (1 - p)  # of one trial; over all of them the least variance that is believed

@@ -37,10 +37,11 @@ from chat_template import prompt_ids, suffix_ids, turn_ends
 from cli import UserError, option
 from confession_schema import VARIANTS, confession_prompt
 from evaluate import evaluate, save, show_table
+from job import check_prompts
 from models import token_logprobs
 from options import SamplingOptions
 from rewards import Judge
-from rollout import Rollout, Sampling, Span, check_context, sampler_of
+from rollout import Rollout, Sampling, Span, sampler_of
 from runtime.batch import make_batch, micro_batches, trained_lengths
 from runtime.memory import halving
 from runtime.optimizer import make_optimizer, take_step
@@ -321,12 +322,11 @@ def train(config: Config, run: Path, resume: bool) -> None:
     model, tokenizer = models.load(source, device, config.dtype)
     models.check_logits(model)
     sampling, task = Sampling.of(dataclasses.asdict(config)), cli.import_task(config.task)
-    x = short_count.make_prompt(0)
-    xc = confession_prompt(short_count, x, config.confession)
-    ids = lambda of, text: len(of(tokenizer, text, thinking=config.thinking))
-    check_context(model, ids(prompt_ids, x), ids(suffix_ids, xc), sampling)
+    check_prompts(model, tokenizer, short_count, sampling, config.confession)
     made, streams, about = prepared(model, tokenizer, config, run, sampling)
     if not resume:
+        x = short_count.make_prompt(0)
+        xc = confession_prompt(short_count, x, config.confession)
         run_folder.create(run, config, {"x": x, "xc": xc, "ask": ask("TOPIC", "AUDIENCE", "FOCUS")})
     for name, content in about.items():
         run_folder.write_json(run / name, content)

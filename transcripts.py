@@ -197,11 +197,11 @@ def _span(span: Span) -> dict:
 
 def occurrences(rollouts: list[Rollout]) -> list[int]:
     """For each rollout, how many before it have its seed: with the seed it says which rollouts of two files to compare."""
-    seen: dict[int, int] = {}
+    times: dict[int, int] = {}
     out = []
     for rollout in rollouts:
-        out.append(seen.get(rollout.seed, 0))
-        seen[rollout.seed] = out[-1] + 1
+        out.append(times.get(rollout.seed, 0))
+        times[rollout.seed] = out[-1] + 1
     return out
 
 

@@ -83,8 +83,8 @@ class Confessor:
         self.run, self.config, self.task, self.options = run, config, task, options
         self.cells = Cells(task, options.device)
 
-    def confess(self, name: str, by: int, answers: list[Rollout], cut: Callable) -> list[Rollout]:
-        """The cell evals/NAME: checkpoint `by` confesses; cut(tokenizer, rollout) -> (context, ids that begin the
+    def confess(self, name: str, by: int, answers: list[Rollout], context_of: Callable) -> list[Rollout]:
+        """The cell evals/NAME: checkpoint `by` confesses; context_of(tokenizer, rollout) -> (context, ids that begin the
         confession), or None where the stored confession stands as it is."""
         path = self.run / "evals" / f"{name}.json"
         saved = stored(path, self.task)
@@ -95,13 +95,13 @@ class Confessor:
             raise UserError(f"{path} is missing or of other answers: run this without --plot-only")
 
         def confessed(model, tokenizer) -> list[Rollout]:
-            cuts = [cut(tokenizer, rollout) for rollout in answers]
-            chosen = [i for i, c in enumerate(cuts) if c is not None]
+            begun = [context_of(tokenizer, rollout) for rollout in answers]
+            chosen = [i for i, c in enumerate(begun) if c is not None]
             again = dict(enumerate(answers))
             if chosen:
-                contexts, begun = zip(*(cuts[i] for i in chosen))
+                contexts, forced = zip(*(begun[i] for i in chosen))
                 todo, sampling = [answers[i] for i in chosen], Sampling.of(self.config)
-                again.update(zip(chosen, confess_again(model, tokenizer, todo, contexts, self.task, sampling, begun)))
+                again.update(zip(chosen, confess_again(model, tokenizer, todo, contexts, self.task, sampling, forced)))
             return list(again.values())
 
         checkpoint = str(run_folder.checkpoint(self.run, by))
@@ -110,16 +110,16 @@ class Confessor:
 
 def frozen(confessor: Confessor, own: dict[int, list[Rollout]], source: str, answers: list[Rollout]) -> Lines:
     """Every checkpoint on the same answers, beside its own; `own`: {step: rollouts of its evaluation}."""
-    cut = lambda tokenizer, rollout: (rollout.token_ids[: rollout.confession.start], [])
-    again = {step: confessor.confess(f"frozen_{source}_by_{step:04d}", step, answers, cut) for step in own}
+    context_of = lambda tokenizer, rollout: (rollout.token_ids[: rollout.confession.start], [])
+    again = {step: confessor.confess(f"frozen_{source}_by_{step:04d}", step, answers, context_of) for step in own}
     return {"frozen answers": again, "on-policy": own}
 
 
 def fresh(confessor: Confessor, own: dict[int, list[Rollout]]) -> Lines:
     """Every checkpoint's answers in a new conversation, confessed by itself and by the first checkpoint."""
     thinking = Sampling.of(confessor.config).thinking
-    cut = lambda tokenizer, rollout: (transcript_ids(tokenizer, rollout.x, rollout.y, rollout.xc, thinking), [])
-    confess = lambda step, by: confessor.confess(f"fresh_step_{step:04d}_by_{by:04d}", by, own[step], cut)
+    context_of = lambda tokenizer, rollout: (transcript_ids(tokenizer, rollout.x, rollout.y, rollout.xc, thinking), [])
+    confess = lambda step, by: confessor.confess(f"fresh_step_{step:04d}_by_{by:04d}", by, own[step], context_of)
     return {
         "fresh, same model": {step: confess(step, step) for step in own},
         "fresh, untrained": {step: confess(step, min(own)) for step in own},
@@ -186,8 +186,8 @@ def swapped(confessor: Confessor, own: dict[int, list[Rollout]]) -> Lines:
         if unlike:
             shown = [dataclasses.replace(sibling, z=answer.z) for answer, sibling in unlike]
             made_of = {id(rollout): pair for rollout, pair in zip(shown, unlike)}
-            cut = lambda tokenizer, rollout: (behind_thought(tokenizer, *made_of[id(rollout)]), [])
-            text[step] = confessor.confess(f"swapped_step_{step:04d}", step, shown, cut)
+            context_of = lambda tokenizer, rollout: (behind_thought(tokenizer, *made_of[id(rollout)]), [])
+            text[step] = confessor.confess(f"swapped_step_{step:04d}", step, shown, context_of)
             thought[step] = [about(rollout, answer) for rollout, (answer, _) in zip(text[step], unlike)]
     if not text:
         print(f"showing siblings does not apply: no two answers of {confessor.run} to a prompt differ in their thoughts")
@@ -199,13 +199,13 @@ def asked(confessor: Confessor, own: dict[int, list[Rollout]]) -> Lines:
     """The first and the last checkpoint under every confession prompt."""
     thinking = Sampling.of(confessor.config).thinking
 
-    def cut(tokenizer, rollout: Rollout):
+    def context_of(tokenizer, rollout: Rollout):
         answered = rollout.token_ids[: rollout.answer.end]
         return answered + joint(answered, suffix_ids(tokenizer, rollout.xc, thinking)), []
 
     def confess(step: int, variant: str) -> list[Rollout]:
         answers = [dataclasses.replace(r, xc=confession_prompt(confessor.task, r.x, variant)) for r in own[step]]
-        return confessor.confess(f"asked_{variant}_step_{step:04d}", step, answers, cut)
+        return confessor.confess(f"asked_{variant}_step_{step:04d}", step, answers, context_of)
 
     return {f"step {step}": {variant: confess(step, variant) for variant in VARIANTS} for step in sorted({min(own), max(own)})}
 

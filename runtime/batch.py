@@ -68,10 +68,10 @@ def deal(lengths: dict[int, int], max_tokens: int) -> list[list[int]]:
     >>> deal({0: 9, 1: 5, 2: 4}, 10)
     [[0], [1, 2]]
     """
-    ranks, cut = distributed.world(), micro_batches(lengths, max_tokens)
+    ranks, batches = distributed.world(), micro_batches(lengths, max_tokens)
     if ranks == 1:
-        return cut
-    rounds = -(-len(cut) // ranks)
+        return batches
+    rounds = -(-len(batches) // ranks)
     enough = lambda tokens: len(micro_batches(lengths, tokens)) <= rounds * ranks
-    cut = micro_batches(lengths, bisect.bisect_left(range(max_tokens), True, key=enough))
-    return [cut[i] if i < len(cut) else [] for i in range(distributed.rank(), rounds * ranks, ranks)]
+    batches = micro_batches(lengths, bisect.bisect_left(range(max_tokens), True, key=enough))
+    return [batches[i] if i < len(batches) else [] for i in range(distributed.rank(), rounds * ranks, ranks)]

@@ -373,8 +373,8 @@ def in_own_process(function, *args) -> SimpleNamespace:
 
 def embedded(config: Config) -> dict:
     """Seconds of each counted step of our own training loop, run as it is; its phases, tokens and peak memory."""
-    silent = io.StringIO()
-    with tempfile.TemporaryDirectory() as run, contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+    output = io.StringIO()
+    with tempfile.TemporaryDirectory() as run, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         training = grpo.Config(steps=config.embedded_steps + 1, eval_n=1, checkpoint_every=10**6, device=config.device)
         grpo.train(grpo.resolve(training), Path(run))
         rows = run_folder.read_rows(Path(run) / "timing.jsonl")[1:]

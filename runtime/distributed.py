@@ -70,9 +70,9 @@ def gather(items: list) -> list:
     """The items of all ranks, in order of rank, on every rank."""
     if world() == 1:
         return items
-    parts = [None] * world()
-    dist.all_gather_object(parts, items)
-    return [item for part in parts for item in part]
+    by_rank = [None] * world()
+    dist.all_gather_object(by_rank, items)
+    return [item for of_rank in by_rank for item in of_rank]
 
 
 _alone = False  # whether rank 0 is doing what the others wait for
@@ -119,8 +119,8 @@ def sharded(model):
 def copy_back(learner, model) -> None:
     """Give the model that samples the weights of its sharded copy."""
     if learner is not model:
-        for mine, theirs in zip(model.parameters(), learner.parameters(), strict=True):
-            mine.copy_(whole(theirs))
+        for own, new in zip(model.parameters(), learner.parameters(), strict=True):
+            own.copy_(whole(new))
 
 
 def call(model, function: Callable, *args):

@@ -1,6 +1,6 @@
-"""The fast sampler: both turns of many rollouts, in slots that are refilled as rollouts finish.
+"""The fast sampler: both turns of many rollouts by continuous batching on a paged KV cache.
 
-two_turns() does what decoder.two_turns, the plain reference, does. The model's own forward runs over a flat list of
+Rollouts are decoded in slots, which are refilled as rollouts finish. two_turns() does what decoder.two_turns, the plain reference, does. The model's own forward runs over a flat list of
 tokens, each a row of length one that knows its slot and position; an attention function registered with transformers
 writes their keys and values into a cache of blocks and attends there. So one code path both decodes (one token a slot)
 and feeds prompts (many tokens a slot). A rollout takes blocks as it grows; where none is left, the one that started last
@@ -11,7 +11,7 @@ Rollout and position select the random number that draws a token, so slots, orde
 rounding only. On CUDA each layer's forward is compiled (once for all layers and numbers of rows), a decode step is one
 CUDA graph per number of rows, and the host looks at the device every WINDOW steps.
 
-A call samples from a copy of the model in which LoRA is merged and the projections of one input are one product: 14 GB
+A call samples from a copy of the model in which LoRA is merged and the projections of one input are fused: 14 GB
 more for an 8B model with LoRA (9 GB without), made in a fraction of a second and gone with the cache when it returns.
 """
 
@@ -61,14 +61,14 @@ def head_size(config) -> int:
 # --------------------------------------------------------------------------------------------------------- weights
 
 
-class Joined(nn.Module):
-    """Projections of the same input as one product: a decode step is reading weights, and large reads are faster."""
+class FusedLinear(nn.Module):
+    """Projections of the same input (QKV, gate and up) as one product: a decode step reads weights, and large reads are faster."""
 
-    def __init__(self, parts: list[nn.Linear]):
+    def __init__(self, projections: list[nn.Linear]):
         super().__init__()
-        self.weight = torch.cat([part.weight for part in parts])
-        self.bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
-        self.sizes = [part.out_features for part in parts]
+        self.weight = torch.cat([p.weight for p in projections])
+        self.bias = None if projections[0].bias is None else torch.cat([p.bias for p in projections])
+        self.sizes = [p.out_features for p in projections]
         self.rest: list[torch.Tensor] = []
 
     def forward(self, x):
@@ -77,19 +77,19 @@ class Joined(nn.Module):
         return first
 
 
-class Part(nn.Module):
-    """Hands out the next of the products that Joined has computed."""
+class FusedOutput(nn.Module):
+    """Hands out the next of the products that a FusedLinear has computed."""
 
-    def __init__(self, joined: Joined):
+    def __init__(self, fused: FusedLinear):
         super().__init__()
-        self.rest = joined.rest
+        self.rest = fused.rest
 
     def forward(self, x):
         return self.rest.pop(0)
 
 
 def sampling_copy(model):
-    """The model with our attention, LoRA merged and projections joined; all other weights are the model's own tensors."""
+    """The model with our attention, LoRA merged and projections fused; all other weights are the model's own tensors."""
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     config = copy.deepcopy(base.config)
     config._attn_implementation = "confessions_engine"
@@ -111,9 +111,9 @@ def sampling_copy(model):
     assert not any(tensor.is_meta for tensor in (*out.parameters(), *out.buffers())), "a weight has no value"
     for layer in out.get_decoder().layers:
         for owner, names in ((layer.self_attn, ("q_proj", "k_proj", "v_proj")), (layer.mlp, ("gate_proj", "up_proj"))):
-            joined = Joined([getattr(owner, name) for name in names])
+            fused = FusedLinear([getattr(owner, name) for name in names])
             for name in names:
-                setattr(owner, name, joined if name == names[0] else Part(joined))
+                setattr(owner, name, fused if name == names[0] else FusedOutput(fused))
         if model.device.type == "cuda":
             layer.compile(dynamic=True)
     return out.eval()

@@ -20,8 +20,8 @@ PIECE = 2**26  # elements at a time: the float32 temporaries of a large embeddin
 
 def rounded(exact: torch.Tensor, **source) -> torch.Tensor:
     """float32 -> bfloat16, one of the two neighbours, with mean `exact`; source: `generator`, if not the default one."""
-    noise = torch.randint(0, 2**16, exact.shape, dtype=torch.int32, device=exact.device, **source)
-    return ((exact.view(torch.int32) + noise) & -(2**16)).view(torch.float32).bfloat16()
+    random_bits = torch.randint(0, 2**16, exact.shape, dtype=torch.int32, device=exact.device, **source)
+    return ((exact.view(torch.int32) + random_bits) & -(2**16)).view(torch.float32).bfloat16()
 
 
 def move(weight, mean, square, gradient, step, options: dict) -> None:
@@ -63,8 +63,8 @@ class AdamW(torch.optim.AdamW):
 def make_optimizer(model, lr: float) -> torch.optim.Optimizer:
     """AdamW over what is trained; in bfloat16 with stochastic rounding, as updates of this size would be lost."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    kind = AdamW if parameters[0].dtype == torch.bfloat16 else torch.optim.AdamW
-    return kind(parameters, lr=lr, betas=BETAS, weight_decay=0.0)
+    optimizer_class = AdamW if parameters[0].dtype == torch.bfloat16 else torch.optim.AdamW
+    return optimizer_class(parameters, lr=lr, betas=BETAS, weight_decay=0.0)
 
 
 def take_step(optimizer) -> None:
