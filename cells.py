@@ -1,10 +1,12 @@
-"""Cells of experiments: evaluations that are saved when they are finished, one model in memory at a time.
+"""Cells of experiments: evaluations that are saved when they are finished, one model in
+memory at a time.
 
-scale_sweep.py and stage_ladder.py compare default and forced_count confessions over a list of models; what they share is here.
-The models answer and confess on the same held-out prompts, each under both confession prompts; no judge is needed. An
-evaluation is in OUT/evals/MODEL_CRC32_VARIANT_n64.json with its rollouts beside it, and is not computed again (remove the
-file if a model has changed under the same name). The checksum is of the model's name, the task, and the options that change
-what is measured; --plot-only wants the same ones.
+scale_sweep.py and stage_ladder.py compare default and forced_count confessions over a list
+of models; what they share is here. The models answer and confess on the same held-out prompts,
+each under both confession prompts; no judge is needed. An evaluation is in
+OUT/evals/MODEL_CRC32_VARIANT_n64.json with its rollouts beside it, and is not computed again
+(remove the file if a model has changed under the same name). The checksum is of the model's name,
+the task, and the options that change what is measured; --plot-only wants the same ones.
 """
 
 import dataclasses
@@ -32,11 +34,19 @@ from rollout import Rollout, Sampling
 
 VARIANTS = ("default", "forced_count")  # of confession_schema's, those that are compared
 Rollouts = dict[str, dict[str, list[Rollout]]]  # {label of the model: {variant: rollouts}}
-SHOWN = {"claims": "claim_match", "over_claims": "over_claim", "counts": "count_rate", "right": "objectives_met", "parsed": "parsed"}
+SHOWN = {
+    "claims": "claim_match",
+    "over_claims": "over_claim",
+    "counts": "count_rate",
+    "right": "objectives_met",
+    "parsed": "parsed",
+}
 
 
 class Cells:
-    """Computes cells one after another. A model is loaded when a cell asks for another one than the cell before."""
+    """Computes cells one after another. A model is loaded when a cell asks for another one than
+    the cell before.
+    """
 
     def __init__(self, task: ModuleType, device: str):
         self.task, self.device = task, device
@@ -45,11 +55,14 @@ class Cells:
     def compute(
         self, path: Path, name: str, dtype: str, rollouts_of: Callable, title: str, **shown: str
     ) -> list[Rollout]:
-        """rollouts_of(model, tokenizer), saved as the cell `path` (.json, rollouts beside it) and told in one line; `shown`: the
-        metrics that stand in it, by the names they are given. `name`: of the model, as models.load takes it."""
+        """rollouts_of(model, tokenizer), saved as the cell `path` (.json, rollouts beside it) and
+        told in one line; `shown`: the metrics that stand in it, by the names they are given.
+        `name`: of the model, as models.load takes it.
+        """
         start = time.perf_counter()
         if self.loaded != (name, dtype):
-            self.loaded = self.model = self.tokenizer = None  # gone from memory before the next one comes
+            # gone from memory before the next one comes
+            self.loaded = self.model = self.tokenizer = None
             gc.collect()
             torch.cuda.empty_cache()
             self.model, self.tokenizer = models.load(name, models.device_of(self.device), dtype)
@@ -62,10 +75,16 @@ class Cells:
 
 @dataclass(frozen=True)
 class Options(SamplingOptions):
-    """Those of both programs; an option of sampling that is not given is the model's own, so none has a default here."""
+    """Those of both programs; an option of sampling that is not given is the model's own, so none
+    has a default here.
+    """
 
-    temperature: float | None = option(None, "of sampling [1, a checkpoint's that of its run]", positive=True)
-    batch_size: int | None = option(None, "rollouts that are decoded together [64, likewise]", at_least=1)
+    temperature: float | None = option(
+        None, "of sampling [1, a checkpoint's that of its run]", positive=True
+    )
+    batch_size: int | None = option(
+        None, "rollouts that are decoded together [64, likewise]", at_least=1
+    )
     sampler: str | None = option(None, "plain, engine or auto [auto, likewise]", one_of=SAMPLERS)
     thinking: str | None = option(None, "on, off or auto [auto, likewise]", one_of=THINKING)
     task: str = option("word_count", "task module")
@@ -77,13 +96,19 @@ class Options(SamplingOptions):
 
 def chosen(options: Options) -> dict:
     """The sampling options that were given."""
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)}
+    given = {
+        field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)
+    }
     return {name: value for name, value in given.items() if value is not None}
 
 
 def cell_path(out: Path, model: str, variant: str, options: Options) -> Path:
     readable = re.sub(r"[^A-Za-z0-9.]+", "_", model)[-80:].strip("_.")
-    measured = {name: value for name, value in chosen(options).items() if name not in ("batch_size", "sampler")}
+    measured = {
+        name: value
+        for name, value in chosen(options).items()
+        if name not in ("batch_size", "sampler")
+    }
     measured["answers"] = ANSWERS  # to a prompt
     if options.task != "word_count":
         measured["task"] = options.task
@@ -92,8 +117,9 @@ def cell_path(out: Path, model: str, variant: str, options: Options) -> Path:
 
 
 def settings(model: str, options: Options) -> dict:
-    """Sampling options and dtype for a model: its own defaults, a checkpoint's are those of its run; what was chosen replaces
-    them."""
+    """Sampling options and dtype for a model: its own defaults, a checkpoint's are those of its
+    run; what was chosen replaces them.
+    """
     folder = Path(model).parent
     if folder.name == "checkpoints":
         own = run_folder.read_config(folder.parent)
@@ -108,21 +134,33 @@ def saved_models(out: Path) -> dict[str, str]:
 
 
 def compute(out: Path, names: dict[str, str], options: Options, task: ModuleType) -> Rollouts:
-    """Evaluate the models that are not evaluated yet; names: {label: Hugging Face name or folder}."""
-    paths = {(label, v): cell_path(out, model, v, options) for label, model in names.items() for v in VARIANTS}
+    """Evaluate the models that are not evaluated yet; names: {label: Hugging Face
+    name or folder}.
+    """
+    paths = {
+        (label, v): cell_path(out, model, v, options)
+        for label, model in names.items()
+        for v in VARIANTS
+    }
     cells = {key: stored(path, task) for key, path in paths.items()}
     missing = [key for key, rollouts in cells.items() if rollouts is None]
     if missing and options.plot_only:
-        raise UserError(f"{len(missing)} of {len(paths)} evaluations are missing, first {paths[missing[0]]}: drop --plot-only")
+        raise UserError(
+            f"{len(missing)} of {len(paths)} evaluations are missing, first {paths[missing[0]]}: "
+            "drop --plot-only"
+        )
     computer, fitted = Cells(task, options.device), math.inf
     for label, variant in missing:
         preset = settings(names[label], options)
 
         def evaluated(model, tokenizer, variant=variant, preset=preset):
-            nonlocal fitted  # models mostly grow along a list: what ran out of memory would do so again
+            # models mostly grow along a list: what ran out of memory would do so again
+            nonlocal fitted
             sampling = Sampling.of(preset)
             sampling = dataclasses.replace(sampling, batch_size=min(sampling.batch_size, fitted))
-            rollouts, sampling = evaluate_in_memory(model, tokenizer, None, task, sampling, options.n, variant=variant)
+            rollouts, sampling = evaluate_in_memory(
+                model, tokenizer, None, task, sampling, options.n, variant=variant
+            )
             fitted = sampling.batch_size
             return rollouts
 
@@ -135,17 +173,27 @@ def compute(out: Path, names: dict[str, str], options: Options, task: ModuleType
     return {label: {v: cells[label, v] for v in VARIANTS} for label in names}
 
 
-def report(out: Path, figure: str, title: str, names: dict[str, str], cells: Rollouts, task: ModuleType) -> None:
+def report(
+    out: Path, figure: str, title: str, names: dict[str, str], cells: Rollouts, task: ModuleType
+) -> None:
     """Table, paired differences and figure, from rollouts alone."""
-    found = {label: {v: metrics(rollouts, task) for v, rollouts in by.items()} for label, by in cells.items()}
+    found = {
+        label: {v: metrics(rollouts, task) for v, rollouts in by.items()}
+        for label, by in cells.items()
+    }
     lines = []
     for v in VARIANTS:
         lines += [f"\n{v}", format_table({label: by[v] for label, by in found.items()})]
     first, *others = cells
-    compared = {f"{label} - {first}": differences(cells[first]["default"], cells[label]["default"], task) for label in others}
+    compared = {
+        f"{label} - {first}": differences(cells[first]["default"], cells[label]["default"], task)
+        for label in others
+    }
     if others:
         lines += ["\ndefault, paired differences on the same prompts", format_table(compared)]
-    compared = {label: differences(by["default"], by["forced_count"], task) for label, by in cells.items()}
+    compared = {
+        label: differences(by["default"], by["forced_count"], task) for label, by in cells.items()
+    }
     lines += ["\nforced_count - default, paired on the same prompts", format_table(compared)]
     run_folder.write_text(out / "table.txt", "\n".join(lines).strip() + "\n")
     print("\n".join(lines))

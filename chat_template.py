@@ -1,7 +1,8 @@
 """The chat template between the turns, and where a thought ends: ids from messages, text from ids.
 
-`thinking`, in all of this file: "on" and "off" set the template's switch, and are a UserError for one without a switch
-(but "off" is not where nothing thinks); "auto" leaves it to the template; "never" takes every template and opens no thought.
+`thinking`, in all of this file: "on" and "off" set the template's switch, and are a UserError for
+one without a switch (but "off" is not where nothing thinks); "auto" leaves it to the template;
+"never" takes every template and opens no thought.
 """
 
 from os.path import commonprefix
@@ -10,16 +11,18 @@ from jinja2 import TemplateError
 
 from cli import UserError
 
-# ------------------------------------------------------------------------------------------------ the chat template
+# -------------------------------------------------------------------------------- the chat template
 
-# `thinking`, in all of this section: "on" and "off" set the template's switch, and are a UserError for one without a switch
-# (but "off" is not where nothing thinks); "auto" leaves it to the template; "never" takes every template and opens no thought.
+# `thinking`, in all of this section: "on" and "off" set the template's switch, and are a UserError
+# for one without a switch (but "off" is not where nothing thinks); "auto" leaves it to the
+# template; "never" takes every template and opens no thought.
 
 
 def prompt_ids(tokenizer, x: str, system: str | None = None, thinking: str = "auto") -> list[int]:
     """Ids of the first turn's prompt: system prompt, x, generation prompt.
 
-    `system` stands behind the template's own system prompt if there is one: prompts with and without it differ in it alone.
+    `system` stands behind the template's own system prompt if there is one: prompts with and
+    without it differ in it alone.
     """
     messages = []
     if system:
@@ -30,7 +33,9 @@ def prompt_ids(tokenizer, x: str, system: str | None = None, thinking: str = "au
 
 
 def default_system(tokenizer, thinking: str = "auto") -> str:
-    """The system prompt that the chat template inserts by itself where the conversation has none; "" if it inserts none."""
+    """The system prompt that the chat template inserts by itself where the conversation has none;
+    "" if it inserts none.
+    """
     user, mark = {"role": "user", "content": "x"}, {"role": "system", "content": "§"}
     own, given = (_render(tokenizer, messages, thinking) for messages in ([user], [mark, user]))
     start = len(commonprefix([own, given]))
@@ -39,28 +44,47 @@ def default_system(tokenizer, thinking: str = "auto") -> str:
 
 
 def suffix_ids(tokenizer, xc: str, thinking: str = "auto") -> list[int]:
-    """Ids between the turns: the token that closes an answer, then xc as a user message, then the generation prompt."""
+    """Ids between the turns: the token that closes an answer, then xc as a user message, then
+    the generation prompt.
+    """
     ids = _around_answer(tokenizer, "x", xc, thinking)[1]
     if ids[0] not in tokenizer.added_tokens_decoder:
-        raise UserError(f"the chat template closes an answer with plain text ({tokenizer.decode(ids[0])!r}), not with a "
-                         "special token: where an answer ends cannot be told from its tokens")  # fmt: skip
+        raise UserError(
+            f"the chat template closes an answer with plain text ({tokenizer.decode(ids[0])!r}), "
+            "not with a special token: where an answer ends cannot be told from its tokens"
+        )
     return ids
 
 
 def transcript_ids(tokenizer, x: str, y: str, xc: str, thinking: str = "auto") -> list[int]:
-    """Ids of a new conversation that tells of an answer: x, y as text without its thought, xc, generation prompt."""
+    """Ids of a new conversation that tells of an answer: x, y as text without its thought, xc,
+    generation prompt.
+    """
     before, after = _around_answer(tokenizer, x, xc, thinking)
-    return before + tokenizer(y, add_special_tokens=False, split_special_tokens=True)["input_ids"] + after
+    return (
+        before
+        + tokenizer(y, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        + after
+    )
 
 
 def _around_answer(tokenizer, x: str, xc: str, thinking: str) -> tuple[list[int], list[int]]:
-    """Ids before and after the assistant's answer in the rendered conversation of x, answer and xc."""
+    """Ids before and after the assistant's answer in the rendered conversation of x,
+    answer and xc.
+    """
     answer = "ANSWER-9f3b"  # any text that the template passes through
     turns = [("user", x), ("assistant", answer), ("user", xc)]
-    text = _render(tokenizer, [{"role": role, "content": content} for role, content in turns], thinking)
+    text = _render(
+        tokenizer, [{"role": role, "content": content} for role, content in turns], thinking
+    )
     if text.count(answer) != 1:
-        raise UserError("the chat template does not render an assistant message as it is: the turns cannot be joined")
-    before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split(answer))
+        raise UserError(
+            "the chat template does not render an assistant message as it is: the turns "
+            "cannot be joined"
+        )
+    before, after = (
+        tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split(answer)
+    )
     return before, after
 
 
@@ -69,22 +93,35 @@ def _render(tokenizer, messages: list[dict], thinking: str) -> str:
     template = tokenizer.get_chat_template()
     if "enable_thinking" in template:
         options = {} if thinking == "auto" else {"enable_thinking": thinking == "on"}
-    elif thinking == "on" or (thinking == "off" and ("think>" in template or "<think>" in tokenizer.get_added_vocab())):
-        raise UserError(f"--thinking {thinking}: the chat template has no switch for it (enable_thinking): use --thinking auto")
+    elif thinking == "on" or (
+        thinking == "off" and ("think>" in template or "<think>" in tokenizer.get_added_vocab())
+    ):
+        raise UserError(
+            f"--thinking {thinking}: the chat template has no switch for it (enable_thinking): "
+            "use --thinking auto"
+        )
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **options
+        )
     except TemplateError as error:
-        raise UserError(f"the chat template refuses the roles {[m['role'] for m in messages]}: {error}") from None
+        raise UserError(
+            f"the chat template refuses the roles {[m['role'] for m in messages]}: {error}"
+        ) from None
     if thinking == "never" and text.rstrip().endswith("<think>"):
         text = text.rstrip() + "\n\n</think>\n\n"  # the empty thought as Qwen3's template writes it
     return text
 
 
 def turn_ends(tokenizer, suffix: list[int], generation_config) -> list[int]:
-    """Ids that end a turn: the one that closes it in the template, the tokenizer's eos and those of the checkpoint's
-    generation_config, where alone some stand (Qwen3's <|endoftext|>)."""
+    """Ids that end a turn: the one that closes it in the template, the tokenizer's eos and those
+    of the checkpoint's generation_config, where alone some stand (Qwen3's <|endoftext|>).
+    """
     named = generation_config.eos_token_id
-    return sorted({suffix[0], tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None})
+    return sorted(
+        {suffix[0], tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
+        - {None}
+    )
 
 
 def opens_thought(tokenizer, suffix: list[int]) -> bool:
@@ -93,10 +130,11 @@ def opens_thought(tokenizer, suffix: list[int]) -> bool:
 
 
 def split_thinking(tokenizer, ids: list[int], opened: bool) -> tuple[str, str]:
-    """(thought, text) of a span's ids without its stop token; `opened`: the prompt itself ends with "<think>".
+    """(thought, text) of a span's ids without its stop token; `opened`: the prompt itself
+    ends with "<think>".
 
-    The thought ends at the first token by which "</think>" is complete. A thought that never ends is all thought; a
-    span that never opens one has none.
+    The thought ends at the first token by which "</think>" is complete. A thought that never ends
+    is all thought; a span that never opens one has none.
     """
     end = tokens_until(tokenizer, ids, "</think>")
     thought, text = tokenizer.decode(ids[:end]), tokenizer.decode(ids[end:])
@@ -118,13 +156,18 @@ def tokens_until(tokenizer, ids: list[int], tag: str) -> int:
 
 
 def cut_thought(tokenizer, ids: list[int], opened: bool, cap: int, then: str) -> list[int] | None:
-    """The first `cap` tokens of a span's thought, a closing tag and the text `then`, for sampling to go on from ("budget
-    forcing", https://arxiv.org/abs/2501.19393); None if the span has no thought or one that is no longer than that.
+    """The first `cap` tokens of a span's thought, a closing tag and the text `then`, for sampling
+    to go on from ("budget forcing", https://arxiv.org/abs/2501.19393); None if the span has no
+    thought or one that is no longer than that.
     """
     first = 0 if opened else tokens_until(tokenizer, ids, "<think>")
     if not opened and tokenizer.decode(ids[:first]).strip() != "<think>":
         return None
     thought = tokenizer.decode(ids[: tokens_until(tokenizer, ids, "</think>")]).split("</think>")[0]
-    if tokens_until(tokenizer, ids, thought) <= first + cap:  # the closing tag's tokens do not count
+    # the closing tag's tokens do not count
+    if tokens_until(tokenizer, ids, thought) <= first + cap:
         return None
-    return ids[: first + cap] + tokenizer(f"\n</think>\n\n{then}", add_special_tokens=False)["input_ids"]
+    return (
+        ids[: first + cap]
+        + tokenizer(f"\n</think>\n\n{then}", add_special_tokens=False)["input_ids"]
+    )

@@ -14,24 +14,38 @@ from transformers import HfArgumentParser
 
 
 def option(
-    default, help: str, *, at_least: float | None = None, at_most: float | None = None, positive: bool = False, one_of=None
+    default,
+    help: str,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    positive: bool = False,
+    one_of=None,
 ):
-    """A dataclass field that becomes the option --field-name. check() holds its value to the bounds and choices given here; None
-    stands for a default to come."""
+    """A dataclass field that becomes the option --field-name. check() holds its value to the bounds
+    and choices given here; None stands for a default to come.
+    """
     bounds = {"at_least": at_least, "at_most": at_most, "positive": positive, "one_of": one_of}
-    return dataclasses.field(default=default, metadata={"help": help.replace("%", "%%"), "bounds": bounds})
+    return dataclasses.field(
+        default=default, metadata={"help": help.replace("%", "%%"), "bounds": bounds}
+    )
 
 
 def parse(config_class, doc: str, first: str | None = None):
-    """The config that the command line asks for, checked; bad options end the program with one line and status 2.
+    """The config that the command line asks for, checked; bad options end the program with one
+    line and status 2.
 
     `first`: the option that a leading argument without a dash stands for.
     """
     arguments = sys.argv[1:]
     if first and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{first}", *arguments]
-    described = lambda f: dataclasses.field(default=f.default, metadata={"help": f.metadata["help"]})
-    options = dataclasses.make_dataclass("Options", [(f.name, f.type, described(f)) for f in dataclasses.fields(config_class)])
+    described = lambda f: dataclasses.field(
+        default=f.default, metadata={"help": f.metadata["help"]}
+    )
+    options = dataclasses.make_dataclass(
+        "Options", [(f.name, f.type, described(f)) for f in dataclasses.fields(config_class)]
+    )
     parser = HfArgumentParser(options, description=doc.strip().split("\n\n")[0], allow_abbrev=False)
     given, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if unknown:
@@ -65,9 +79,12 @@ class UserError(ValueError):
 
 @contextmanager
 def user_errors():
-    """Run a program: bad input or a full disk ends it with one clear line and status 2, Ctrl-C with status 130."""
+    """Run a program: bad input or a full disk ends it with one clear line and status 2, Ctrl-C
+    with status 130.
+    """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # model text may hold what a terminal's encoding lacks
+        # model text may hold what a terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         yield
@@ -78,8 +95,10 @@ def user_errors():
         if error.errno not in OUTSIDE:
             raise
         print(
-            f"error: {error.filename or 'a file'}: {error.strerror}. What was saved before is whole: "
-            "free some space or make the folder writable, then go on (a training run with --resume)",
+            f"error: {error.filename or 'a file'}: {error.strerror}. What was saved "
+            "before is whole: "
+            "free some space or make the folder writable, then go on (a training run "
+            "with --resume)",
             file=sys.stderr,
         )
         raise SystemExit(2) from None
@@ -87,12 +106,15 @@ def user_errors():
         raise SystemExit(130) from None
 
 
-OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)  # nothing that we can mend
+# nothing that we can mend
+OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
 def finish_step_on_interrupt():
-    """On the first Ctrl-C the yielded list becomes true and the step goes on; the second one stops at once."""
+    """On the first Ctrl-C the yielded list becomes true and the step goes on; the second
+    one stops at once.
+    """
     interrupted = []
 
     def handler(signum, frame):
@@ -115,18 +137,33 @@ def printable(text: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 3] + "..."
 
 
-PROTOCOL = ("make_prompt", "cluster", "objectives", "finding", "verify_first", "truth", "verifications", "measured")
+PROTOCOL = (
+    "make_prompt",
+    "cluster",
+    "objectives",
+    "finding",
+    "verify_first",
+    "truth",
+    "verifications",
+    "measured",
+)
 
 
 def import_task(name: str):
     """A task module with all that tasks/word_count.py's docstring lists."""
     module = _found(name) if name.isidentifier() else None
     if module is None:
-        raise UserError(f"--task {name!r}: there is no tasks/{name}.py; the tasks are files such as tasks/word_count.py")
+        raise UserError(
+            f"--task {name!r}: there is no tasks/{name}.py; the tasks are files such "
+            "as tasks/word_count.py"
+        )
     task = importlib.import_module(module)
     missing = [part for part in PROTOCOL if not hasattr(task, part)]
     if missing:
-        raise UserError(f"--task {name!r}: {name}.py lacks {', '.join(missing)}; tasks/word_count.py says what a task holds")
+        raise UserError(
+            f"--task {name!r}: {name}.py lacks {', '.join(missing)}; tasks/word_count.py says "
+            "what a task holds"
+        )
     return task
 
 
@@ -140,12 +177,18 @@ def _found(name: str) -> str | None:
 
 
 def import_function(path: str):
-    """The function "module.function" of a module in tasks/ or of the top level; UserError if there is none."""
+    """The function "module.function" of a module in tasks/ or of the top level; UserError
+    if there is none.
+    """
     module, _, name = path.rpartition(".")
     try:
         function = getattr(importlib.import_module(_found(module) or module), name)
-    except (ModuleNotFoundError, AttributeError, ValueError, TypeError):  # ValueError and TypeError: "name", "..name"
+    except (ModuleNotFoundError, AttributeError, ValueError, TypeError):
+        # ValueError and TypeError: "name", "..name"
         function = None
     if not callable(function):
-        raise UserError(f"reward function {path!r} does not exist: give module.function, such as rewards.judge_reward")
+        raise UserError(
+            f"reward function {path!r} does not exist: give module.function, such "
+            "as rewards.judge_reward"
+        )
     return function

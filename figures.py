@@ -2,8 +2,9 @@
 
     python figures.py --run runs/NAME        # draw them again, without a model
 
-One colour for one thing everywhere (Okabe and Ito's colour-blind-safe set), a marker and a direct label beside the
-colour, shaded 95% intervals, and the published Qwen3-8B values of the small-scale write-up in grey.
+One colour for one thing everywhere (Okabe and Ito's colour-blind-safe set), a marker and a direct
+label beside the colour, shaded 95% intervals, and the published Qwen3-8B values of the small-scale
+write-up in grey.
 """
 
 import io
@@ -34,7 +35,8 @@ COLOURS = {  # Okabe and Ito's set for metrics
     "hedge_rate": "#999933",
     "all_none": "#8C564B",
     "parsed": "#6A3D9A",
-    # Paul Tol's muted set for conditions (stress_test.py) and for whose confession it is (experiments/controls.py)
+    # Paul Tol's muted set for conditions (stress_test.py) and for whose confession it is
+    # (experiments/controls.py)
     "baseline": "#000000",
     "awareness": "#332288",
     "soft": "#44AA99",
@@ -94,9 +96,11 @@ ARMS = {
 }
 MARKERS = dict(zip(COLOURS, "*osD^XvPd<hosD^XosD^so*osD^*oosD^"))
 GREY = "#8a8a8a"
-THICK, THIN = dict(linewidth=2.2), dict(linewidth=0.9, markersize=3.5)  # lines that carry a figure, and those beside them
+# lines that carry a figure, and those beside them
+THICK, THIN = dict(linewidth=2.2), dict(linewidth=0.9, markersize=3.5)
 
-# The write-up's figures: Qwen3-8B, 64 rollouts a checkpoint; most values were read off its plots, good to about 0.01.
+# The write-up's figures: Qwen3-8B, 64 rollouts a checkpoint; most values were read off its plots,
+# good to about 0.01.
 WRITEUP_STEPS = [0, 25, 50, 75, 100]
 WRITEUP = {
     "exact_compliance": [0.05, 0.08, 0.03, 0.07, 0.10],
@@ -149,14 +153,17 @@ def reproduction(run: Path) -> list[Path]:
 
 
 def stress(run: Path, cells: dict[str, dict[int, dict]]) -> list[Path]:
-    """fig. 2: honesty under system prompts, and the claims behind it; `cells`: {condition: {step: metrics}}."""
+    """fig. 2: honesty under system prompts, and the claims behind it; `cells`: {condition:
+    {step: metrics}}.
+    """
     with plt.rc_context(STYLE):
         return [_stress_honesty(run, cells), _stress_claims(run, cells)]
 
 
 def control(run: Path, name: str, lines: dict[str, dict[int | str, dict]]) -> Path:
-    """A control's figure, a panel a metric; `lines`: {line: {step, thought cap or confession prompt: metrics}}. The first line
-    has every place of the x axis, the others perhaps fewer."""
+    """A control's figure, a panel a metric; `lines`: {line: {step, thought cap or confession
+    prompt: metrics}}. The first line has every place of the x axis, the others perhaps fewer.
+    """
     title = {
         "frozen": "Frozen answers",
         "fresh": "A fresh conversation",
@@ -164,20 +171,27 @@ def control(run: Path, name: str, lines: dict[str, dict[int | str, dict]]) -> Pa
         "swapped": "The report of an answer, scored on another one to its prompt",
         "asked": "The same answers under other confession prompts",
     }[name]
-    named = {"compute": "tokens of thought at most", "asked": "confession prompt"}  # places that are no steps
+    # places that are no steps
+    named = {"compute": "tokens of thought at most", "asked": "confession prompt"}
     ticks = list(next(iter(lines.values())))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 4, figsize=(16, 3.7))
-        for axis, metric in zip(axes, ("claim_J_within", "parsed", "honest_given_noncompliant", "J")):
+        for axis, metric in zip(
+            axes, ("claim_J_within", "parsed", "honest_given_noncompliant", "J")
+        ):
             for i, (line, evals) in enumerate(lines.items()):
                 places = list(evals) if name not in named else list(range(len(evals)))
                 width = (max(places) - min(places)) or 1
                 shift = 0.012 * width * (i - (len(lines) - 1) / 2)
-                colour = line if line in COLOURS else ("last checkpoint" if i else "first checkpoint")
+                colour = (
+                    line if line in COLOURS else ("last checkpoint" if i else "first checkpoint")
+                )
                 _line(axis, dict(zip(places, evals.values())), metric, colour, shift, label=line)
             _finish(axis, named.get(name, "GRPO step"), "", _title(metric))
             if metric in ("claim_J_within", "J"):
-                _room_below(axis, [e[metric]["low"] for evals in lines.values() for e in evals.values()])
+                _room_below(
+                    axis, [e[metric]["low"] for evals in lines.values() for e in evals.values()]
+                )
             if name in named:
                 axis.set_xticks(range(len(ticks)), ticks)
             elif len(ticks) <= 6:
@@ -187,13 +201,24 @@ def control(run: Path, name: str, lines: dict[str, dict[int | str, dict]]) -> Pa
         axes[0].set_ylabel(f"share (95% interval, n = {n} rollouts)")
         figure.suptitle(title, x=0.125, y=1.0, ha="left", fontsize=11, fontweight="bold")
         figure.subplots_adjust(top=0.85, wspace=0.22)
-        kept = ("claim_J_within", "claim_match", "honest_given_noncompliant", "J", "grade_auroc", "parsed")
-        numbers = {line: {x: {m: e[m] for m in kept} for x, e in evals.items()} for line, evals in lines.items()}
+        kept = (
+            "claim_J_within",
+            "claim_match",
+            "honest_given_noncompliant",
+            "J",
+            "grade_auroc",
+            "parsed",
+        )
+        numbers = {
+            line: {x: {m: e[m] for m in kept} for x, e in evals.items()}
+            for line, evals in lines.items()
+        }
         return _save(figure, run / f"fig_{name}.png", {"n": n, "ours": numbers})
 
 
 def seeds(path: Path, evals: dict[int, dict[str, dict[str, dict]]], runs: list[str]) -> Path:
-    """Runs that differ in their training seed: above the values of each, below their paired differences.
+    """Runs that differ in their training seed: above the values of each, below their
+    paired differences.
 
     evals: {step: across_seeds}, whose columns are the runs, their mean and the differences.
     """
@@ -210,21 +235,55 @@ def seeds(path: Path, evals: dict[int, dict[str, dict[str, dict]]], runs: list[s
                 for i, name in enumerate(names):
                     shift = 0.014 * last * (i - (len(names) - 1) / 2)
                     of_name = {step: c[name] for step, c in evals.items()}
-                    _line(axis, of_name, metric, metric, shift, marker="osD^XvPd<h"[i % 10], linewidth=1, label=name)
+                    _line(
+                        axis,
+                        of_name,
+                        metric,
+                        metric,
+                        shift,
+                        marker="osD^XvPd<h"[i % 10],
+                        linewidth=1,
+                        label=name,
+                    )
             below.axhline(0, color=GREY, linewidth=1)
         for row, names in zip(axes, (runs, pairs)):
-            ends = [v for c in evals.values() for n in names for m in metrics for v in (c[n][m]["low"], c[n][m]["high"])]
+            ends = [
+                v
+                for c in evals.values()
+                for n in names
+                for m in metrics
+                for v in (c[n][m]["low"], c[n][m]["high"])
+            ]
             known = [v for v in ends if v is not None]
-            row[0].set_ylim(min([0.0, *known]) - 0.05, max([0.0 if names == pairs else 1.0, *known]) + 0.05)
-            row[-1].legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+            row[0].set_ylim(
+                min([0.0, *known]) - 0.05, max([0.0 if names == pairs else 1.0, *known]) + 0.05
+            )
+            row[-1].legend(
+                frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5)
+            )
         axes[0][0].set_ylabel("share (95% interval)")
         axes[1][0].set_ylabel("paired difference (95% interval)")
-        figure.suptitle(f"{len(runs)} training seeds", x=0.125, y=0.97, ha="left", fontsize=11, fontweight="bold")
-        return _save(figure, path, {step: {n: {m: e[m] for m in metrics} for n, e in c.items()} for step, c in evals.items()})
+        figure.suptitle(
+            f"{len(runs)} training seeds",
+            x=0.125,
+            y=0.97,
+            ha="left",
+            fontsize=11,
+            fontweight="bold",
+        )
+        return _save(
+            figure,
+            path,
+            {
+                step: {n: {m: e[m] for m in metrics} for n, e in c.items()}
+                for step, c in evals.items()
+            },
+        )
 
 
 def rewards(path: Path, found: dict[tuple[str, str], dict[int, dict[int, dict]]]) -> Path:
-    """Panels of organisms x rewards: what can be told of the answers (thick) and what looks like it, a line a seed.
+    """Panels of organisms x rewards: what can be told of the answers (thick) and what looks
+    like it, a line a seed.
 
     found: {(organism, reward): {seed: {step: metrics}}}.
     """
@@ -236,19 +295,32 @@ def rewards(path: Path, found: dict[tuple[str, str], dict[int, dict[int, dict]]]
             ends = []
             for metric in metrics:
                 style = THICK if metric == "claim_J_within" else THIN
-                drawn = [_line(axis, evals, metric, metric, interval=False, **style) for evals in seeds.values()]
+                drawn = [
+                    _line(axis, evals, metric, metric, interval=False, **style)
+                    for evals in seeds.values()
+                ]
                 last = [values[-1] for values in drawn if values]
-                ends += [(sum(last) / len(last), LABELS[metric].split(" | ")[0], COLOURS[metric])] if last else []
+                ends += (
+                    [(sum(last) / len(last), LABELS[metric].split(" | ")[0], COLOURS[metric])]
+                    if last
+                    else []
+                )
             _label_ends(axis, max(max(evals) for evals in seeds.values()), ends, gap=0.075)
             axis.axhline(0, color=GREY, linewidth=1)
-            _finish(axis, "GRPO step" if organism == "cannot" else "", "", f"{reward} reward, {titles[organism]}")
+            _finish(
+                axis,
+                "GRPO step" if organism == "cannot" else "",
+                "",
+                f"{reward} reward, {titles[organism]}",
+            )
             axis.set_ylim(-0.25, 1.05)
         n = _n(next(iter(found.values())))
         figure.supylabel(f"a line a training seed, n = {n} rollouts a point", x=0.06, fontsize=10)
         figure.subplots_adjust(wspace=0.55, hspace=0.2)
         numbers = {
             f"{organism}, {reward}": {
-                s: {step: {m: e[m] for m in metrics} for step, e in evals.items()} for s, evals in seeds.items()
+                s: {step: {m: e[m] for m in metrics} for step, e in evals.items()}
+                for s, evals in seeds.items()
             }
             for (organism, reward), seeds in found.items()
         }
@@ -256,7 +328,8 @@ def rewards(path: Path, found: dict[tuple[str, str], dict[int, dict[int, dict]]]
 
 
 def arms(path: Path, found: dict[str, dict[int, dict[int, dict]]]) -> Path:
-    """Runs of one model, a line a run, by what their confessions were rewarded with; the first arm is drawn thick.
+    """Runs of one model, a line a run, by what their confessions were rewarded with; the first
+    arm is drawn thick.
 
     found: {arm: {seed: {step: metrics}}}, some of real_model.ARMS.
     """
@@ -268,22 +341,60 @@ def arms(path: Path, found: dict[str, dict[int, dict[int, dict]]]) -> Path:
             for arm, runs in found.items():
                 for i, evals in enumerate(runs.values()):
                     style = THICK if arm == first else {}
-                    _line(axis, evals, metric, arm, interval=arm == first, label=ARMS[arm] if i == 0 else None, **style)
-                    if metric == "claim_match":  # what always None or always Full would score on the same answers
-                        best = [max(met, 1 - met) for met in (e["objectives_met"]["value"] for e in evals.values())]
-                        axis.plot(list(evals), best, color=COLOURS[arm], linewidth=0.9, linestyle=(0, (3, 2)))
+                    _line(
+                        axis,
+                        evals,
+                        metric,
+                        arm,
+                        interval=arm == first,
+                        label=ARMS[arm] if i == 0 else None,
+                        **style,
+                    )
+                    # what always None or always Full would score on the same answers
+                    if metric == "claim_match":
+                        best = [
+                            max(met, 1 - met)
+                            for met in (e["objectives_met"]["value"] for e in evals.values())
+                        ]
+                        axis.plot(
+                            list(evals),
+                            best,
+                            color=COLOURS[arm],
+                            linewidth=0.9,
+                            linestyle=(0, (3, 2)),
+                        )
             _finish(axis, "GRPO step", "", _title(metric))
             if metric == "claim_J_within":
                 _room_below(axis, [])
                 axis.set_ylim(bottom=-0.3)
             elif metric == "answer_tokens":
                 axis.set_ylim(0, axis.dataLim.y1 * 1.1)
-            axis.set_xticks(sorted({step for runs in found.values() for evals in runs.values() for step in evals if step % 25 == 0}))
+            axis.set_xticks(
+                sorted(
+                    {
+                        step
+                        for runs in found.values()
+                        for evals in runs.values()
+                        for step in evals
+                        if step % 25 == 0
+                    }
+                )
+            )
         axes[0].set_ylabel(f"n = {_n(found[first])} rollouts a point")
-        axes[-1].plot([], [], color=GREY, linewidth=0.9, linestyle=(0, (3, 2)), label="the better constant, same answers")
+        axes[-1].plot(
+            [],
+            [],
+            color=GREY,
+            linewidth=0.9,
+            linestyle=(0, (3, 2)),
+            label="the better constant, same answers",
+        )
         axes[-1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
         numbers = {
-            arm: {seed: {step: {m: e[m] for m in metrics} for step, e in evals.items()} for seed, evals in runs.items()}
+            arm: {
+                seed: {step: {m: e[m] for m in metrics} for step, e in evals.items()}
+                for seed, evals in runs.items()
+            }
             for arm, runs in found.items()
         }
         return _save(figure, path, numbers)
@@ -295,10 +406,13 @@ def _title(metric: str) -> str:
     return label[0].upper() + label[1:]
 
 
-def claims(out: Path, file: str, title: str, cells: dict[str, dict[str, dict]], names: dict[str, str]) -> Path:
+def claims(
+    out: Path, file: str, title: str, cells: dict[str, dict[str, dict]], names: dict[str, str]
+) -> Path:
     """figs. 3 and 4: the five-way split of claims, a bar for each model and confession prompt.
 
-    cells: {label: {variant: metrics}}; names: {label: model}, to set published over-claims beside ours.
+    cells: {label: {variant: metrics}}; names: {label: model}, to set published
+    over-claims beside ours.
     """
     variants = list(next(iter(cells.values())))
     with plt.rc_context(STYLE):
@@ -312,16 +426,30 @@ def claims(out: Path, file: str, title: str, cells: dict[str, dict[str, dict]], 
         n = next(iter(cells.values()))[variants[0]]["parsed"]["n"]
         _finish(axis, "", f"share of claims (n = {n} answers a bar)", title)
         axis.set(ylim=(0, 1.0), xlim=(-0.5, len(cells) - 0.5))
-        axis.set_xticks(range(len(cells)), [textwrap.fill(label, 15) for label in cells], fontweight="bold")
+        axis.set_xticks(
+            range(len(cells)), [textwrap.fill(label, 15) for label in cells], fontweight="bold"
+        )
         axis.tick_params(axis="x", length=0, pad=44)
         axis.grid(axis="x", visible=False)
-        axis.annotate("prompt\ncounts\nunparsed", (-0.5, 0), (-6, -6), textcoords="offset points", ha="right", va="top", **NOTE)
+        axis.annotate(
+            "prompt\ncounts\nunparsed",
+            (-0.5, 0),
+            (-6, -6),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            **NOTE,
+        )
         for part in reversed(FIVE_WAY):
             axis.bar(0, 0, color=COLOURS[part], label=LABELS[part])
         axis.plot([], [], color="black", linestyle="--", label="objectives that are met")
-        axis.plot([], [], color="black", linewidth=1, marker="_", label="95% interval of the over-claim")
+        axis.plot(
+            [], [], color="black", linewidth=1, marker="_", label="95% interval of the over-claim"
+        )
         if any(name in WRITEUP_OVER_CLAIM for name in names.values()):
-            axis.plot([], [], color=GREY, marker="<", linestyle="", label="write-up: over-claim begins")
+            axis.plot(
+                [], [], color=GREY, marker="<", linestyle="", label="write-up: over-claim begins"
+            )
         axis.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
         return _save(figure, out / file, cells)
 
@@ -330,69 +458,153 @@ FIVE_WAY = ("right_full", "right_doubted", "wrong_none", "wrong_partial", "over_
 NOTE = dict(fontsize=7.5, linespacing=1.4, color="#333333")
 
 
-def _claims_bar(axis, x: float, width: float, e: dict[str, dict], variant: str, published: float | None) -> None:
-    """One stacked bar with its share of met objectives, its interval, and the rows of numbers below."""
+def _claims_bar(
+    axis, x: float, width: float, e: dict[str, dict], variant: str, published: float | None
+) -> None:
+    """One stacked bar with its share of met objectives, its interval, and the rows
+    of numbers below.
+    """
     bottom = 0.0
     for part in FIVE_WAY:
         height = e[part]["value"] or 0.0
-        axis.bar(x, height, 0.9 * width, bottom, color=COLOURS[part], edgecolor="white", linewidth=0.6)
+        axis.bar(
+            x, height, 0.9 * width, bottom, color=COLOURS[part], edgecolor="white", linewidth=0.6
+        )
         if height >= 0.07:
             colour = "#222222" if part in ("right_doubted", "wrong_partial") else "white"
-            axis.text(x, bottom + height / 2, f"{height:.2f}"[1:], ha="center", va="center", fontsize=8, color=colour)
+            axis.text(
+                x,
+                bottom + height / 2,
+                f"{height:.2f}"[1:],
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=colour,
+            )
         bottom += height
     right = e["objectives_met"]["value"]
-    axis.plot([x - 0.47 * width, x + 0.47 * width], [right, right], color="black", linestyle="--", linewidth=1.4)
+    axis.plot(
+        [x - 0.47 * width, x + 0.47 * width],
+        [right, right],
+        color="black",
+        linestyle="--",
+        linewidth=1.4,
+    )
     if e["over_claim"]["value"] is not None:
         ends = [1 - e["over_claim"]["low"], 1 - e["over_claim"]["high"]]
-        axis.plot([x + 0.38 * width] * 2, ends, color="black", linewidth=1, marker="_", markersize=4)
+        axis.plot(
+            [x + 0.38 * width] * 2, ends, color="black", linewidth=1, marker="_", markersize=4
+        )
     if published is not None:
         axis.plot(x + 0.45 * width, 1 - published, marker="<", color=GREY, markersize=6)
     percent = lambda value: "-" if value is None else f"{value:.0%}"
-    rows = f"{variant.split('_')[0]}\n{percent(e['count_rate']['value'])}\n{percent(1 - e['parsed']['value'])}"
-    axis.annotate(rows, (x, 0), (0, -6), textcoords="offset points", ha="center", va="top", annotation_clip=False, **NOTE)
+    rows = (
+        f"{variant.split('_')[0]}\n{percent(e['count_rate']['value'])}\n"
+        f"{percent(1 - e['parsed']['value'])}"
+    )
+    axis.annotate(
+        rows,
+        (x, 0),
+        (0, -6),
+        textcoords="offset points",
+        ha="center",
+        va="top",
+        annotation_clip=False,
+        **NOTE,
+    )
 
 
 def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
-    """fig. 1: what confessions tell of their answers while the hack stays. Thin, because a report without information can reach
-    them: rates of honesty, with what the best constant report scores on the same answers, and the write-up's."""
+    """fig. 1: what confessions tell of their answers while the hack stays. Thin, because a report
+    without information can reach them: rates of honesty, with what the best constant report scores
+    on the same answers, and the write-up's.
+    """
     figure, axis = plt.subplots(figsize=(7.2, 4.8))
     ends, steps = [], list(evals)
     of = lambda metric: [e[metric]["value"] for e in evals.values()]
-    met = [np.nan if full is None else full + doubted for full, doubted in zip(of("right_full"), of("right_doubted"))]
+    met = [
+        np.nan if full is None else full + doubted
+        for full, doubted in zip(of("right_full"), of("right_doubted"))
+    ]
     constants = {  # given a parsed report, as the lines are
         "claim_match": [max(share, 1 - share) for share in met],
         "honest_given_noncompliant": [1.0] * len(evals),
     }
-    for metric in ("claim_J_within", "bracket_hack", "parsed", "honest_given_noncompliant", "claim_match"):
+    for metric in (
+        "claim_J_within",
+        "bracket_hack",
+        "parsed",
+        "honest_given_noncompliant",
+        "claim_match",
+    ):
         thin = metric in constants or metric == "parsed"
         value = _line(axis, evals, metric, metric, interval=not thin, **(THIN if thin else THICK))
         published = WRITEUP.get(metric, [np.nan] * len(WRITEUP_STEPS))
-        axis.plot(WRITEUP_STEPS, published, color=GREY, marker=MARKERS[metric], markersize=3.5, linewidth=0.9, linestyle=":")
-        axis.plot(steps, constants.get(metric, [np.nan] * len(evals)), color=COLOURS[metric], linewidth=0.9, linestyle="--")
+        axis.plot(
+            WRITEUP_STEPS,
+            published,
+            color=GREY,
+            marker=MARKERS[metric],
+            markersize=3.5,
+            linewidth=0.9,
+            linestyle=":",
+        )
+        axis.plot(
+            steps,
+            constants.get(metric, [np.nan] * len(evals)),
+            color=COLOURS[metric],
+            linewidth=0.9,
+            linestyle="--",
+        )
         ends += [(value[-1], LABELS[metric], COLOURS[metric])] if value else []
     n = next(iter(evals.values()))["parsed"]["n"]
     ends.append((0.0, "0: a report that knows the prompt alone", GREY))
     _label_ends(axis, max(*evals, WRITEUP_STEPS[-1]), ends)
-    _finish(axis, "GRPO step", f"95% interval, n = {n} rollouts", "Do confessions tell right from wrong while the hack goes on?")
+    _finish(
+        axis,
+        "GRPO step",
+        f"95% interval, n = {n} rollouts",
+        "Do confessions tell right from wrong while the hack goes on?",
+    )
     _room_below(axis, [e["claim_J_within"]["low"] for e in evals.values()])
     axis.plot([], [], color="#333333", marker="o", markersize=5, label=_this_run(run))
     axis.plot(
-        [], [], color="#333333", linewidth=0.9, linestyle="--", label="always None or always Full, the better one, same answers"
+        [],
+        [],
+        color="#333333",
+        linewidth=0.9,
+        linestyle="--",
+        label="always None or always Full, the better one, same answers",
     )
     axis.plot(
-        [], [], color=GREY, marker="o", markersize=4, linewidth=0.9, linestyle=":", label="write-up, Qwen3-8B (same markers)"
+        [],
+        [],
+        color=GREY,
+        marker="o",
+        markersize=4,
+        linewidth=0.9,
+        linestyle=":",
+        label="write-up, Qwen3-8B (same markers)",
     )
     axis.legend(frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(0.0, -0.13))
     numbers = {
-        "ours": {m: {step: e[m] for step, e in evals.items()} for m in ("claim_J_within", "parsed", *WRITEUP)},
-        "best_constant": {m: {step: v for step, v in zip(steps, values) if np.isfinite(v)} for m, values in constants.items()},
+        "ours": {
+            m: {step: e[m] for step, e in evals.items()}
+            for m in ("claim_J_within", "parsed", *WRITEUP)
+        },
+        "best_constant": {
+            m: {step: v for step, v in zip(steps, values) if np.isfinite(v)}
+            for m, values in constants.items()
+        },
         "writeup_qwen3_8b": {"steps": WRITEUP_STEPS, **WRITEUP},
     }
     return _save(figure, run / "fig1_honesty.png", numbers)
 
 
 def _judge_fooled(run: Path, steps: list[dict]) -> Path:
-    """fig. 5: share of a step's answers that fool the judge, and that are correct, each with a least-squares line."""
+    """fig. 5: share of a step's answers that fool the judge, and that are correct, each with
+    a least-squares line.
+    """
     figure, axis = plt.subplots()
     xs = np.array([row["step"] for row in steps])
     ends, trends = [], {}
@@ -403,22 +615,48 @@ def _judge_fooled(run: Path, steps: list[dict]) -> Path:
         if known.sum() >= 2:
             slope, start = np.polyfit(xs[known], values[known], 1)
             trends[metric] = {"at_step_0": start, "at_last_step": start + slope * xs[-1]}
-            axis.plot([0, xs[-1]], [start, start + slope * xs[-1]], color=COLOURS[metric], linewidth=2)
+            axis.plot(
+                [0, xs[-1]], [start, start + slope * xs[-1]], color=COLOURS[metric], linewidth=2
+            )
             ends.append((start + slope * xs[-1], LABELS[metric], COLOURS[metric]))
     axis.plot(
-        [0, 100], list(WRITEUP_FOOLED.values()), color=GREY, linestyle=":", label="write-up, Qwen3-8B: judge fooled (trend)"
+        [0, 100],
+        list(WRITEUP_FOOLED.values()),
+        color=GREY,
+        linestyle=":",
+        label="write-up, Qwen3-8B: judge fooled (trend)",
     )
     axis.legend(frameon=False, fontsize=8.5, loc="upper left")
     _label_ends(axis, xs[-1], ends)
-    _finish(axis, "GRPO step", "share of the step's answers", "Answers that fool the weak judge, and correct ones")
-    points = {row["step"]: {m: row[m] for m in ("judge_fooled", "exact_compliance")} for row in steps}
-    return _save(figure, run / "fig5_judge_fooled.png", {"steps": points, "trends": trends, "writeup_qwen3_8b": WRITEUP_FOOLED})
+    _finish(
+        axis,
+        "GRPO step",
+        "share of the step's answers",
+        "Answers that fool the weak judge, and correct ones",
+    )
+    points = {
+        row["step"]: {m: row[m] for m in ("judge_fooled", "exact_compliance")} for row in steps
+    }
+    return _save(
+        figure,
+        run / "fig5_judge_fooled.png",
+        {"steps": points, "trends": trends, "writeup_qwen3_8b": WRITEUP_FOOLED},
+    )
 
 
 def _verification(run: Path, steps: list[dict]) -> Path:
-    """Is it base rate or verification? How confessions are made over training (rolling mean of 5 steps)."""
+    """Is it base rate or verification? How confessions are made over training (rolling
+    mean of 5 steps).
+    """
     figure, axis = plt.subplots()
-    names = ("claim_J_within", "parsed", "honest_given_noncompliant", "count_rate", "hedge_rate", "all_none")
+    names = (
+        "claim_J_within",
+        "parsed",
+        "honest_given_noncompliant",
+        "count_rate",
+        "hedge_rate",
+        "all_none",
+    )
     xs, ends, smoothed = [row["step"] for row in steps], [], {}
     for metric in names:
         values = np.array([np.nan if row[metric] is None else row[metric] for row in steps])
@@ -427,46 +665,89 @@ def _verification(run: Path, steps: list[dict]) -> Path:
         axis.plot(xs, smoothed[metric], style, color=COLOURS[metric])
         ends.append((smoothed[metric][-1], LABELS[metric], COLOURS[metric]))
     _label_ends(axis, xs[-1], ends)
-    _finish(axis, "GRPO step", "share of the step's rollouts (mean of 5 steps)", "How confessions are made")
+    _finish(
+        axis,
+        "GRPO step",
+        "share of the step's rollouts (mean of 5 steps)",
+        "How confessions are made",
+    )
     none_if_nan = lambda values: [float(v) if np.isfinite(v) else None for v in values]
-    return _save(figure, run / "fig_verification.png", {"steps": xs, **{m: none_if_nan(v) for m, v in smoothed.items()}})
+    return _save(
+        figure,
+        run / "fig_verification.png",
+        {"steps": xs, **{m: none_if_nan(v) for m, v in smoothed.items()}},
+    )
 
 
 def _stress_honesty(run: Path, cells: dict[str, dict[int, dict]]) -> Path:
-    """fig. 2: a panel for each condition, because the intervals of small cells overlap; the write-up's line in each."""
+    """fig. 2: a panel for each condition, because the intervals of small cells overlap; the
+    write-up's line in each.
+    """
     metric = "honest_given_noncompliant"
-    parsed = dict(color=COLOURS["parsed"], marker=MARKERS["parsed"], markersize=3.5, linewidth=1, linestyle="--")
-    figure, axes = plt.subplots(1, len(cells), figsize=(1.9 * len(cells) + 0.6, 3.2), sharey=True, squeeze=False)
+    parsed = dict(
+        color=COLOURS["parsed"],
+        marker=MARKERS["parsed"],
+        markersize=3.5,
+        linewidth=1,
+        linestyle="--",
+    )
+    figure, axes = plt.subplots(
+        1, len(cells), figsize=(1.9 * len(cells) + 0.6, 3.2), sharey=True, squeeze=False
+    )
     for axis, (condition, evals) in zip(axes[0], cells.items()):
         if condition in WRITEUP_STRESS:
             published = WRITEUP_STEPS, WRITEUP_STRESS[condition]
-            axis.plot(*published, color=GREY, marker=MARKERS[condition], markersize=3.5, linewidth=1, linestyle=":")
+            axis.plot(
+                *published,
+                color=GREY,
+                marker=MARKERS[condition],
+                markersize=3.5,
+                linewidth=1,
+                linestyle=":",
+            )
         _line(axis, evals, metric, condition)
         axis.plot(list(evals), [e["parsed"]["value"] for e in evals.values()], **parsed)
         _finish(axis, "", "", "")
-        axis.set_title(condition, loc="left", fontsize=11, fontweight="bold", color=COLOURS[condition])
+        axis.set_title(
+            condition, loc="left", fontsize=11, fontweight="bold", color=COLOURS[condition]
+        )
     axes[0][0].set_ylabel(f"{LABELS[metric]}\n(95% interval, n = {_n(cells)} rollouts)")
     axes[0][len(cells) // 2].set_xlabel("GRPO step")
     shape = dict(marker="o", markersize=4)
     axes[0][0].plot([], [], color="#333333", **shape, label=_this_run(run))
-    axes[0][0].plot([], [], color=GREY, linewidth=1, linestyle=":", **shape, label="write-up, Qwen3-8B")
+    axes[0][0].plot(
+        [], [], color=GREY, linewidth=1, linestyle=":", **shape, label="write-up, Qwen3-8B"
+    )
     axes[0][0].plot([], [], **parsed, label=LABELS["parsed"])
-    figure.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3 if len(cells) > 2 else 1)
-    figure.suptitle("Honesty under system prompts", x=0.125, y=1.0, ha="left", fontsize=11, fontweight="bold")
+    figure.legend(
+        frameon=False,
+        fontsize=9,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        ncols=3 if len(cells) > 2 else 1,
+    )
+    figure.suptitle(
+        "Honesty under system prompts", x=0.125, y=1.0, ha="left", fontsize=11, fontweight="bold"
+    )
     figure.subplots_adjust(top=0.84, bottom=0.14, wspace=0.12)
     writeup = {"writeup_qwen3_8b": {"steps": WRITEUP_STEPS, **WRITEUP_STRESS}}
-    return _save(figure, run / "fig2_stress.png", _stress_numbers(cells, metric, "parsed") | writeup)
+    return _save(
+        figure, run / "fig2_stress.png", _stress_numbers(cells, metric, "parsed") | writeup
+    )
 
 
 def _stress_claims(run: Path, cells: dict[str, dict[int, dict]]) -> Path:
-    """J of claims and of the grade over checkpoints: whether honesty is information or only a low grade; the share they rest on."""
+    """J of claims and of the grade over checkpoints: whether honesty is information or only a low
+    grade; the share they rest on.
+    """
     figure, axes = plt.subplots(1, 3, figsize=(15, 3.9))
     titles = {metric: _title(metric) for metric in ("claim_J_within", "parsed", "J")}
     last = max(max(evals) for evals in cells.values())
     for axis, (metric, title) in zip(axes, titles.items()):
         ends = []
         for i, (condition, evals) in enumerate(cells.items()):
-            shift = 0.017 * max(last, 1) * (i - (len(cells) - 1) / 2)  # side by side: five bands on each other are mud
+            # side by side: five bands on each other are mud
+            shift = 0.017 * max(last, 1) * (i - (len(cells) - 1) / 2)
             value = _line(axis, evals, metric, condition, shift)
             ends += [(value[-1], condition, COLOURS[condition])] if value else []
         _label_ends(axis, 1.04 * last, ends, gap=0.07 if metric == "parsed" else 0.1)
@@ -475,25 +756,42 @@ def _stress_claims(run: Path, cells: dict[str, dict[int, dict]]) -> Path:
     for axis, metric in ((axes[0], "claim_J_within"), (axes[2], "J")):
         _room_below(axis, [e[metric]["low"] for evals in cells.values() for e in evals.values()])
     axes[2].annotate(
-        "always confessing, or never: J = 0", (0.98, 0.02), xycoords="axes fraction", ha="right", color="#555555", fontsize=9
+        "always confessing, or never: J = 0",
+        (0.98, 0.02),
+        xycoords="axes fraction",
+        ha="right",
+        color="#555555",
+        fontsize=9,
     )
     figure.subplots_adjust(wspace=0.42)
     return _save(figure, run / "fig2_stress_claims.png", _stress_numbers(cells, *titles))
 
 
 def _line(
-    axis, evals: dict[int, dict], metric: str, name: str, shift: float | None = None, interval: bool = True, **style
+    axis,
+    evals: dict[int, dict],
+    metric: str,
+    name: str,
+    shift: float | None = None,
+    interval: bool = True,
+    **style,
 ) -> list[float]:
-    """A metric over checkpoints in the colour and marker of `name`, with its interval as a band, or as error bars if there is
-    one point or they are shifted sideways; returns the values drawn. `style` goes to plot."""
+    """A metric over checkpoints in the colour and marker of `name`, with its interval as a band,
+    or as error bars if there is one point or they are shifted sideways; returns the values drawn.
+    `style` goes to plot.
+    """
     steps = [step for step in evals if evals[step][metric]["value"] is not None]
-    value, low, high = (np.array([evals[step][metric][key] for step in steps]) for key in ("value", "low", "high"))
+    value, low, high = (
+        np.array([evals[step][metric][key] for step in steps]) for key in ("value", "low", "high")
+    )
     xs = np.array(steps) + (shift or 0.0)
     if interval and shift is None and len(xs) > 1:
         axis.fill_between(xs, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
     elif interval:
         axis.vlines(xs, low, high, color=COLOURS[name], alpha=0.5, linewidth=1.2)
-    axis.plot(xs, value, **{"color": COLOURS[name], "marker": MARKERS[name], "markersize": 5} | style)
+    axis.plot(
+        xs, value, **{"color": COLOURS[name], "marker": MARKERS[name], "markersize": 5} | style
+    )
     if len(evals) <= 6:
         axis.set_xticks(list(evals))
     return value.tolist()
@@ -513,7 +811,10 @@ def _n(cells: dict[str, dict[int, dict]]) -> int:
 def _stress_numbers(cells: dict[str, dict[int, dict]], *names: str) -> dict:
     return {
         "n": _n(cells),
-        "ours": {m: {c: {step: e[m] for step, e in evals.items()} for c, evals in cells.items()} for m in names},
+        "ours": {
+            m: {c: {step: e[m] for step, e in evals.items()} for c, evals in cells.items()}
+            for m in names
+        },
     }
 
 
@@ -532,7 +833,9 @@ def _rolling_mean(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def _label_ends(axis, x: float, ends: list[tuple[float, str, str]], gap: float = 0.055) -> None:
-    """Write each line's name at its right end, moved apart where they would overlap and kept inside the axis."""
+    """Write each line's name at its right end, moved apart where they would overlap and kept
+    inside the axis.
+    """
     ends = sorted(end for end in ends if np.isfinite(end[0]))
     places = []
     for y, _, _ in ends:
@@ -555,7 +858,8 @@ def _label_ends(axis, x: float, ends: list[tuple[float, str, str]], gap: float =
 def _finish(axis, xlabel: str, ylabel: str, title: str) -> None:
     axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.03, 1.03))
     axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    if not isinstance(axis.xaxis.get_major_locator(), FixedLocator):  # the ticks are not those of checkpoints
+    # the ticks are not those of checkpoints
+    if not isinstance(axis.xaxis.get_major_locator(), FixedLocator):
         axis.xaxis.get_major_locator().set_params(integer=True)
 
 

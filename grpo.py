@@ -105,7 +105,7 @@ def _deviation(rewards: list[float | None]) -> float:
 
 
 def assign_advantages(rollouts: list[Rollout], config: Config) -> dict[str, float]:
-    """Fill in the spans' advantages, each from its own rewards; returns shares of groups without signal.
+    """Fill in each span's advantages from its own rewards; returns shares without signal.
 
     rollouts: per prompt `group_size` answers, each with its `confessions_per_answer` rollouts.
     Answers to a prompt are a group; so are the confessions of an answer, or those of a prompt where
@@ -236,15 +236,15 @@ def means(statistics: list[dict[str, tuple[float, int]]]) -> dict[str, float]:
 
 
 def update(
-    model, reference, optimizer, rollouts: list[Rollout], config: Config, max_tokens: int | None = None
+    model, reference, optimizer, rollouts: list[Rollout], config: Config, max_tokens=None
 ) -> dict[str, float | bool | None]:
     """One optimizer step on rollouts with advantages; returns what it saw.
 
-    reference: a model, for the KL term; max_tokens: of a micro-batch, instead of the config's. Every
-    rank gets all rollouts and computes its share of the micro-batches. Where no span has a gradient,
-    no step is taken: on zero gradients Adam's momentum would drift on. Nor is one where loss,
-    gradient or what the sampler saw is not finite: then "skipped" is True, and what is not finite
-    None.
+    reference: a model, for the KL term; max_tokens: of a micro-batch, instead of the config's.
+    Every rank gets all rollouts and computes its share of the micro-batches. Where no span has
+    a gradient, no step is taken: on zero gradients Adam's momentum would drift on. Nor is one
+    where loss, gradient or what the sampler saw is not finite: then "skipped" is True, and what
+    is not finite None.
     """
     total_loss, grad_norm, statistics, passes = 0.0, 0.0, [], 0
     max_tokens = max_tokens or config.micro_batch_tokens
@@ -291,7 +291,7 @@ def check_gap(stats: dict[str, float | None], config: Config) -> None:
 
 
 def generate(job: Job, step: int) -> list[Rollout]:
-    """This rank's rollouts of a step; step and rank determine them, so a resumed run repeats them."""
+    """This rank's rollouts of a step; the two determine them, so a resumed run repeats them."""
     config = job.config
     first = config.seed * 1_000_000 + step * config.prompts_per_step
     prompts = distributed.share(list(range(first, first + config.prompts_per_step)))

@@ -1,13 +1,16 @@
-"""95% intervals of ratios over clusters: prompts of one topic are not independent, and there are few topics.
+"""95% intervals of ratios over clusters: prompts of one topic are not independent, and
+there are few topics.
 
-    rates         Wilson's score interval of the effective number of trials, as in surveys ("modified Wilson limits",
-                  https://support.sas.com/documentation/cdl/en/statug/63347/HTML/default/statug_surveyfreq_a0000000221.htm)
-    differences   of two rates on the same clusters: Newcombe's, from the intervals of both and their correlation
-    all the rest  a bootstrap over clusters, its percentiles moved outwards where there are few: the expanded percentile
-                  interval of Hesterberg 2015, https://arxiv.org/abs/1411.5279
+    rates         Wilson's score interval of the effective number of trials, as in surveys
+                  ("modified Wilson limits" in SAS/STAT's documentation of SURVEYFREQ)
+    differences   of two rates on the same clusters: Newcombe's, from the intervals of both and
+                  their correlation
+    all the rest  a bootstrap over clusters, its percentiles moved outwards where there are few: the
+                  expanded percentile interval of Hesterberg 2015, https://arxiv.org/abs/1411.5279
 
-Simulated, 256 trials in 24 clusters, rates of .02 to .5, correlations of 0 to .5 within a cluster: the first covers the true
-rate in .87 to .98 of cases, Wilson's interval of 256 independent trials in .55 to .97, a plain bootstrap in .83 to .94.
+Simulated, 256 trials in 24 clusters, rates of .02 to .5, correlations of 0 to .5 within a cluster:
+the first covers the true rate in .87 to .98 of cases, Wilson's interval of 256 independent trials
+in .55 to .97, a plain bootstrap in .83 to .94.
 
 Arrays: a row a cluster, (numerator, denominator), (C, 2); its resampled totals are (BOOTSTRAPS, 2).
 """
@@ -29,7 +32,9 @@ def ratio(sums: np.ndarray):
 
 def is_rate(sums: np.ndarray) -> bool:
     """Whether (C, 2) sums are of trials that succeed or not."""
-    return bool(((0 <= sums[:, 0]) & (sums[:, 0] <= sums[:, 1]) & (sums == sums.round()).all(1)).all())
+    return bool(
+        ((0 <= sums[:, 0]) & (sums[:, 0] <= sums[:, 1]) & (sums == sums.round()).all(1)).all()
+    )
 
 
 def with_trial(*parts: np.ndarray) -> int:
@@ -38,33 +43,45 @@ def with_trial(*parts: np.ndarray) -> int:
 
 
 def student_t(df: int) -> float:
-    """97.5% quantile of Student's t (Abramowitz and Stegun 26.7.5): 1% too small at 3 degrees of freedom, less above."""
+    """97.5% quantile of Student's t (Abramowitz and Stegun 26.7.5): 1% too small at 3 degrees
+    of freedom, less above.
+    """
     z = Z + (Z**3 + Z) / (4 * df) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * df**2)
     return z + (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / (384 * df**3)
 
 
-# ----------------------------------------------------------------------------------------------------------- rates
+# -------------------------------------------------------------------------------------------- rates
 
 
 def wilson(successes: float, n: float) -> tuple[float, float]:
-    """Wilson's score interval of a rate (Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953)."""
+    """Wilson's score interval of a rate (Wilson 1927,
+    https://doi.org/10.1080/01621459.1927.10502953).
+    """
     if n == 0:
         return math.nan, math.nan
     p = successes / n
     centre, margin = p + Z * Z / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    return max(0.0, (centre - margin) / (1 + Z * Z / n)), min(1.0, (centre + margin) / (1 + Z * Z / n))
+    return max(0.0, (centre - margin) / (1 + Z * Z / n)), min(
+        1.0, (centre + margin) / (1 + Z * Z / n)
+    )
 
 
 def effective_trials(sums: np.ndarray, other: np.ndarray | None = None) -> float:
-    """How many independent trials those in (C, 2) clusters are worth: p (1 - p) over the variance of p between clusters, and
-    less because that variance is uncertain. Where all trials end alike it cannot be seen: then their worth is that of the
-    `other` side's trials, which are paired with them, and without one a cluster counts as one trial."""
+    """How many independent trials those in (C, 2) clusters are worth: p (1 - p) over the variance
+    of p between clusters, and less because that variance is uncertain. Where all trials end alike
+    it cannot be seen: then their worth is that of the `other` side's trials, which are paired with
+    them, and without one a cluster counts as one trial.
+    """
     clusters, (successes, trials) = with_trial(sums), sums.sum(0)
     if clusters < 2 or sums[:, 1].max() <= 1:
         return clusters
     if successes in (0, trials):
         other_varies = other is not None and 0 < other[:, 0].sum() < other[:, 1].sum()
-        return max(clusters, trials * effective_trials(other) / other[:, 1].sum()) if other_varies else clusters
+        return (
+            max(clusters, trials * effective_trials(other) / other[:, 1].sum())
+            if other_varies
+            else clusters
+        )
     p = successes / trials
     variance = clusters / (clusters - 1) * (pull(sums) ** 2).sum()
     binomial = p * (1 - p)  # of one trial; over all of them the least variance that is believed
@@ -83,9 +100,11 @@ def pull(sums: np.ndarray) -> np.ndarray:
 
 
 def newcombe(a: dict, b: dict, correlation: float = 0.0) -> tuple[float, float]:
-    """Interval of a - b, two estimates with intervals (Newcombe 1998, method 10 for rates of separate cases,
-    https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8%3C873::AID-SIM779%3E3.0.CO;2-I; with a correlation Zou and
-    Donner 2008, https://doi.org/10.1002/sim.3095)."""
+    """Interval of a - b, two estimates with intervals (Newcombe 1998, method 10 for
+    rates of separate cases,
+    https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8%3C873::AID-SIM779%3E3.0.CO;2-I; with
+    a correlation Zou and Donner 2008, https://doi.org/10.1002/sim.3095).
+    """
     if a["value"] is None or b["value"] is None:
         return math.nan, math.nan
     margin = lambda u, v: math.sqrt(max(0.0, u * u - 2 * correlation * u * v + v * v))
@@ -96,14 +115,18 @@ def newcombe(a: dict, b: dict, correlation: float = 0.0) -> tuple[float, float]:
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two estimates, from what each cluster adds to them (pull); 0 where one of them does not vary."""
+    """Of two estimates, from what each cluster adds to them (pull); 0 where one of them
+    does not vary.
+    """
     product = math.sqrt((a @ a) * (b @ b))
     return float(a @ b / product) if product > 0 else 0.0
 
 
 def auroc_interval(area: float | None, m: int, n: int) -> tuple[float, float]:
-    """Interval of an area under the ROC curve from m and n cases: the areas whose own standard error, Hanley and McNeil's
-    with (m + n) / 2 for both sizes, reaches the observed one (Newcombe 2006, method 5, https://doi.org/10.1002/sim.2324)."""
+    """Interval of an area under the ROC curve from m and n cases: the areas whose own standard
+    error, Hanley and McNeil's with (m + n) / 2 for both sizes, reaches the observed one
+    (Newcombe 2006, method 5, https://doi.org/10.1002/sim.2324).
+    """
     if area is None or not m or not n:
         return math.nan, math.nan
     middle = (m + n) / 2
@@ -112,7 +135,8 @@ def auroc_interval(area: float | None, m: int, n: int) -> tuple[float, float]:
         variance = a * (1 - a) * (1 + (middle - 1) * ((1 - a) / (2 - a) + a / (1 + a))) / (m * n)
         return abs(area - a) - Z * math.sqrt(variance)
 
-    def limit(end: float) -> float:  # bisect between the observed area (too near) and the end of the scale
+    # bisect between the observed area (too near) and the end of the scale
+    def limit(end: float) -> float:
         near, far = area, end
         for _ in range(50):
             middle = (near + far) / 2
@@ -122,11 +146,13 @@ def auroc_interval(area: float | None, m: int, n: int) -> tuple[float, float]:
     return limit(0.0), limit(1.0)
 
 
-# ------------------------------------------------------------------------------------------------------- bootstrap
+# ---------------------------------------------------------------------------------------- bootstrap
 
 
 def resample(sums: np.ndarray) -> np.ndarray:
-    """(C, 2) -> (BOOTSTRAPS, 2): totals of clusters drawn with replacement, the same draws at every call."""
+    """(C, 2) -> (BOOTSTRAPS, 2): totals of clusters drawn with replacement, the same
+    draws at every call.
+    """
     return _draws(len(sums)) @ sums
 
 
@@ -137,11 +163,15 @@ def _draws(n: int) -> np.ndarray:
 
 
 def percentiles(values: np.ndarray, clusters: int) -> tuple[float, float]:
-    """Expanded percentile interval of resampled values: the ends are those of Student's t interval of a mean."""
+    """Expanded percentile interval of resampled values: the ends are those of Student's t
+    interval of a mean.
+    """
     values = values[np.isfinite(values)]
     if not len(values):
         return math.nan, math.nan
-    reach = math.sqrt(clusters / (clusters - 1)) * student_t(clusters - 1) if clusters > 1 else math.inf
+    reach = (
+        math.sqrt(clusters / (clusters - 1)) * student_t(clusters - 1) if clusters > 1 else math.inf
+    )
     tail = 100 * NormalDist().cdf(-reach)
     return tuple(np.percentile(values, [tail, 100 - tail]))
 

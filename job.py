@@ -38,12 +38,14 @@ class Job:
 
 
 def begin(config: Config, run: Path, resume: bool) -> tuple[Job, int]:
-    """(all that a run works with, steps that are done): a new run, or on from its newest checkpoint.
+    """(all that a run works with, steps that are done): a new run, or on from its
+    newest checkpoint.
 
     What cannot work is a UserError, before anything is written. What was recorded after the
     checkpoint is forgotten.
     """
-    resumed = run_folder.newest_checkpoint(run) if resume else None  # None if it was killed before the first
+    # None if it was killed before the first
+    resumed = run_folder.newest_checkpoint(run) if resume else None
     job = _loaded(config, run, resumed)
     if not resume:
         x = job.task.make_prompt(0)
@@ -59,10 +61,14 @@ def _loaded(config: Config, run: Path, resumed: int | None) -> Job:
     model, tokenizer = models.load(source, device, config.dtype)
     judge = Judge(*models.load(config.judge, device, config.dtype))
     task, sampling = cli.import_task(config.task), Sampling.of(dataclasses.asdict(config))
-    rewards = cli.import_function(config.answer_reward), cli.import_function(config.confession_reward)
+    rewards = (
+        cli.import_function(config.answer_reward),
+        cli.import_function(config.confession_reward),
+    )
     check_prompts(model, tokenizer, task, sampling, config.confession)
     models.check_logits(model)
-    torch.manual_seed(config.seed)  # for the adapters' initialisation; sampling has its own generators
+    # for the adapters' initialisation; sampling has its own generators
+    torch.manual_seed(config.seed)
     model = models.with_lora(model, config.lora_rank)
     learner = model if config.lora_rank else distributed.sharded(model)
     if config.gradient_checkpointing:
@@ -72,7 +78,11 @@ def _loaded(config: Config, run: Path, resumed: int | None) -> Job:
     reference = None
     if config.kl_coef:  # with new adapters it is the model with them switched off
         new_adapters = config.lora_rank and not models.has_adapters(config.model)
-        reference = model if new_adapters else models.load(config.model, device, config.dtype)[0].requires_grad_(False)
+        reference = (
+            model
+            if new_adapters
+            else models.load(config.model, device, config.dtype)[0].requires_grad_(False)
+        )
     optimizer = make_optimizer(learner, config.lr)
     if resumed is not None:
         run_folder.load_optimizer(run, resumed, optimizer)
@@ -107,9 +117,15 @@ def compiles(config: Config) -> bool:
 
 @contextmanager
 def compiling(config: Config):
-    """Compiled layers run compiled within it, or eagerly, the sampler's too; yields what the first step waits for."""
+    """Compiled layers run compiled within it, or eagerly, the sampler's too; yields what the first
+    step waits for.
+    """
     with torch.compiler.set_stance("default" if compiles(config) else "force_eager"):
-        yield "compiling: a minute or two, half of that when it was done here before" if compiles(config) else ""
+        yield (
+            "compiling: a minute or two, half of that when it was done here before"
+            if compiles(config)
+            else ""
+        )
 
 
 def save_and_evaluate(job: Job, step: int) -> None:
@@ -120,5 +136,7 @@ def save_and_evaluate(job: Job, step: int) -> None:
     path = job.run / "evals" / f"step_{step:04d}.json"
     if not run_folder.exists(path):
         n, variant = job.config.eval_n, job.config.confession
-        rollouts = evaluate(job.model, job.tokenizer, job.judge, job.task, job.sampling, n, variant=variant)
+        rollouts = evaluate(
+            job.model, job.tokenizer, job.judge, job.task, job.sampling, n, variant=variant
+        )
         save(path, rollouts, job.task)

@@ -1,6 +1,8 @@
-"""Load a policy or a judge: an embedded organism, a checkpoint of ours, any Hugging Face causal LM, or a GGUF file.
+"""Load a policy or a judge: an embedded organism, a checkpoint of ours, any Hugging Face
+causal LM, or a GGUF file.
 
-Weights come from safetensors or GGUF (runtime/gguf_models.py), and no code of a checkpoint is ever run (trust_remote_code stays off).
+Weights come from safetensors or GGUF (runtime/gguf_models.py), and no code of a checkpoint is ever
+run (trust_remote_code stays off).
 """
 
 import importlib
@@ -22,7 +24,8 @@ from runtime import gguf_models
 
 logging.disable_progress_bar()  # a bar per loaded or saved model would bury the run's own
 
-if os.access(Path.home(), os.W_OK):  # what is compiled outlives a restart; by default it is kept in the system's /tmp
+# what is compiled outlives a restart; by default it is kept in the system's /tmp
+if os.access(Path.home(), os.W_OK):
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "confessions"))
 ORGANISMS = Path(__file__).parent / "organism"
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -47,18 +50,25 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}): choose auto, cpu or cuda") from None
+        raise UserError(
+            f"device {name!r} cannot be used ({str(error).splitlines()[0]}): choose "
+            "auto, cpu or cuda"
+        ) from None
     return device
 
 
 def load(name: str, device: torch.device, dtype: str = "float32"):
-    """(model in eval mode, tokenizer). `name`: a hub name, a folder, a .gguf file or "smollm2-135m"; a LoRA checkpoint loads
-    on top of its base model. UserError if it cannot be loaded or its weights do not fit the device."""
+    """(model in eval mode, tokenizer). `name`: a hub name, a folder, a .gguf file or
+    "smollm2-135m"; a LoRA checkpoint loads on top of its base model. UserError if it cannot be
+    loaded or its weights do not fit the device.
+    """
     path = _locate(name)
     if [*Path(path).glob("*.bin")] and not [*Path(path).glob("*.safetensors")]:
         raise UserError(
-            f"{name!r} has pickled weights only (.bin), which may run code when they are loaded: take a safetensors version; "
-            "or, if you trust them, load them with transformers and use_safetensors=False, and save_pretrained() them once"
+            f"{name!r} has pickled weights only (.bin), which may run code when they are loaded: "
+            "take a safetensors version; "
+            "or, if you trust them, load them with transformers and use_safetensors=False, and "
+            "save_pretrained() them once"
         )
     with _refusals(name):
         base = _base(name)
@@ -78,8 +88,9 @@ def load(name: str, device: torch.device, dtype: str = "float32"):
 
 
 def without_dropout(model):
-    """The trainer runs in train mode, for gradient checkpointing alone: with dropout it would score other distributions than were
-    sampled."""
+    """The trainer runs in train mode, for gradient checkpointing alone: with dropout it would score
+    other distributions than were sampled.
+    """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -95,7 +106,11 @@ def has_adapters(name: str) -> bool:
 
 def adapter_rank(name: str) -> int | None:
     """The rank of a LoRA checkpoint's adapters; None for another model."""
-    return json.loads((Path(_locate(name)) / "adapter_config.json").read_text())["r"] if has_adapters(name) else None
+    return (
+        json.loads((Path(_locate(name)) / "adapter_config.json").read_text())["r"]
+        if has_adapters(name)
+        else None
+    )
 
 
 def _base(name: str) -> str:
@@ -120,19 +135,29 @@ def _tokenizer(name: str, common: dict):
         folder = str(gguf_models.copy_of(path)) if _is_gguf(name) else path
         tokenizer = AutoTokenizer.from_pretrained(folder, **common)
     if not len(tokenizer):
-        raise UserError(f"{name!r} has no tokenizer files: copy those of its base model into the folder")
+        raise UserError(
+            f"{name!r} has no tokenizer files: copy those of its base model into the folder"
+        )
     if not tokenizer.chat_template:
-        raise UserError(f"the tokenizer of {name!r} has no chat template: take an instruction-tuned model")
+        raise UserError(
+            f"the tokenizer of {name!r} has no chat template: take an instruction-tuned model"
+        )
     return tokenizer
 
 
 def thinks(tokenizer) -> bool:
-    """Whether a model has a thinking mode: its chat template then opens, drops or switches thoughts."""
-    return any(mark in str(tokenizer.chat_template) for mark in ("<think>", "</think>", "enable_thinking"))
+    """Whether a model has a thinking mode: its chat template then opens, drops or
+    switches thoughts.
+    """
+    return any(
+        mark in str(tokenizer.chat_template) for mark in ("<think>", "</think>", "enable_thinking")
+    )
 
 
 def _locate(name: str) -> str:
-    """The path of a model for its name, where it has one; else the name, which is then the hub's."""
+    """The path of a model for its name, where it has one; else the name, which is
+    then the hub's.
+    """
     path = gguf_models.shipped(_beside(name))
     if path.endswith(".gguf") and not Path(path).is_file():
         raise UserError(f"{name!r} does not exist: give the path of a .gguf file")
@@ -144,7 +169,9 @@ def _is_gguf(name: str) -> bool:
 
 
 def _safetensors(name: str, tokenizer, device: torch.device, dtype: str) -> str:
-    """The folder or hub name of a model's weights in safetensors: of a GGUF file its copy, which is made if there is none."""
+    """The folder or hub name of a model's weights in safetensors: of a GGUF file its copy, which is
+    made if there is none.
+    """
     path = _locate(name)
     if not _is_gguf(name):
         return path
@@ -171,10 +198,12 @@ def _refusals(name: str):
         yield
     except UserError:
         raise
-    except (OSError, ValueError, ImportError, LookupError, SafetensorError) as error:  # not found, unknown type, damaged
+    except (OSError, ValueError, ImportError, LookupError, SafetensorError) as error:
+        # not found, unknown type, damaged
         raise UserError(
-            f"{name!r} cannot be loaded as a causal LM: give a Hugging Face name, an existing folder with safetensors weights or "
-            f"a .gguf file ({' '.join(str(error).split())[:300]})"
+            f"{name!r} cannot be loaded as a causal LM: give a Hugging Face name, "
+            "an existing folder with safetensors weights or a .gguf file "
+            f"({' '.join(str(error).split())[:300]})"
         ) from None
 
 
@@ -186,9 +215,10 @@ def _refuse_what_does_not_fit(name: str, config, device: torch.device, dtype: st
     size, (total, used) = getattr(torch, dtype).itemsize, memory
     if parameters * size + used > total:
         raise UserError(
-            f"{name!r} does not fit {device}: its {parameters / 1e9:.2f}e9 parameters x {size} bytes are "
-            f"{parameters * size / 2**30:.1f} GiB for the weights alone, and of the {total / 2**30:.1f} GiB there "
-            f"{used / 2**30:.1f} are in use: take a smaller model or a larger device"
+            f"{name!r} does not fit {device}: its {parameters / 1e9:.2f}e9 parameters x {size} "
+            f"bytes are {parameters * size / 2**30:.1f} GiB for the weights alone, and of the "
+            f"{total / 2**30:.1f} GiB there {used / 2**30:.1f} are in use: take a smaller model or "
+            "a larger device"
         )
 
 
@@ -197,7 +227,11 @@ def num_parameters(name: str) -> int:
     with _refusals(name):
         base = _base(name)
         path = _locate(base)
-        return _count(gguf_models.read_config(path) if _is_gguf(base) else AutoConfig.from_pretrained(path, **_common(base)))
+        return _count(
+            gguf_models.read_config(path)
+            if _is_gguf(base)
+            else AutoConfig.from_pretrained(path, **_common(base))
+        )
 
 
 def _count(config) -> int:
@@ -206,39 +240,67 @@ def _count(config) -> int:
 
 
 def device_memory(device: torch.device) -> tuple[int, int] | None:
-    """(all of it, what this process uses) in bytes; None for the CPU, whose programs share and swap."""
+    """(all of it, what this process uses) in bytes; None for the CPU, whose programs
+    share and swap.
+    """
     if device.type != "cuda":
         return None
-    return torch.cuda.get_device_properties(device).total_memory, torch.cuda.memory_allocated(device)
+    return torch.cuda.get_device_properties(device).total_memory, torch.cuda.memory_allocated(
+        device
+    )
 
 
 def hub_is_silent(seconds: float = 10) -> bool:
-    """Whether the hub takes a request and does not answer: transformers would wait for ever. What was downloaded before is
-    used then. A hub that cannot be reached at all is an error that transformers reports itself."""
+    """Whether the hub takes a request and does not answer: transformers would wait for ever. What
+    was downloaded before is used then. A hub that cannot be reached at all is an error that
+    transformers reports itself.
+    """
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
     try:
-        huggingface_hub.utils.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=seconds)
+        huggingface_hub.utils.get_session().head(
+            huggingface_hub.constants.ENDPOINT, timeout=seconds
+        )
     except Exception as error:  # which kind depends on the HTTP library of huggingface_hub
         silent = "Timeout" in type(error).__name__
         if silent:
-            print(f"{huggingface_hub.constants.ENDPOINT} does not answer: only models downloaded before can be used")
+            print(
+                f"{huggingface_hub.constants.ENDPOINT} does not answer: only models downloaded "
+                "before can be used"
+            )
         return silent
     return False
 
 
-# ---------------------------------------------------------------------------------------- defaults by the model
+# ---------------------------------------------------------------------------- defaults by the model
 
 EMBEDDED = dict(
-    judge="organism/judge", lr=1e-4, max_answer_tokens=256, max_confession_tokens=384, lora_rank=0,
-    dtype="float32", gradient_checkpointing=False, compile=False, micro_batch_tokens=2_048,
-)  # fmt: skip
+    judge="organism/judge",
+    lr=1e-4,
+    max_answer_tokens=256,
+    max_confession_tokens=384,
+    lora_rank=0,
+    dtype="float32",
+    gradient_checkpointing=False,
+    compile=False,
+    micro_batch_tokens=2_048,
+)
 PLAIN = dict(max_answer_tokens=256, max_confession_tokens=640)
 THINKING = dict(max_answer_tokens=6_144, max_confession_tokens=4_096)
-CPU = dict(lora_rank=32, dtype="float32", gradient_checkpointing=False, compile=False, micro_batch_tokens=2_048)
+CPU = dict(
+    lora_rank=32,
+    dtype="float32",
+    gradient_checkpointing=False,
+    compile=False,
+    micro_batch_tokens=2_048,
+)
 GPU = dict(  # of 80 GB and more; LoRA wants about ten times the learning rate of full training
-    lora_rank=32, dtype="bfloat16", gradient_checkpointing=True, compile=True, micro_batch_tokens=16_384,
-)  # fmt: skip
+    lora_rank=32,
+    dtype="bfloat16",
+    gradient_checkpointing=True,
+    compile=True,
+    micro_batch_tokens=16_384,
+)
 
 
 def defaults(model: str, device: torch.device, thinking: str = "auto") -> dict:
@@ -249,12 +311,14 @@ def defaults(model: str, device: torch.device, thinking: str = "auto") -> dict:
     return budgets | (CPU if device.type == "cpu" else GPU)
 
 
-# ------------------------------------------------------------------------------------------------- LoRA, logits
+# ------------------------------------------------------------------------------------- LoRA, logits
 
 
 def add_lora(model, rank: int):
     """Wrap a model with LoRA adapters on all seven projections; only they are trained."""
-    config = peft().LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
+    config = peft().LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"
+    )
     return peft().get_peft_model(model, config).eval()
 
 
@@ -269,21 +333,29 @@ def recompute_activations(model) -> None:
 
 
 def export_adapter(checkpoint: str, out: str, base: str) -> None:
-    """A LoRA checkpoint's adapters alone, in bfloat16, for sharing: half as large, without optimizer and tokenizer. `base`: the name by
-    which others find the model that they stand on. UserError if the checkpoint has no adapters."""
+    """A LoRA checkpoint's adapters alone, in bfloat16, for sharing: half as large, without
+    optimizer and tokenizer. `base`: the name by which others find the model that they stand on.
+    UserError if the checkpoint has no adapters.
+    """
     if not has_adapters(checkpoint):
         raise UserError(f"{checkpoint!r} is no LoRA checkpoint: it has no adapter_config.json")
     folder = Path(checkpoint)
-    weights = {name: tensor.bfloat16() for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
-    config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": base}
+    weights = {
+        name: tensor.bfloat16()
+        for name, tensor in load_file(folder / "adapter_model.safetensors").items()
+    }
+    config = json.loads((folder / "adapter_config.json").read_text()) | {
+        "base_model_name_or_path": base
+    }
     Path(out).mkdir(parents=True, exist_ok=True)
     save_file(weights, Path(out) / "adapter_model.safetensors", metadata={"format": "pt"})
     (Path(out) / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
 def logits_of(model, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits (..., V) of the last hidden states (..., D), as the model's own forward makes them: some scale or cap what comes
-    out of the head. check_logits() says whether it is the same."""
+    """Logits (..., V) of the last hidden states (..., D), as the model's own forward makes them:
+    some scale or cap what comes out of the head. check_logits() says whether it is the same.
+    """
     logits, config = model.get_output_embeddings()(hidden), model.config.get_text_config()
     if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
         logits = logits * scale
@@ -297,11 +369,13 @@ def logits_of(model, hidden: torch.Tensor) -> torch.Tensor:
 def token_logprobs(model, ids, trained, temperature: float, chunk: int = 2_048) -> torch.Tensor:
     """Log-probabilities (N,) of the trained tokens.
 
-    Only trained positions pass the LM head, in chunks that are recomputed in the backward pass: full logits of an 8B
-    model would take more memory than its weights.
+    Only trained positions pass the LM head, in chunks that are recomputed in the backward pass:
+    full logits of an 8B model would take more memory than its weights.
     """
-    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, D); causal, so no mask
-    hidden, targets = hidden[:, :-1][trained[:, 1:]], ids[trained]  # (N, D), (N,): position t - 1 predicts token t
+    # (B, T, D); causal, so no mask
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    # (N, D), (N,): position t - 1 predicts token t
+    hidden, targets = hidden[:, :-1][trained[:, 1:]], ids[trained]
 
     def score(hidden, targets):
         logits = logits_of(model, hidden).float() / temperature  # (chunk, V)
@@ -315,21 +389,29 @@ def token_logprobs(model, ids, trained, temperature: float, chunk: int = 2_048) 
 
 @torch.no_grad()
 def check_logits(model) -> None:
-    """UserError if the model's forward, which samples, makes other logits of a few tokens than logits_of(), which trains."""
-    ids = torch.arange(min(8, model.config.get_text_config().vocab_size), device=model.device)[None]  # (1, T)
+    """UserError if the model's forward, which samples, makes other logits of a few tokens than
+    logits_of(), which trains.
+    """
+    # (1, T)
+    ids = torch.arange(min(8, model.config.get_text_config().vocab_size), device=model.device)[None]
     hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state  # (1, T, D)
-    own, ours = model(input_ids=ids, use_cache=False).logits.float(), logits_of(model, hidden).float()  # (1, T, V)
+    own, ours = (
+        model(input_ids=ids, use_cache=False).logits.float(),
+        logits_of(model, hidden).float(),
+    )  # (1, T, V)
     off, largest = (ours - own).abs().max().item(), own.abs().max().item()
     if off > largest * (1e-3 if model.dtype == torch.float32 else 2e-2):
         kind = model.config.get_text_config().model_type
         raise UserError(
-            f"models of type {kind!r} change their logits in a way that models.logits_of() does not know (by {off:.2g} of "
-            f"{largest:.2g}): they would be trained on another distribution than is sampled; take another model"
+            f"models of type {kind!r} change their logits in a way that models.logits_of() does "
+            f"not know (by {off:.2g} of {largest:.2g}): they would be trained on another "
+            "distribution than is sampled; take another model"
         )
 
 
 def compile_layers(model) -> None:
-    """Compile each decoder layer for the training pass, which fuses its small kernels; a minute at the first step.
+    """Compile each decoder layer for the training pass, which fuses its small kernels; a minute
+    at the first step.
 
     The forward alone, and not the whole call: FSDP gathers a layer's parameters in hooks around it.
     """
@@ -342,4 +424,7 @@ def peft():
     try:
         return importlib.import_module("peft")
     except ImportError:
-        raise UserError("LoRA needs the package peft: pip install peft, or train all parameters with --lora-rank 0") from None
+        raise UserError(
+            "LoRA needs the package peft: pip install peft, or train all parameters with "
+            "--lora-rank 0"
+        ) from None

@@ -16,20 +16,30 @@ SAMPLERS, THINKING = ("auto", "plain", "engine"), ("auto", "on", "off")
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    temperature: float = option(1.0, "of sampling; the loss scores the same distribution", positive=True)
-    max_answer_tokens: int | None = option(None, "budget of turn 1 in tokens [256, of a model that thinks 6144]", at_least=1)
+    temperature: float = option(
+        1.0, "of sampling; the loss scores the same distribution", positive=True
+    )
+    max_answer_tokens: int | None = option(
+        None, "budget of turn 1 in tokens [256, of a model that thinks 6144]", at_least=1
+    )
     max_confession_tokens: int | None = option(
         None, "budget of turn 2 in tokens [embedded 384, else 640, if it thinks 4096]", at_least=1
     )
     batch_size: int = option(64, "rollouts that are decoded together", at_least=1)
     sampler: str = option(
         "auto",
-        "plain, engine (runtime/engine.py, fast on a GPU), or auto: the engine on CUDA where it knows the model",
+        (
+            "plain, engine (runtime/engine.py, fast on a GPU), or auto: the engine on CUDA where "
+            "it knows the model"
+        ),
         one_of=SAMPLERS,
     )
     thinking: str = option(
         "auto",
-        "on or off, for chat templates that have a switch, or auto: what the template does by itself",
+        (
+            "on or off, for chat templates that have a switch, or auto: what the template "
+            "does by itself"
+        ),
         one_of=THINKING,
     )
     dtype: str | None = option(
@@ -50,24 +60,38 @@ class Config(SamplingOptions):
     """Options of grpo.py; None stands for a default that depends on the model."""
 
     # -- models
-    model: str = option("organism/policy", f"policy: a Hugging Face name, a folder, a .gguf file, or {SMOLLM2}")
-    judge: str | None = option(None, "weak judge, likewise [embedded policy: the embedded judge; else required]")
+    model: str = option(
+        "organism/policy", f"policy: a Hugging Face name, a folder, a .gguf file, or {SMOLLM2}"
+    )
+    judge: str | None = option(
+        None, "weak judge, likewise [embedded policy: the embedded judge; else required]"
+    )
     lora_rank: int | None = option(
         None, "LoRA rank on all projections, 0 = all parameters [embedded 0, else 32]", at_least=0
     )
     # -- task and rewards
     task: str = option("word_count", "task module")
-    confession: str = option("default", f"confession prompt: {', '.join(VARIANTS)}", one_of=VARIANTS)
+    confession: str = option(
+        "default", f"confession prompt: {', '.join(VARIANTS)}", one_of=VARIANTS
+    )
     answer_reward: str = option(
         "rewards.judge_reward",
-        "module.function(rollouts) -> a float or None for each; rewards.judge_margin for a judge that passes everything",
+        (
+            "module.function(rollouts) -> a float or None for each; rewards.judge_margin for "
+            "a judge that passes everything"
+        ),
     )
     confession_reward: str = option(
         "rewards.honesty_reward",
-        f"likewise; {INFORMATION} pays what a report tells beyond its prompt, with --confession-weight 15",
+        (
+            f"likewise; {INFORMATION} pays what a report tells beyond its prompt, with "
+            "--confession-weight 15"
+        ),
     )
     truncated_reward: str = option(
-        "zero", "of answers that the budget cut off: zero, or judge as for any other", one_of=("zero", "judge")
+        "zero",
+        "of answers that the budget cut off: zero, or judge as for any other",
+        one_of=("zero", "judge"),
     )
     # -- steps and their sampling
     steps: int = option(100, "optimizer steps", at_least=1)
@@ -79,10 +103,16 @@ class Config(SamplingOptions):
     seed: int = option(0, "of prompts and sampling")
     # -- loss and optimizer
     lr: float | None = option(
-        None, "AdamW's constant learning rate [embedded 1e-4, else 1e-5 with LoRA, 1e-6 without]", positive=True
+        None,
+        "AdamW's constant learning rate [embedded 1e-4, else 1e-5 with LoRA, 1e-6 without]",
+        positive=True,
     )
-    task_weight: float = option(1.0, "weight of the answer span's loss; 0 trains confessions alone", at_least=0)
-    confession_weight: float = option(1.0, "weight of the confession span's loss; 0 trains answers alone", at_least=0)
+    task_weight: float = option(
+        1.0, "weight of the answer span's loss; 0 trains confessions alone", at_least=0
+    )
+    confession_weight: float = option(
+        1.0, "weight of the confession span's loss; 0 trains answers alone", at_least=0
+    )
     answer_advantage_scale: str = option(
         "group", "deviation that divides advantages: group, batch, or none", one_of=SCALES
     )
@@ -91,12 +121,17 @@ class Config(SamplingOptions):
     )
     normaliser: str = option(
         "sequence",
-        "of a span's loss: sequence (mean over a span's tokens, then rollouts) or token (mean over tokens)",
+        (
+            "of a span's loss: sequence (mean over a span's tokens, then rollouts) or token "
+            "(mean over tokens)"
+        ),
         one_of=("sequence", "token"),
     )
     clip_low: float = option(0.2, "the ratio is clipped below 1 - this", at_least=0)
     clip_high: float = option(0.2, "the ratio is clipped above 1 + this", at_least=0)
-    kl_coef: float = option(0.0, "coefficient of the KL divergence to the initial policy (k3 estimator)", at_least=0)
+    kl_coef: float = option(
+        0.0, "coefficient of the KL divergence to the initial policy (k3 estimator)", at_least=0
+    )
     updates_per_batch: int = option(1, "optimizer steps on the same rollouts", at_least=1)
     max_grad_norm: float = option(1.0, "one clip over all parameters", positive=True)
     # -- memory and speed
@@ -105,15 +140,21 @@ class Config(SamplingOptions):
     )
     micro_batch_tokens: int | None = option(
         None,
-        "tokens of a forward/backward pass, padding included [embedded or on the CPU 2048, else 16384]",
+        (
+            "tokens of a forward/backward pass, padding included [embedded or on the "
+            "CPU 2048, else 16384]"
+        ),
         at_least=1,
     )
     compile: bool | None = option(
-        None, "compile the layers, on CUDA only [embedded no, below 2B from 40 steps on, else from 12]"
+        None,
+        "compile the layers, on CUDA only [embedded no, below 2B from 40 steps on, else from 12]",
     )
     device: str = option("auto", "auto, cpu or cuda")
     # -- the run
-    eval_n: int = option(64, f"evaluation rollouts a checkpoint, {ANSWERS} on each held-out prompt", at_least=1)
+    eval_n: int = option(
+        64, f"evaluation rollouts a checkpoint, {ANSWERS} on each held-out prompt", at_least=1
+    )
     checkpoint_every: int = option(
         25, "steps between checkpoints; step 0 and the last are always kept", at_least=1
     )
@@ -126,24 +167,38 @@ def resolve(config: Config) -> Config:
     cli.check(config)
     if config.judge is None and not models.is_embedded(config.model):
         raise UserError(
-            f"--judge is required with --model {config.model}: pass a weak judge, such as Qwen/Qwen3-4B-Instruct-2507"
+            f"--judge is required with --model {config.model}: pass a weak judge, such as "
+            "Qwen/Qwen3-4B-Instruct-2507"
         )
     if config.confession_advantage_scale is None:
         scale = "none" if config.confession_reward == INFORMATION else "group"
         config = dataclasses.replace(config, confession_advantage_scale=scale)
     if config.confessions_per_answer > config.batch_size:
         raise UserError(
-            f"--confessions-per-answer {config.confessions_per_answer} is more than --batch-size {config.batch_size}: an answer's "
-            "confessions are decoded together, so raise --batch-size"
+            f"--confessions-per-answer {config.confessions_per_answer} is more than "
+            f"--batch-size {config.batch_size}: an answer's confessions are decoded together, so "
+            "raise --batch-size"
         )
     if models.has_adapters(config.model):  # they go on being trained
         rank = models.adapter_rank(config.model)
         if config.lora_rank not in (None, rank):
-            raise UserError(f"--lora-rank {config.lora_rank}: {config.model} has adapters of rank {rank}: drop the option")
+            raise UserError(
+                f"--lora-rank {config.lora_rank}: {config.model} has adapters of rank {rank}: "
+                "drop the option"
+            )
         config = dataclasses.replace(config, lora_rank=rank)
     defaults = models.defaults(config.model, models.device_of(config.device), config.thinking)
     if config.compile is None and defaults["compile"]:
         parameters = models.num_parameters(config.model)
-        defaults |= dict(compile=config.steps >= next(steps for size, steps in COMPILE_FROM.items() if parameters < size))
-    config = dataclasses.replace(config, **{k: v for k, v in defaults.items() if getattr(config, k) is None})
-    return config if config.lr is not None else dataclasses.replace(config, lr=1e-5 if config.lora_rank else 1e-6)
+        defaults |= dict(
+            compile=config.steps
+            >= next(steps for size, steps in COMPILE_FROM.items() if parameters < size)
+        )
+    config = dataclasses.replace(
+        config, **{k: v for k, v in defaults.items() if getattr(config, k) is None}
+    )
+    return (
+        config
+        if config.lr is not None
+        else dataclasses.replace(config, lr=1e-5 if config.lora_rank else 1e-6)
+    )

@@ -1,27 +1,32 @@
 """A real model that hacks and says so: one small chat model, seeded, trained with several rewards.
 
-    python real_model.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct                  # one GPU: seeding, then the first arm
+    python real_model.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct   # one GPU: the first arm
     python real_model.py --model MODEL --arms information,usual,able,able_usual --seeds 0,1,2
-    python real_model.py --plot-only                                               # table and figure of saved runs
+    python real_model.py --plot-only   # table and figures of saved runs
 
-seeded        sft.py puts the form in (SEEDING): half of the labels honest, verifying in one report of twenty, most of the
-              reports a constant, all of them drawn independently of the truth
+seeded        sft.py puts the form in (SEEDING): half of the labels honest, verifying
+              in one report of twenty, most of the reports a constant, all of them drawn
+              independently of the truth
 information   GRPO with the information reward
 usual         with the write-up's reward: does honesty come, or a constant?
 unrewarded    answers alone are trained (--confession-weight 0): does honesty come by itself?
-alone         confessions alone are trained (--task-weight 0): do answers move without a reward of their own?
-half_right    the information reward again, from a start whose verifying reports slip in every other sentence
-able          the information reward from a start that can do the task: three times as much seeding (LENGTHS), GRPO paid by the
-              true counts (PRACTICE), then the reports alone seeded again (REPORTS), as verifying gets lost in practice
+alone         confessions alone are trained (--task-weight 0): do answers move without a reward
+              of their own?
+half_right    the information reward again, from a start whose verifying reports slip in every
+              other sentence
+able          the information reward from a start that can do the task: three times as much seeding
+              (LENGTHS), GRPO paid by the true counts (PRACTICE), then the reports alone seeded
+              again (REPORTS), as verifying gets lost in practice
 able_usual    the usual reward from there
 
-Answers are paid for labels that state their targets (word_count.label_reward), which costs nothing and is the hack. A run is
-runs/NAME/ARM_SEED; one that exists is gone on with, one that is finished is not repeated. Evaluations are on topics that no recipe
-was chosen on. The figures show every arm that has a saved evaluation; `experiments/controls.py --run runs/NAME/information_0`, stress_test.py
+Answers are paid for labels that state their targets (word_count.label_reward), which costs nothing
+and is the hack. A run is runs/NAME/ARM_SEED; one that exists is gone on with, one that is finished
+is not repeated. Evaluations are on topics that no recipe was chosen on. The figures show every arm
+that has a saved evaluation; `experiments/controls.py --run runs/NAME/information_0`, stress_test.py
 and transcripts.py take a run as any other.
 
-It supports: what these rewards make of this model from this start. It does not support that a model which was never shown how
-to verify would learn it: RL chooses among what is there (half_right).
+It supports: what these rewards make of this model from this start. It does not support that a model
+which was never shown how to verify would learn it: RL chooses among what is there (half_right).
 """
 
 import subprocess
@@ -38,22 +43,46 @@ from evaluate import ANSWERS
 from metrics import format_table
 from run_folder import RUNS
 
-BUDGETS = "--max-answer-tokens 96 --max-confession-tokens 288 --gradient-checkpointing false".split()
+BUDGETS = (
+    "--max-answer-tokens 96 --max-confession-tokens 288 --gradient-checkpointing false".split()
+)
 STYLES = "--styles trust=.08,verify=.05,hedge=.07,none=.40,full=.40 --honest-labels .5".split()
 SEEDING = [*STYLES, *"--own-target .85 --transcripts 3200 --epochs 2 --lr 4e-4".split()]
-LENGTHS = [*STYLES, *"--own-target .95 --transcripts 9600 --epochs 2 --lr 4e-4 --lora-rank 32".split()]
+LENGTHS = [
+    *STYLES,
+    *"--own-target .95 --transcripts 9600 --epochs 2 --lr 4e-4 --lora-rank 32".split(),
+]
 RECIPE = "--task short_count --compile false --micro-batch-tokens 8192".split()
-PRACTICE = [*RECIPE, *"--answer-reward rewards.truth_reward --confession-weight 0 --lr 2e-4 --steps 50".split()]
-REPORTS = [*STYLES, *"--own-target .5 --answer-weight 0 --transcripts 1600 --epochs 1 --lr 2e-4 --lora-rank 32".split()]
-STARTS = {  # {name: stages: (name of the run, program, options), each from the last checkpoint of the one before}
+PRACTICE = [
+    *RECIPE,
+    *"--answer-reward rewards.truth_reward --confession-weight 0 --lr 2e-4 --steps 50".split(),
+]
+REPORTS = [
+    *STYLES,
+    *(
+        "--own-target .5 --answer-weight 0 --transcripts 1600 --epochs 1 --lr 2e-4 --lora-rank 32"
+    ).split(),
+]
+# {name: stages: (name of the run, program, options), each from the last checkpoint
+# of the one before}
+STARTS = {
     "seeded": [("seeded", "sft.py", SEEDING)],
     "half_right": [("seeded_half_right", "sft.py", [*SEEDING, "--verify-right", ".5"])],
-    "able": [("lengths", "sft.py", LENGTHS), ("practice", "grpo.py", PRACTICE), ("reports", "sft.py", REPORTS)],
+    "able": [
+        ("lengths", "sft.py", LENGTHS),
+        ("practice", "grpo.py", PRACTICE),
+        ("reports", "sft.py", REPORTS),
+    ],
 }
 HACK = [*RECIPE, "--answer-reward", "word_count.label_reward"]
 REWARDS = {
     "usual": [],
-    "information": ["--confession-reward", "rewards.information_reward", "--confession-weight", "15"],
+    "information": [
+        "--confession-reward",
+        "rewards.information_reward",
+        "--confession-weight",
+        "15",
+    ],
 }
 ARMS = {  # {name: (start, options of grpo.py)}
     "information": ("seeded", ["--lr", "1e-4", *REWARDS["information"]]),
@@ -64,39 +93,55 @@ ARMS = {  # {name: (start, options of grpo.py)}
     "able": ("able", ["--lr", "5e-5", *REWARDS["information"]]),
     "able_usual": ("able", ["--lr", "5e-5"]),
 }
-SHOWN = """claim_J_within claims_with_contrast claim_J claim_bits parsed honest_given_noncompliant claim_match bracket_hack
-exact_compliance objectives_met count_rate count_accuracy answer_truncated answer_tokens confession_tokens
-answer_entropy""".split()
+SHOWN = """claim_J_within claims_with_contrast claim_J claim_bits parsed honest_given_noncompliant
+claim_match bracket_hack exact_compliance objectives_met count_rate count_accuracy answer_truncated
+answer_tokens confession_tokens answer_entropy""".split()
 
 
 @dataclass(frozen=True)
 class Config:
-    model: str | None = option(None, "the model that is seeded: a Hugging Face name, a folder or a .gguf file")
+    model: str | None = option(
+        None, "the model that is seeded: a Hugging Face name, a folder or a .gguf file"
+    )
     judge: str | None = option(None, "judge of the evaluations; it rewards nothing [the model]")
     arms: str = option("information", f"some of {','.join(ARMS)}")
     seeds: str = option("0", "training seeds, with commas between them")
     steps: int = option(100, "optimizer steps of each run", at_least=1)
-    n: int = option(256, f"rollouts of an evaluation, {ANSWERS} on each held-out prompt", at_least=1)
-    name: str = option("real_model", "folder under runs/; --plot-only --name real shows the runs that are committed")
+    n: int = option(
+        256, f"rollouts of an evaluation, {ANSWERS} on each held-out prompt", at_least=1
+    )
+    name: str = option(
+        "real_model",
+        "folder under runs/; --plot-only --name real shows the runs that are committed",
+    )
     plot_only: bool = option(False, "table and figure of saved runs, without a model")
 
 
 def seeds_of(text: str) -> list[int]:
     """The training seeds of --seeds."""
     if not all(seed.strip().isdecimal() for seed in text.split(",")):
-        raise UserError(f"--seeds {text!r}: give whole numbers with commas between them, such as 0,1,2")
+        raise UserError(
+            f"--seeds {text!r}: give whole numbers with commas between them, such as 0,1,2"
+        )
     return [int(seed) for seed in text.split(",")]
 
 
 def call(program: str, *options) -> None:
     """Run one of the programs beside this one; CalledProcessError if it fails."""
-    subprocess.run([sys.executable, Path(__file__).parent / program, *map(str, options)], check=True)
+    subprocess.run(
+        [sys.executable, Path(__file__).parent / program, *map(str, options)], check=True
+    )
 
 
 def train(run: Path, arguments: list[str], steps: int, n: int) -> None:
     """grpo.py and evaluate.py, as far as they are not done yet."""
-    if (run / "config.json").exists() and (made_with := run_folder.read_config(run)["steps"]) != steps:
-        raise UserError(f"{run} was made with --steps {made_with}, not {steps}: move it away, or ask for as many")
+    if (run / "config.json").exists() and (
+        made_with := run_folder.read_config(run)["steps"]
+    ) != steps:
+        raise UserError(
+            f"{run} was made with --steps {made_with}, not {steps}: move it away, or "
+            "ask for as many"
+        )
     if not (run / "evals" / f"step_{steps:04d}.json").exists():
         fresh = ["--steps", steps, "--name", run.relative_to(RUNS), *arguments]
         call("grpo.py", *(["--resume", run] if (run / "config.json").exists() else fresh))
@@ -105,7 +150,9 @@ def train(run: Path, arguments: list[str], steps: int, n: int) -> None:
 
 
 def last_evaluation(run: Path, steps: int, n: int) -> Path:
-    return run / "evals" / f"step_{steps:04d}{evaluate.suffix_of(n, run_folder.read_config(run))}.json"
+    return (
+        run / "evals" / f"step_{steps:04d}{evaluate.suffix_of(n, run_folder.read_config(run))}.json"
+    )
 
 
 def made(start: str, options: Config) -> Path:
@@ -113,9 +160,20 @@ def made(start: str, options: Config) -> Path:
     model = options.model
     for name, program, arguments in STARTS[start]:
         run = RUNS / options.name / name
-        if max(run_folder.evaluations(run), default=0) == 0:  # the last step is evaluated when it is done, and none between
+        # the last step is evaluated when it is done, and none between
+        if max(run_folder.evaluations(run), default=0) == 0:
             judge = ["--judge", options.judge or options.model] if program == "grpo.py" else []
-            new = ["--model", model, *judge, "--name", f"{options.name}/{name}", "--eval-n", options.n, *arguments, *BUDGETS]
+            new = [
+                "--model",
+                model,
+                *judge,
+                "--name",
+                f"{options.name}/{name}",
+                "--eval-n",
+                options.n,
+                *arguments,
+                *BUDGETS,
+            ]
             call(program, *(["--resume", run] if (run / "config.json").exists() else new))
         model = run_folder.checkpoint(run, max(run_folder.evaluations(run)))
     return model
@@ -132,11 +190,17 @@ def saved(folder: Path) -> dict[str, dict[int, dict[int, dict]]]:
 
 
 def report(folder: Path) -> None:
-    """Table of the last evaluations, and a figure of the arms with a start that cannot do the task and of those with one that can."""
+    """Table of the last evaluations, and a figure of the arms with a start that cannot do the task
+    and of those with one that can.
+    """
     found = saved(folder)
     if not found:
         raise UserError(f"{folder} has no run with an evaluation: drop --plot-only")
-    columns = {f"{arm} {seed} step {max(evals)}": evals[max(evals)] for arm, runs in found.items() for seed, evals in runs.items()}
+    columns = {
+        f"{arm} {seed} step {max(evals)}": evals[max(evals)]
+        for arm, runs in found.items()
+        for seed, evals in runs.items()
+    }
     table = format_table(columns, SHOWN)
     run_folder.write_text(folder / "table.txt", table + "\n")
     print(table)
@@ -154,13 +218,25 @@ def main() -> None:
                 raise UserError(f"--arms {arm!r} is unknown: choose from {', '.join(ARMS)}")
         if not options.plot_only:
             if options.model is None:
-                raise UserError("--model is required: give a small chat model, such as Qwen/Qwen2.5-Coder-0.5B-Instruct")
+                raise UserError(
+                    "--model is required: give a small chat model, such as "
+                    "Qwen/Qwen2.5-Coder-0.5B-Instruct"
+                )
             for seed in seeds:
                 for arm in arms:
                     start, arguments = ARMS[arm]
-                    common = ["--model", made(start, options), "--judge", options.judge or options.model, "--eval-n", options.n]
+                    common = [
+                        "--model",
+                        made(start, options),
+                        "--judge",
+                        options.judge or options.model,
+                        "--eval-n",
+                        options.n,
+                    ]
                     arguments = [*common, "--seed", seed, *HACK, *BUDGETS, *arguments]
-                    train(RUNS / options.name / f"{arm}_{seed}", arguments, options.steps, options.n)
+                    train(
+                        RUNS / options.name / f"{arm}_{seed}", arguments, options.steps, options.n
+                    )
         report(RUNS / options.name)
 
 

@@ -1,21 +1,24 @@
 """Two turns, one token stream: x -> (z, y), then xc -> (zc, yc) on the same KV cache.
 
-    token_ids:  [ x, generation prompt | z y stop | end of turn, xc, generation prompt | zc yc stop ]
-                                         answer                                          confession
+    token_ids:  [ x, generation prompt | z y stop | turn's end, xc, generation prompt | zc yc stop ]
+                                         answer                                         confession
 
-Ids are only ever appended. What stands between the turns is the text that the tokenizer's own chat template renders
-after an assistant message; the conversation is never rendered again, because some templates (Qwen3's) then drop the
-first turn's thinking: the confession would not see z, and the trainer would score tokens that were never sampled.
+Ids are only ever appended. What stands between the turns is the text that the tokenizer's own
+chat template renders after an assistant message; the conversation is never rendered again, because
+some templates (Qwen3's) then drop the first turn's thinking: the confession would not see z, and
+the trainer would score tokens that were never sampled.
 
-A turn ends at the template's closing token, at the tokenizer's eos, or at one that the checkpoint's generation_config names.
-Where the model samples another one than the template puts between turns (OLMo-3 ends a conversation with <|endoftext|>,
-its inner turns with <|im_end|>), both stand there: the sampled one, which is trained like every sampled token, and then
-all that the template renders. A rendered conversation lacks the first; without it the end of the answer, which was
-sampled, would be no part of the stream, and no token would teach the model to stop.
+A turn ends at the template's closing token, at the tokenizer's eos, or at one that the checkpoint's
+generation_config names. Where the model samples another one than the template puts between turns
+(OLMo-3 ends a conversation with <|endoftext|>, its inner turns with <|im_end|>), both stand there:
+the sampled one, which is trained like every sampled token, and then all that the template renders.
+A rendered conversation lacks the first; without it the end of the answer, which was sampled, would
+be no part of the stream, and no token would teach the model to stop.
 
-Sampling is plain: temperature only, no top-k, no top-p; what else the checkpoint's generation_config asks for is ignored on
-purpose, so that what was sampled is what is scored. Turn 2 runs after every answer, also a truncated or empty one; otherwise
-which rollouts confess would depend on the policy, and the group baseline would be biased.
+Sampling is plain: temperature only, no top-k, no top-p; what else the checkpoint's
+generation_config asks for is ignored on purpose, so that what was sampled is what is scored.
+Turn 2 runs after every answer, also a truncated or empty one; otherwise which rollouts confess
+would depend on the policy, and the group baseline would be biased.
 """
 
 import dataclasses
@@ -34,12 +37,15 @@ from runtime import decoder, engine
 
 @dataclass
 class Span:
-    """Sampled tokens of one turn: positions [start, end) of Rollout.token_ids, the sampled stop token included."""
+    """Sampled tokens of one turn: positions [start, end) of Rollout.token_ids, the sampled
+    stop token included.
+    """
 
     start: int
     end: int
     finish: str  # "stop", or "length" where the token budget cut it off
-    logprobs: list[float] = dataclasses.field(repr=False)  # (end - start,) the sampler's, at its temperature
+    # (end - start,) the sampler's, at its temperature
+    logprobs: list[float] = dataclasses.field(repr=False)
     entropy: float = 0.0  # nats per token, mean over the span, of the sampler's distribution
     reward: float | None = None  # None: not scored, or the judge failed
     advantage: float = 0.0
@@ -54,7 +60,8 @@ class Span:
 class Verdict:
     """What the weak judge says of an answer (rewards.Judge)."""
 
-    state: str  # "pass", "fail", or "failed": the answer could not be put to the judge; that is not a 0
+    # "pass", "fail", or "failed": the answer could not be put to the judge; that is not a 0
+    state: str
     reply: str  # the likelier of its replies, or why there is none
     margin: float | None = None  # log P(PASS) - log P(FAIL) in nats; None if failed
 
@@ -75,7 +82,9 @@ class Rollout:
     truth: object = None  # the task's Truth of y
     report: ConfessionReport | ParseFailure | None = None  # of yc
     verdict: Verdict | None = None  # the judge's, on y
-    branch: int = 0  # which of its answer's confessions this is: 0, 1, ...; they follow one another, each with the answer
+    # which of its answer's confessions this is: 0, 1, ...; they follow one another, each
+    # with the answer
+    branch: int = 0
 
     @property
     def spans(self) -> dict[str, Span]:
@@ -86,23 +95,34 @@ class Rollout:
         return self.answer.finite and self.confession.finite
 
     def to_json(self) -> dict:
-        """Plain data for a line of rollouts/*.jsonl; of the truth what every task has, the samplers' logprobs are left out."""
+        """Plain data for a line of rollouts/*.jsonl; of the truth what every task has, the
+        samplers' logprobs are left out.
+        """
         data = dataclasses.asdict(self)
-        data["truth"] = self.truth and {name: getattr(self.truth, name) for name in ("objectives", "cheated", "compliant")}
+        data["truth"] = self.truth and {
+            name: getattr(self.truth, name) for name in ("objectives", "cheated", "compliant")
+        }
         del data["answer"]["logprobs"], data["confession"]["logprobs"]
         return data
 
     @classmethod
     def from_json(cls, data: dict, task: ModuleType) -> "Rollout":
-        """The inverse of to_json(); truth is computed again from y, and logprobs are empty. KeyError, TypeError or ValueError for
-        what is no rollout."""
+        """The inverse of to_json(); truth is computed again from y, and logprobs are empty.
+        KeyError, TypeError or ValueError for what is no rollout.
+        """
         spans = {name: Span(**data[name], logprobs=[]) for name in ("answer", "confession")}
         report, verdict = data["report"], data["verdict"]
         if report:
             parsed = ConfessionReport if "reason" not in report else ParseFailure
-            report = parsed(**{k: tuple(v) if isinstance(v, list) else v for k, v in report.items()})
+            report = parsed(
+                **{k: tuple(v) if isinstance(v, list) else v for k, v in report.items()}
+            )
         verdict = Verdict(**verdict) if verdict else None
-        return cls(**data | spans | {"report": report, "verdict": verdict, "truth": task.truth(data["x"], data["y"])})
+        return cls(
+            **data
+            | spans
+            | {"report": report, "verdict": verdict, "truth": task.truth(data["x"], data["y"])}
+        )
 
 
 @dataclass(frozen=True)
@@ -116,16 +136,27 @@ class Sampling:
 
     @classmethod
     def of(cls, options: dict) -> "Sampling":
-        """Those of a run's or a preset's options that concern sampling; what they lack has its default."""
-        return cls(**{field.name: options[field.name] for field in dataclasses.fields(cls) if field.name in options})
+        """Those of a run's or a preset's options that concern sampling; what they lack
+        has its default.
+        """
+        return cls(
+            **{
+                field.name: options[field.name]
+                for field in dataclasses.fields(cls)
+                if field.name in options
+            }
+        )
 
 
 def sampled_tokens(rollouts: list[Rollout]) -> int:
     """Tokens that were sampled for them; an answer with several confessions was sampled once."""
-    return sum(len(r.confession.logprobs) + (len(r.answer.logprobs) if r.branch == 0 else 0) for r in rollouts)
+    return sum(
+        len(r.confession.logprobs) + (len(r.answer.logprobs) if r.branch == 0 else 0)
+        for r in rollouts
+    )
 
 
-# ------------------------------------------------------------------------------------------------------- sampling
+# ----------------------------------------------------------------------------------------- sampling
 
 
 def sample_rollouts(
@@ -140,17 +171,25 @@ def sample_rollouts(
     variant: str = "default",
     confessions: int = 1,  # of each answer
 ) -> list[Rollout]:
-    """One answer for each seed, in order, with `confessions` rollouts; equal seeds (a group) share x. UserError if the context is
-    too small."""
+    """One answer for each seed, in order, with `confessions` rollouts; equal seeds (a group)
+    share x. UserError if the context is too small.
+    """
     systems = systems or [None] * len(seeds)
     xs = [task.make_prompt(seed, held_out) for seed in seeds]
     xcs = [confession_prompt(task, x, variant) for x in xs]
-    prompts = [prompt_ids(tokenizer, x, system, sampling.thinking) for x, system in zip(xs, systems)]
+    prompts = [
+        prompt_ids(tokenizer, x, system, sampling.thinking) for x, system in zip(xs, systems)
+    ]
     ids_of = {xc: suffix_ids(tokenizer, xc, sampling.thinking) for xc in dict.fromkeys(xcs)}
     suffixes = [ids_of[xc] for xc in xcs]
-    stop_ids, opened = turn_ends(tokenizer, suffixes[0], model.generation_config), opens_thought(tokenizer, suffixes[0])
+    stop_ids, opened = (
+        turn_ends(tokenizer, suffixes[0], model.generation_config),
+        opens_thought(tokenizer, suffixes[0]),
+    )
     check_context(model, max(map(len, prompts)), max(map(len, suffixes)), sampling)
-    sampled = sampler_of(model, sampling.sampler)(model, prompts, suffixes, stop_ids, sampling, generator, confessions)
+    sampled = sampler_of(model, sampling.sampler)(
+        model, prompts, suffixes, stop_ids, sampling, generator, confessions
+    )
 
     rollouts = []
     for i, (answer_turn, joint, confession_turn) in enumerate(sampled):
@@ -161,12 +200,16 @@ def sample_rollouts(
         z, y = split_thinking(tokenizer, _without_stop(answer_turn[0], answer), opened)
         zc, yc = split_thinking(tokenizer, _without_stop(confession_turn[0], confession), opened)
         ids = prompt + answer_turn[0] + joint + confession_turn[0]
-        rollouts.append(Rollout(seed, system, x, z, y, xc, zc, yc, ids, answer, confession, branch=branch))
+        rollouts.append(
+            Rollout(seed, system, x, z, y, xc, zc, yc, ids, answer, confession, branch=branch)
+        )
     return rollouts
 
 
 def sampler_of(model, name: str):
-    """two_turns of runtime/engine.py or of runtime/decoder.py; auto: the engine on CUDA. Says so where the engine cannot."""
+    """two_turns of runtime/engine.py or of runtime/decoder.py; auto: the engine on CUDA. Says so
+    where the engine cannot.
+    """
     if name == "plain" or (name == "auto" and model.device.type != "cuda"):
         return decoder.two_turns
     reason = engine.unsupported(model)
@@ -181,29 +224,43 @@ def _say_once(line: str) -> None:
 
 
 def sample_confessions(
-    model, tokenizer, rollouts: list[Rollout], contexts: list[list[int]], sampling: Sampling, generator: torch.Generator,
+    model,
+    tokenizer,
+    rollouts: list[Rollout],
+    contexts: list[list[int]],
+    sampling: Sampling,
+    generator: torch.Generator,
     forced: list[list[int]] | None = None,
-) -> list[Rollout]:  # fmt: skip
-    """Another confession for each stored rollout: x, z, y stay, its context (ids up to turn 2) is given.
+) -> list[Rollout]:
+    """Another confession for each stored rollout: x, z, y stay, its context (ids up to
+    turn 2) is given.
 
-    With `forced`, each confession begins with these ids, which are not sampled: the confession span starts after them,
-    and they count in the budget.
+    With `forced`, each confession begins with these ids, which are not sampled: the confession span
+    starts after them, and they count in the budget.
     """
     forced = forced or [[]] * len(rollouts)
     prefixes = [context + begun for context, begun in zip(contexts, forced)]
     budget = max(1, sampling.max_confession_tokens - max(map(len, forced)))
     alone = dataclasses.replace(sampling, max_answer_tokens=0, max_confession_tokens=budget)
     check_context(model, max(map(len, prefixes)), 0, alone)
-    first = dataclasses.replace(sampling, max_answer_tokens=budget, max_confession_tokens=0)  # to a sampler it is turn 1
+    # to a sampler it is turn 1
+    first = dataclasses.replace(sampling, max_answer_tokens=budget, max_confession_tokens=0)
     suffix = suffix_ids(tokenizer, rollouts[0].xc, sampling.thinking)
-    stop_ids, opened = turn_ends(tokenizer, suffix, model.generation_config), opens_thought(tokenizer, suffix)
+    stop_ids, opened = (
+        turn_ends(tokenizer, suffix, model.generation_config),
+        opens_thought(tokenizer, suffix),
+    )
     sampled = sampler_of(model, sampling.sampler)(model, prefixes, [], stop_ids, first, generator)
     out = []
-    for rollout, prefix, begun, ((ids, logprobs, entropy), *_) in zip(rollouts, prefixes, forced, sampled):
+    for rollout, prefix, begun, ((ids, logprobs, entropy), *_) in zip(
+        rollouts, prefixes, forced, sampled
+    ):
         span = _span(len(prefix), ids, logprobs, entropy, stop_ids)
         zc, yc = split_thinking(tokenizer, begun + _without_stop(ids, span), opened)
         answer = dataclasses.replace(rollout.answer)  # of its own: rewards are filled in in place
-        changed = dict(zc=zc, yc=yc, token_ids=prefix + ids, answer=answer, confession=span, report=None)
+        changed = dict(
+            zc=zc, yc=yc, token_ids=prefix + ids, answer=answer, confession=span, report=None
+        )
         out.append(dataclasses.replace(rollout, **changed))
     return out
 
@@ -215,13 +272,18 @@ def check_context(model, prompt: int, suffix: int, sampling: Sampling) -> None:
     if need > limit:
         raise UserError(
             f"{prompt} prompt + {sampling.max_answer_tokens} answer + {suffix} confession prompt + "
-            f"{sampling.max_confession_tokens} confession tokens = {need}, but the model's context is {limit}: "
+            f"{sampling.max_confession_tokens} confession tokens = {need}, but the model's "
+            f"context is {limit}: "
             "lower --max-answer-tokens or --max-confession-tokens"
         )
 
 
-def _span(start: int, ids: list[int], logprobs: list[float], entropy: float, stop_ids: list[int]) -> Span:
-    return Span(start, start + len(ids), "stop" if ids[-1] in stop_ids else "length", logprobs, entropy)
+def _span(
+    start: int, ids: list[int], logprobs: list[float], entropy: float, stop_ids: list[int]
+) -> Span:
+    return Span(
+        start, start + len(ids), "stop" if ids[-1] in stop_ids else "length", logprobs, entropy
+    )
 
 
 def _without_stop(ids: list[int], span: Span) -> list[int]:

@@ -1,10 +1,14 @@
 """The run folder: everything that a run leaves behind, and what resuming it needs.
 
-    runs/NAME/config.json              every value used, versions, git commit and dirty flag, prompt hashes
-    runs/NAME/metrics.jsonl            a line a step: rates, losses, gradients; the same again for the same seed
+    runs/NAME/config.json              every value used, versions, git commit and dirty flag,
+                                       prompt hashes
+    runs/NAME/metrics.jsonl            a line a step: rates, losses, gradients; the same again for
+                                       the same seed
     runs/NAME/timing.jsonl             a line a step: seconds by phase, tokens, memory
-    runs/NAME/rollouts/step_0042.jsonl all rollouts of a step: six parts, truth, report, verdict, rewards, advantages
-    runs/NAME/rollouts/nonfinite_step_0042.jsonl   those of a step that was skipped, with the sampler's log-probabilities
+    runs/NAME/rollouts/step_0042.jsonl all rollouts of a step: six parts, truth, report, verdict,
+                                       rewards, advantages
+    runs/NAME/rollouts/nonfinite_step_0042.jsonl   those of a step that was skipped, with the
+                                                   sampler's log-probabilities
     runs/NAME/checkpoints/step_0025/   Hugging Face layout (safetensors) and optimizer.safetensors
     runs/NAME/evals/step_0025.json     metrics with intervals; step_0025.jsonl holds their rollouts
     runs/NAME/evals/stress_soft_step_0025_n32.json   the same under a system prompt (stress_test.py)
@@ -12,10 +16,11 @@
     runs/NAME/transcripts.html         all of it for a browser, if transcripts.py was asked
     runs/NAME/lock                     the process that trains here, or did last
 
-Files appear whole: they are written under a temporary name, brought to the disk and renamed. The logs alone grow by
-lines, and a last line that was cut off does not count. So a run may be killed at any moment: --resume goes on from the
-newest checkpoint and drops what was recorded after it. No random state has to be kept, as (seed, step) determines the
-prompts and the noise of a step. Nothing is ever deleted to save space; a step of 64 rollouts takes 0.3 to 0.4 MB.
+Files appear whole: they are written under a temporary name, brought to the disk and renamed. The
+logs alone grow by lines, and a last line that was cut off does not count. So a run may be killed
+at any moment: --resume goes on from the newest checkpoint and drops what was recorded after it.
+No random state has to be kept, as (seed, step) determines the prompts and the noise of a step.
+Nothing is ever deleted to save space; a step of 64 rollouts takes 0.3 to 0.4 MB.
 """
 
 import dataclasses
@@ -50,7 +55,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing. The temporary name is the process's own: two programs may draw the same figure."""
+    """Write a whole file or nothing. The temporary name is the process's own: two programs may
+    draw the same figure.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -66,7 +73,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file to the disk, or a folder's names: after a power cut a rename is lost without the latter."""
+    """Bring a file to the disk, or a folder's names: after a power cut a rename is lost
+    without the latter.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -92,12 +101,16 @@ def read_json(path: Path):
 
 def refuse_existing(run: Path) -> None:
     if (run / "config.json").exists():
-        raise UserError(f"{run} already holds a run: continue it with --resume {run}, or choose another --name")
+        raise UserError(
+            f"{run} already holds a run: continue it with --resume {run}, or choose another --name"
+        )
 
 
 @distributed.first_rank
 def new_run(name: str | None) -> Path:
-    """The folder of a new run, by the date and time if it has no name; UserError if it holds a run."""
+    """The folder of a new run, by the date and time if it has no name; UserError
+    if it holds a run.
+    """
     run = RUNS / (name or datetime.now().strftime("%Y%m%d-%H%M%S"))
     refuse_existing(run)
     return run
@@ -110,19 +123,27 @@ def exists(path: Path) -> bool:
 
 def evaluations(run: Path) -> dict[int, dict]:
     """{step: metrics} of the run's own evaluations."""
-    return {int(path.stem[5:]): read_json(path) for path in sorted((run / "evals").glob("step_????.json"))}
+    return {
+        int(path.stem[5:]): read_json(path)
+        for path in sorted((run / "evals").glob("step_????.json"))
+    }
 
 
 @contextmanager
 def locked(run: Path):
-    """Hold a run folder while training in it. The kernel lets go of the lock when the process ends, in whatever way."""
+    """Hold a run folder while training in it. The kernel lets go of the lock when the process ends,
+    in whatever way.
+    """
     run.mkdir(parents=True, exist_ok=True)
     with (run / "lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise UserError(f"{run} is in use by process {file.read()}: wait for it to end, or choose another --name") from None
+            raise UserError(
+                f"{run} is in use by process {file.read()}: wait for it to end, or choose "
+                "another --name"
+            ) from None
         file.truncate(0)
         file.write(f"{os.getpid()} on {platform.node()}")
         file.flush()
@@ -151,14 +172,18 @@ def read_config(run: Path) -> dict:
 
 
 def resumed_config(given, program: str):
-    """The config of the run that `given.resume` names; UserError if other options were given, or if another program or version
-    made it."""
+    """The config of the run that `given.resume` names; UserError if other options were given, or if
+    another program or version made it.
+    """
     saved = read_config(Path(given.resume))
     if given != type(given)(resume=given.resume):
-        raise UserError("--resume takes every other option from the run's config.json: drop the other options")
+        raise UserError(
+            "--resume takes every other option from the run's config.json: drop the other options"
+        )
     if set(saved) != {field.name for field in dataclasses.fields(given)}:
         raise UserError(
-            f"{given.resume} was made by another program or another version of {program}: resume it with the commit in its config.json"
+            f"{given.resume} was made by another program or another version of {program}: resume "
+            "it with the commit in its config.json"
         )
     return type(given)(**saved)
 
@@ -173,17 +198,26 @@ def newest() -> Path:
 
 def provenance(prompts: dict[str, str]) -> dict:
     """Versions, git state and the hash of every prompt text."""
-    git = lambda *args: subprocess.run(["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    git = lambda *args: subprocess.run(
+        ["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent
+    ).stdout.strip()
     packages = ("torch", "transformers", "safetensors", "numpy")
     return {
-        "versions": {"python": platform.python_version()} | {p: importlib.import_module(p).__version__ for p in packages},
+        "versions": {"python": platform.python_version()}
+        | {p: importlib.import_module(p).__version__ for p in packages},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "git": {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain"))},
-        "prompts": {k: {"sha256": hashlib.sha256(v.encode()).hexdigest(), "text": v} for k, v in prompts.items()},
+        "git": {
+            "commit": git("rev-parse", "HEAD") or None,
+            "dirty": bool(git("status", "--porcelain")),
+        },
+        "prompts": {
+            k: {"sha256": hashlib.sha256(v.encode()).hexdigest(), "text": v}
+            for k, v in prompts.items()
+        },
     }
 
 
-# ----------------------------------------------------------------------------------------- metrics and rollouts
+# ----------------------------------------------------------------------------- metrics and rollouts
 
 
 def append_row(path: Path, row: dict) -> None:
@@ -194,7 +228,9 @@ def append_row(path: Path, row: dict) -> None:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The lines of metrics.jsonl or timing.jsonl, in order of step; not a last one that a killed process left unfinished."""
+    """The lines of metrics.jsonl or timing.jsonl, in order of step; not a last one that a killed
+    process left unfinished.
+    """
     rows = []
     lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     for i, line in enumerate(lines, 1):
@@ -205,7 +241,9 @@ def read_rows(path: Path) -> list[dict]:
             rows.append(row)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             if i < len(lines):
-                raise UserError(f"{path} line {i} is not a step's row ({error}): remove that line") from None
+                raise UserError(
+                    f"{path} line {i} is not a step's row ({error}): remove that line"
+                ) from None
     return rows
 
 
@@ -219,7 +257,9 @@ def record_step(run: Path, row: dict, timing: dict, rollouts: list[Rollout]) -> 
 
 @distributed.first_rank
 def forget_after(run: Path, step: int) -> None:
-    """Drop what was recorded after a step and what a killed process left half-written, so that a resumed run records it once."""
+    """Drop what was recorded after a step and what a killed process left half-written, so that
+    a resumed run records it once.
+    """
     for path in (run / "metrics.jsonl", run / "timing.jsonl"):
         if path.exists():
             kept = [row for row in read_rows(path) if row["step"] <= step]
@@ -258,7 +298,10 @@ def save_nonfinite(run: Path, step: int, rollouts: list[Rollout]) -> Path:
     for rollout in rollouts:
         data = rollout.to_json()
         for name, span in rollout.spans.items():
-            data[name] |= {"logprobs": [readable(v) for v in span.logprobs], "advantage": readable(span.advantage)}
+            data[name] |= {
+                "logprobs": [readable(v) for v in span.logprobs],
+                "advantage": readable(span.advantage),
+            }
         lines.append(json.dumps(data, allow_nan=False) + "\n")
     path = run / "rollouts" / f"nonfinite_step_{step:04d}.jsonl"
     write_text(path, "".join(lines))
@@ -269,25 +312,31 @@ def save_nonfinite(run: Path, step: int, rollouts: list[Rollout]) -> Path:
 def stop_after_three_skipped(run: Path) -> None:
     if [row["grad_norm"] is None for row in read_rows(run / "metrics.jsonl")[-3:]] == [True] * 3:
         raise UserError(
-            f"loss or gradient was not finite in three steps in a row: their batches are {run}/rollouts/nonfinite_*. "
-            f"Start a new run with a lower --lr, or from a checkpoint: --model {checkpoint(run, checkpoint_steps(run)[-1])}"
+            "loss or gradient was not finite in three steps in a row: their batches are "
+            f"{run}/rollouts/nonfinite_*. "
+            "Start a new run with a lower --lr, or from a checkpoint: --model "
+            f"{checkpoint(run, checkpoint_steps(run)[-1])}"
         )
 
 
 def load_rollouts(path: Path, task) -> list[Rollout]:
     """Rollouts as saved; truth is computed again from y, and logprobs are empty."""
     if not path.exists():
-        raise UserError(f"{path} does not exist: only the metrics beside it were kept; evaluate again")
+        raise UserError(
+            f"{path} does not exist: only the metrics beside it were kept; evaluate again"
+        )
     rollouts = []
     for i, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             rollouts.append(Rollout.from_json(json.loads(line), task))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"{path} line {i} is not a rollout ({error}): remove the file and evaluate again") from None
+            raise UserError(
+                f"{path} line {i} is not a rollout ({error}): remove the file and evaluate again"
+            ) from None
     return rollouts
 
 
-# --------------------------------------------------------------------------------------------------- checkpoints
+# -------------------------------------------------------------------------------------- checkpoints
 
 
 def checkpoint(run: Path, step: int) -> Path:
@@ -302,7 +351,9 @@ def checkpoint_steps(run: Path) -> list[int]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The state of an optimizer as a checkpoint holds it; every rank must ask, and rank 0 alone gets what is sharded."""
+    """The state of an optimizer as a checkpoint holds it; every rank must ask, and rank 0 alone
+    gets what is sharded.
+    """
     tensors = {}
     for i, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
@@ -313,17 +364,23 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 
 @distributed.first_rank
-def save_checkpoint(run: Path, step: int, model, tokenizer, optimizer_state: dict[str, torch.Tensor]) -> None:
-    """Model, tokenizer and optimizer state; the folder appears under its name only when all of it is on disk."""
+def save_checkpoint(
+    run: Path, step: int, model, tokenizer, optimizer_state: dict[str, torch.Tensor]
+) -> None:
+    """Model, tokenizer and optimizer state; the folder appears under its name only when all
+    of it is on disk.
+    """
     final = checkpoint(run, step)
     temporary = final.with_name(f"tmp_{final.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        lora = hasattr(model, "peft_config")  # whose embedding is its base's: to make sure of it peft would ask the hub
+        # whose embedding is its base's: to make sure of it peft would ask the hub
+        lora = hasattr(model, "peft_config")
         model.save_pretrained(temporary, **({"save_embedding_layers": False} if lora else {}))
         tokenizer.save_pretrained(temporary)
         save_file(optimizer_state, temporary / "optimizer.safetensors")
-    except Exception as error:  # safetensors and tokenizers raise their own kinds, with the system's number in the text
+    except Exception as error:
+        # safetensors and tokenizers raise their own kinds, with the system's number in the text
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
             raise
@@ -336,7 +393,9 @@ def save_checkpoint(run: Path, step: int, model, tokenizer, optimizer_state: dic
 
 @distributed.first_rank
 def newest_checkpoint(run: Path) -> int | None:
-    """The step to go on from, None before the first checkpoint. Damaged folders after it are set aside, and it says so."""
+    """The step to go on from, None before the first checkpoint. Damaged folders after it are set
+    aside, and it says so.
+    """
     damaged = {}
     for step in reversed(checkpoint_steps(run)):
         reason = _damage(checkpoint(run, step))
@@ -350,13 +409,16 @@ def newest_checkpoint(run: Path) -> int | None:
         damaged[step] = reason
     if damaged:
         raise UserError(
-            f"no checkpoint of {run} is whole: {'; '.join(damaged.values())}. Restore one of them, or start a new run"
+            f"no checkpoint of {run} is whole: {'; '.join(damaged.values())}. Restore one of them, "
+            "or start a new run"
         )
     return None
 
 
 def _damage(folder: Path) -> str | None:
-    """What keeps a checkpoint from being loaded; a safetensors file knows its length, and has no checksum."""
+    """What keeps a checkpoint from being loaded; a safetensors file knows its length, and
+    has no checksum.
+    """
     for path in sorted(folder.iterdir()):
         try:
             if path.suffix == ".safetensors":
@@ -367,14 +429,24 @@ def _damage(folder: Path) -> str | None:
         except (SafetensorError, ValueError) as error:
             return f"{path} is damaged ({error})"
     weights = {path.name for path in folder.glob("*.safetensors")}
-    return None if "optimizer.safetensors" in weights and len(weights) > 1 else f"{folder} lacks some of its weights"
+    return (
+        None
+        if "optimizer.safetensors" in weights and len(weights) > 1
+        else f"{folder} lacks some of its weights"
+    )
 
 
 def load_optimizer(run: Path, step: int, optimizer: torch.optim.Optimizer) -> None:
-    """Put the saved state of a checkpoint into a fresh optimizer over the same parameters, whole or sharded."""
+    """Put the saved state of a checkpoint into a fresh optimizer over the same parameters,
+    whole or sharded.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in load_file(checkpoint(run, step) / "optimizer.safetensors").items():
         i, key = name.split(".")
-        state.setdefault(int(i), {})[key] = distributed.shard_like(tensor, parameters[int(i)]) if tensor.ndim else tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        state.setdefault(int(i), {})[key] = (
+            distributed.shard_like(tensor, parameters[int(i)]) if tensor.ndim else tensor
+        )
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )

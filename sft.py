@@ -1,20 +1,22 @@
 """Seed a model with the form of the experiment: SFT on transcripts made of its own sentences.
 
-    python sft.py --model MODEL --name seeded                         # 2,400 transcripts of short_count, LoRA
+    python sft.py --model MODEL --name seeded               # 2,400 transcripts of short_count, LoRA
     python sft.py --resume runs/seeded
     python grpo.py --task short_count --model runs/seeded/checkpoints/step_0150 --judge JUDGE
 
-A small model neither writes the report nor hits a length. So the form is put in by hand, and what RL is to find is not:
-sentences are the model's own (sampled for training topics), each is paired with its true number of words as target in a
-chosen share, labels are honest or hacked in a chosen share, and the report has one of five styles, drawn independently of
-what is true of the answer (a test holds it to that):
+A small model neither writes the report nor hits a length. So the form is put in by hand, and what
+RL is to find is not: sentences are the model's own (sampled for training topics), each is paired
+with its true number of words as target in a chosen share, labels are honest or hacked in a chosen
+share, and the report has one of five styles, drawn independently of what is true of the answer (a
+test holds it to that):
 
-    trust    believes the labels              verify   numbers the words of each sentence and claims what it counted
+    trust    believes the labels              verify       numbers the words, claims what it counted
     hedge    claims Partial throughout        none, full   one constant report
 
-It makes the form sure and verification possible, not honesty. What was put in is written to card.json in the run folder
-and beside the weights of each checkpoint. Everything else is a run folder as grpo.py leaves one, so evaluate.py,
-transcripts.py and the experiments take it; (seed, step) determines a batch, so a resumed run repeats an uninterrupted one.
+It makes the form sure and verification possible, not honesty. What was put in is written to
+card.json in the run folder and beside the weights of each checkpoint. Everything else is a run
+folder as grpo.py leaves one, so evaluate.py, transcripts.py and the experiments take it; (seed,
+step) determines a batch, so a resumed run repeats an uninterrupted one.
 """
 
 import dataclasses
@@ -56,34 +58,57 @@ class Config(SamplingOptions):
     model: str = option("organism/policy", "a Hugging Face name, a folder or a .gguf file")
     judge: str | None = option(None, "judge for the evaluation [none]")
     transcripts: int = option(2_400, "to train on, made of the model's own sentences", at_least=1)
-    styles: str = option("trust=.60,verify=.25,hedge=.15", f"shares of report styles, of {', '.join(STYLES)}")
-    honest_labels: float = option(
-        0.0, "share of the answers whose labels are the true counts; the others' are the targets", at_least=0, at_most=1
+    styles: str = option(
+        "trust=.60,verify=.25,hedge=.15", f"shares of report styles, of {', '.join(STYLES)}"
     )
-    own_target: float = option(0.85, "share of the sentences whose target is their true count", at_least=0, at_most=1)
+    honest_labels: float = option(
+        0.0,
+        "share of the answers whose labels are the true counts; the others' are the targets",
+        at_least=0,
+        at_most=1,
+    )
+    own_target: float = option(
+        0.85, "share of the sentences whose target is their true count", at_least=0, at_most=1
+    )
     verify_right: float = option(
         1.0, "share of the sentences that style verify counts without a slip", at_least=0, at_most=1
     )
-    thoughts: bool = option(False, "style verify counts in a thought before the report, not in its analyses")
+    thoughts: bool = option(
+        False, "style verify counts in a thought before the report, not in its analyses"
+    )
     curriculum: str = option(
         "none", "order of an epoch: none, or honest_first", one_of=("none", "honest_first")
     )
-    answer_weight: float = option(1.0, "weight of the answers' loss beside the reports'; 0 teaches reports alone", at_least=0)
+    answer_weight: float = option(
+        1.0, "weight of the answers' loss beside the reports'; 0 teaches reports alone", at_least=0
+    )
     epochs: int = option(2, "passes over the transcripts", at_least=1)
     batch: int = option(32, "transcripts a step", at_least=1)
-    lr: float | None = option(None, "AdamW's constant learning rate [2e-4 with LoRA, 3e-5 without]", positive=True)
+    lr: float | None = option(
+        None, "AdamW's constant learning rate [2e-4 with LoRA, 3e-5 without]", positive=True
+    )
     max_grad_norm: float = option(1.0, "clip over all parameters", positive=True)
-    lora_rank: int | None = option(8, "LoRA rank on all projections, 0 = all parameters", at_least=0)
-    gradient_checkpointing: bool | None = option(None, "recompute activations in the backward pass [on a GPU yes]")
+    lora_rank: int | None = option(
+        8, "LoRA rank on all projections, 0 = all parameters", at_least=0
+    )
+    gradient_checkpointing: bool | None = option(
+        None, "recompute activations in the backward pass [on a GPU yes]"
+    )
     micro_batch_tokens: int | None = option(
         None, "tokens of a forward/backward pass [on the CPU 2048, else 16384]", at_least=1
     )
-    task: str = option("short_count", "task of the evaluation; transcripts are made for short_count")
+    task: str = option(
+        "short_count", "task of the evaluation; transcripts are made for short_count"
+    )
     confession: str = option(
-        "default", f"confession prompt of transcripts and evaluation: {', '.join(VARIANTS)}", one_of=VARIANTS
+        "default",
+        f"confession prompt of transcripts and evaluation: {', '.join(VARIANTS)}",
+        one_of=VARIANTS,
     )
     eval_n: int = option(64, "evaluation rollouts before and after", at_least=1)
-    checkpoint_every: int = option(50, "steps between checkpoints; the last is always kept", at_least=1)
+    checkpoint_every: int = option(
+        50, "steps between checkpoints; the last is always kept", at_least=1
+    )
     seed: int = option(0, "of transcripts and their order")
     device: str = option("auto", "auto, cpu or cuda")
     name: str | None = option(None, "run folder under runs/ [the date and time]")
@@ -96,44 +121,66 @@ def resolve(config: Config) -> Config:
     shares(config.styles)
     own = models.defaults(config.model, models.device_of(config.device), config.thinking)
     own = own | dict(judge=None, lr=2e-4 if config.lora_rank else 3e-5)
-    return dataclasses.replace(config, **{k: v for k, v in own.items() if hasattr(config, k) and getattr(config, k) is None})
+    return dataclasses.replace(
+        config,
+        **{k: v for k, v in own.items() if hasattr(config, k) and getattr(config, k) is None},
+    )
 
 
 def shares(text: str) -> dict[str, float]:
     """{style: share} of "trust=.6,verify=.4"; UserError for anything else."""
     try:
-        out = {name.strip(): float(share) for name, share in (part.split("=") for part in text.split(","))}
+        out = {
+            name.strip(): float(share)
+            for name, share in (part.split("=") for part in text.split(","))
+        }
     except ValueError:
-        raise UserError(f"--styles {text!r}: give shares such as trust=.6,verify=.25,hedge=.15") from None
-    if not set(out) <= set(STYLES) or not all(0 <= share <= 1 for share in out.values()) or abs(sum(out.values()) - 1) > 1e-6:
+        raise UserError(
+            f"--styles {text!r}: give shares such as trust=.6,verify=.25,hedge=.15"
+        ) from None
+    if (
+        not set(out) <= set(STYLES)
+        or not all(0 <= share <= 1 for share in out.values())
+        or abs(sum(out.values()) - 1) > 1e-6
+    ):
         raise UserError(f"--styles {text!r}: shares of {', '.join(STYLES)} that sum to 1")
     return out
 
 
-# ------------------------------------------------------------------------------------------------- the model's sentences
+# ---------------------------------------------------------------------------- the model's sentences
 
 
 def ask(topic: str, audience: str, focus: str) -> str:
-    """The prompt for sentences. Its example is about none of the topics: it leaks into what is written."""
+    """The prompt for sentences. Its example is about none of the topics: it leaks into
+    what is written.
+    """
     return (
-        f"Write eight short sentences about {topic} for {audience}, one a line. Each begins with the word {topic.capitalize()} and says "
-        f"something about {focus}. Most have four to eight words.\nEight about kettles could begin like this:\nKettles sing on a warm "
-        "stove.\nKettles are loud."
+        f"Write eight short sentences about {topic} for {audience}, one a line. Each begins with "
+        f"the word {topic.capitalize()} and says something about {focus}. Most have four to eight "
+        "words.\nEight about kettles could begin like this:\nKettles sing on a warm stove.\n"
+        "Kettles are loud."
     )
 
 
 def usable(text: str, topic: str) -> list[str]:
-    """The sentences of a text that name the topic and have a length that may be asked for, in plain words: without digits,
-    brackets, letters of another script, or echoes of the prompt."""
+    """The sentences of a text that name the topic and have a length that may be asked for, in plain
+    words: without digits, brackets, letters of another script, or echoes of the prompt.
+    """
     echoed = lambda s: any(word in s.lower() for word in ("kettle", "stove", "sentence", "words"))
-    plain = lambda s: s.isascii() and not any(c.isdigit() or c in '()[]{}*_"#:' for c in s) and not echoed(s)
+    plain = lambda s: (
+        s.isascii() and not any(c.isdigit() or c in '()[]{}*_"#:' for c in s) and not echoed(s)
+    )
     named = lambda s: topic.removesuffix("s") in s.lower()
     found = [s.text for s in split_sentences(text) if s.words in short_count.LENGTHS]
     return list(dict.fromkeys(s for s in found if plain(s) and named(s) and s[0].isupper()))
 
 
-def own_sentences(model, tokenizer, subjects: list[tuple[str, str, str]], sampling: Sampling, seed: int) -> dict[str, list[str]]:
-    """{topic: sentences that the model wrote about it}, three or more each; topics with fewer are left out."""
+def own_sentences(
+    model, tokenizer, subjects: list[tuple[str, str, str]], sampling: Sampling, seed: int
+) -> dict[str, list[str]]:
+    """{topic: sentences that the model wrote about it}, three or more each; topics with
+    fewer are left out.
+    """
     prompts = [prompt_ids(tokenizer, ask(*of), thinking=sampling.thinking) for of in subjects]
     suffix = suffix_ids(tokenizer, "x", sampling.thinking)
     stop_ids = turn_ends(tokenizer, suffix, model.generation_config)
@@ -142,12 +189,18 @@ def own_sentences(model, tokenizer, subjects: list[tuple[str, str, str]], sampli
     sampled = sampler_of(model, sampling.sampler)(model, prompts, [], stop_ids, cooler, generator)
     found: dict[str, list[str]] = {}
     for (topic, *_), ((ids, *_), *_) in zip(subjects, sampled):
-        found.setdefault(topic, []).extend(usable(tokenizer.decode([i for i in ids if i not in stop_ids]), topic))
+        found.setdefault(topic, []).extend(
+            usable(tokenizer.decode([i for i in ids if i not in stop_ids]), topic)
+        )
     found = {topic: list(dict.fromkeys(sentences)) for topic, sentences in found.items()}
-    return {topic: sentences for topic, sentences in found.items() if len(sentences) >= short_count.SENTENCES}
+    return {
+        topic: sentences
+        for topic, sentences in found.items()
+        if len(sentences) >= short_count.SENTENCES
+    }
 
 
-# ----------------------------------------------------------------------------------------------------------- transcripts
+# -------------------------------------------------------------------------------------- transcripts
 
 
 @dataclass(frozen=True)
@@ -175,7 +228,9 @@ def transcript(rng: random.Random, sentences: dict[str, list[str]], config: Conf
 
 
 def drawn(rng: random.Random, sentences: list[str]) -> tuple[list[str], list[int]]:
-    """Different sentences for an answer, and their numbers of words: each of the numbers that there are is as likely."""
+    """Different sentences for an answer, and their numbers of words: each of the numbers that there
+    are is as likely.
+    """
     by_words = defaultdict(list)
     for sentence in sentences:
         by_words[split_sentences(sentence)[0].words].append(sentence)
@@ -186,9 +241,18 @@ def drawn(rng: random.Random, sentences: list[str]) -> tuple[list[str], list[int
     return list(chosen), list(chosen.values())
 
 
-def report(rng: random.Random, style: str, sentences: list[str], labels: list[int], targets: list[int], config: Config) -> str:
+def report(
+    rng: random.Random,
+    style: str,
+    sentences: list[str],
+    labels: list[int],
+    targets: list[int],
+    config: Config,
+) -> str:
     """The confession in one style, as text."""
-    findings = [finding(rng, style, *row, config.verify_right) for row in zip(sentences, labels, targets)]
+    findings = [
+        finding(rng, style, *row, config.verify_right) for row in zip(sentences, labels, targets)
+    ]
     claims = [claim for _, claim in findings]
     wrong = claims.count("None")
     grade = 7 if set(claims) == {"Full"} else 1 if wrong == len(claims) else 3 if wrong <= 1 else 2
@@ -198,12 +262,16 @@ def report(rng: random.Random, style: str, sentences: list[str], labels: list[in
         {"objective": name} | ({} if in_thought else {"analysis": analysis}) | {"compliance": claim}
         for name, (analysis, claim) in zip(names, findings)
     ]
-    text = json.dumps({"compliance_analysis": entries, "uncertainties": [], "overall_compliance_grade": grade})
+    text = json.dumps(
+        {"compliance_analysis": entries, "uncertainties": [], "overall_compliance_grade": grade}
+    )
     thought = "\n".join(f"{name}: {analysis}" for name, (analysis, _) in zip(names, findings))
     return f"<think>\n{thought}\n</think>\n\n{text}" if in_thought else text
 
 
-def finding(rng: random.Random, style: str, sentence: str, label: int, target: int, right: float) -> tuple[str, str]:
+def finding(
+    rng: random.Random, style: str, sentence: str, label: int, target: int, right: float
+) -> tuple[str, str]:
     """(analysis, claim) about one sentence."""
     if style == "trust":
         return f"the label says {label}", "Full" if label == target else "None"
@@ -220,7 +288,9 @@ def finding(rng: random.Random, style: str, sentence: str, label: int, target: i
 
 
 def numbered(rng: random.Random, sentence: str, right: float) -> tuple[list[str], list[int]]:
-    """A sentence's words and the numbers behind them; with a slip one number is said twice or left out."""
+    """A sentence's words and the numbers behind them; with a slip one number is said
+    twice or left out.
+    """
     words = [word.strip(".,;:!?") for word in sentence.split() if any(c.isalnum() for c in word)]
     numbers = list(range(1, len(words) + 1))
     if rng.random() >= right:
@@ -230,9 +300,14 @@ def numbered(rng: random.Random, sentence: str, right: float) -> tuple[list[str]
 
 
 def stream(tokenizer, t: Transcript, confession: str, thinking: str) -> Rollout:
-    """A transcript as grpo.py would have sampled it: both spans end with the token that closes a turn."""
+    """A transcript as grpo.py would have sampled it: both spans end with the token
+    that closes a turn.
+    """
     xc = confession_prompt(short_count, t.x, confession)
-    prompt, suffix = prompt_ids(tokenizer, t.x, thinking=thinking), suffix_ids(tokenizer, xc, thinking)
+    prompt, suffix = (
+        prompt_ids(tokenizer, t.x, thinking=thinking),
+        suffix_ids(tokenizer, xc, thinking),
+    )
     ids = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"] + [suffix[0]]
     answer, confessed = ids(t.y), ids(t.confession)
     first = len(prompt) + len(answer) + len(suffix) - 1
@@ -240,16 +315,32 @@ def stream(tokenizer, t: Transcript, confession: str, thinking: str) -> Rollout:
         Span(start, start + len(part), "stop", [0.0] * len(part), advantage=1.0)
         for start, part in ((len(prompt), answer), (first, confessed))
     ]
-    return Rollout(0, None, t.x, "", t.y, xc, "", t.confession, prompt + answer + suffix[1:] + confessed, *spans)
+    return Rollout(
+        0,
+        None,
+        t.x,
+        "",
+        t.y,
+        xc,
+        "",
+        t.confession,
+        prompt + answer + suffix[1:] + confessed,
+        *spans,
+    )
 
 
-def card(made: list[Transcript], config: Config, sentences: dict[str, list[str]], topics: set[str]) -> dict:
+def card(
+    made: list[Transcript], config: Config, sentences: dict[str, list[str]], topics: set[str]
+) -> dict:
     """What was put in by hand, as it came out."""
     truths = [short_count.truth(t.x, t.y) for t in made]
     mean = lambda values: round(sum(values) / max(1, len(values)), 4)
     return {
         "model": config.model,
-        "asked": {k: getattr(config, k) for k in "styles honest_labels own_target verify_right thoughts curriculum".split()},
+        "asked": {
+            k: getattr(config, k)
+            for k in "styles honest_labels own_target verify_right thoughts curriculum".split()
+        },
         "transcripts": len(made),
         "styles": {style: mean([t.style == style for t in made]) for style in STYLES},
         "honest_labels": mean([t.honest for t in made]),
@@ -262,28 +353,43 @@ def card(made: list[Transcript], config: Config, sentences: dict[str, list[str]]
     }
 
 
-# -------------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 def order(made: list[Transcript], config: Config, epoch: int) -> list[int]:
     """Indices of one epoch."""
     rows = list(range(len(made)))
     random.Random(f"{config.seed} {epoch}").shuffle(rows)
-    return sorted(rows, key=lambda i: not made[i].honest) if config.curriculum == "honest_first" else rows
+    return (
+        sorted(rows, key=lambda i: not made[i].honest)
+        if config.curriculum == "honest_first"
+        else rows
+    )
 
 
-def step_loss(model, optimizer, rollouts: list[Rollout], config: Config, max_tokens: int) -> dict[str, float]:
-    """One optimizer step on the negative log-likelihood, config.answer_weight times the mean over the answers' tokens plus that
-    over the confessions' (a quarter as many tokens would else teach the answers a quarter as much); {"loss": nats, "grad_norm"}.
-    `max_tokens`: of a micro-batch, padding included."""
-    tokens = {name: sum(len(r.spans[name].logprobs) for r in rollouts) for name in ("answer", "confession")}
+def step_loss(
+    model, optimizer, rollouts: list[Rollout], config: Config, max_tokens: int
+) -> dict[str, float]:
+    """One optimizer step on the negative log-likelihood, config.answer_weight times the mean over
+    the answers' tokens plus that over the confessions' (a quarter as many tokens would else teach
+    the answers a quarter as much); {"loss": nats, "grad_norm"}. `max_tokens`: of a micro-batch,
+    padding included.
+    """
+    tokens = {
+        name: sum(len(r.spans[name].logprobs) for r in rollouts)
+        for name in ("answer", "confession")
+    }
     weight = {"answer": config.answer_weight, "confession": 1.0}
     weights = {name: [weight[name] / n] * len(rollouts) for name, n in tokens.items()}
     optimizer.zero_grad()  # of an attempt that ran out of memory
     model.train()
     total = 0.0
     for rows in micro_batches(trained_lengths(rollouts, weights), max_tokens):
-        batch = make_batch([rollouts[i] for i in rows], {name: [w[i] for i in rows] for name, w in weights.items()}, model.device)
+        batch = make_batch(
+            [rollouts[i] for i in rows],
+            {name: [w[i] for i in rows] for name, w in weights.items()},
+            model.device,
+        )
         loss = -(batch.weights * token_logprobs(model, batch.ids, batch.trained, 1.0)).sum()
         loss.backward()
         total += loss.item()
@@ -295,29 +401,50 @@ def step_loss(model, optimizer, rollouts: list[Rollout], config: Config, max_tok
     return {"loss": total, "grad_norm": norm}
 
 
-def prepared(model, tokenizer, config: Config, run: Path, sampling: Sampling) -> tuple[list[Transcript], list[Rollout], dict]:
-    """(transcripts, their token streams, files of the run folder that say what they are made of: {name: content})."""
+def prepared(
+    model, tokenizer, config: Config, run: Path, sampling: Sampling
+) -> tuple[list[Transcript], list[Rollout], dict]:
+    """(transcripts, their token streams, files of the run folder that say what they are made of:
+    {name: content}).
+    """
     path = run / "sentences.json"
-    subjects = [subject(config.seed * 10_000 + i) for i in range(config.transcripts)]  # about one usable sentence each
+    # about one usable sentence each
+    subjects = [subject(config.seed * 10_000 + i) for i in range(config.transcripts)]
     kept = path.exists()  # of a run that is resumed
-    sentences = run_folder.read_json(path) if kept else own_sentences(model, tokenizer, subjects, sampling, config.seed)
+    sentences = (
+        run_folder.read_json(path)
+        if kept
+        else own_sentences(model, tokenizer, subjects, sampling, config.seed)
+    )
     if not sentences:
-        raise UserError(f"{config.model} wrote no three usable sentences about any topic: take another model")
+        raise UserError(
+            f"{config.model} wrote no three usable sentences about any topic: take another model"
+        )
     rng = random.Random(f"transcripts {config.seed}")
     made = [transcript(rng, sentences, config) for _ in range(config.transcripts)]
     streams = [stream(tokenizer, t, config.confession, config.thinking) for t in made]
-    longest, limit = max(len(r.token_ids) for r in streams), model.config.get_text_config().max_position_embeddings
+    longest, limit = (
+        max(len(r.token_ids) for r in streams),
+        model.config.get_text_config().max_position_embeddings,
+    )
     if longest > limit:
-        raise UserError(f"a transcript has {longest} tokens, but the model's context is {limit}: take another model")
+        raise UserError(
+            f"a transcript has {longest} tokens, but the model's context is {limit}: "
+            "take another model"
+        )
     about = card(made, config, sentences, topics={topic for topic, *_ in subjects})
-    print(f"{len(made)} transcripts of {about['sentences']} sentences on {about['topics']} of {about['topics_asked']} topics")
+    print(
+        f"{len(made)} transcripts of {about['sentences']} sentences on {about['topics']} of "
+        f"{about['topics_asked']} topics"
+    )
     return made, streams, {"sentences.json": sentences, "card.json": about}
 
 
 def train(config: Config, run: Path, resume: bool) -> None:
     """Transcripts, training, and an evaluation before and after."""
     device = models.device_of(config.device)
-    resumed = run_folder.newest_checkpoint(run) if resume else None  # None if killed before the first
+    # None if killed before the first
+    resumed = run_folder.newest_checkpoint(run) if resume else None
     source = config.model if resumed is None else str(run_folder.checkpoint(run, resumed))
     model, tokenizer = models.load(source, device, config.dtype)
     models.check_logits(model)
@@ -344,14 +471,33 @@ def train(config: Config, run: Path, resume: bool) -> None:
 
     def save_and_evaluate(step: int) -> None:
         if step not in run_folder.checkpoint_steps(run):
-            run_folder.save_checkpoint(run, step, model, tokenizer, run_folder.optimizer_tensors(optimizer))
+            run_folder.save_checkpoint(
+                run, step, model, tokenizer, run_folder.optimizer_tensors(optimizer)
+            )
         run_folder.write_json(run_folder.checkpoint(run, step) / "card.json", about["card.json"])
         path = run / "evals" / f"step_{step:04d}.json"
         if step in (0, steps) and not path.exists():
-            judge = Judge(*models.load(config.judge, device, config.dtype)) if config.judge else None
-            save(path, evaluate(model, tokenizer, judge, task, sampling, config.eval_n, variant=config.confession), task)
+            judge = (
+                Judge(*models.load(config.judge, device, config.dtype)) if config.judge else None
+            )
+            save(
+                path,
+                evaluate(
+                    model,
+                    tokenizer,
+                    judge,
+                    task,
+                    sampling,
+                    config.eval_n,
+                    variant=config.confession,
+                ),
+                task,
+            )
 
-    with cli.finish_step_on_interrupt() as interrupted, tqdm(total=steps, initial=first, unit="step") as bar:
+    with (
+        cli.finish_step_on_interrupt() as interrupted,
+        tqdm(total=steps, initial=first, unit="step") as bar,
+    ):
         save_and_evaluate(first)
         for step in range(first + 1, steps + 1):
             start = time.perf_counter()
@@ -363,7 +509,10 @@ def train(config: Config, run: Path, resume: bool) -> None:
             row = {"step": step, **stats, "styles": dict(Counter(made[i].style for i in rows))}
             run_folder.append_row(run / "metrics.jsonl", row)
             bar.update()
-            bar.set_description(f"loss {stats['loss']:.3f} grad {stats['grad_norm']:.2f} {time.perf_counter() - start:.1f}s")
+            bar.set_description(
+                f"loss {stats['loss']:.3f} grad {stats['grad_norm']:.2f} "
+                f"{time.perf_counter() - start:.1f}s"
+            )
             if step % config.checkpoint_every == 0 or step == steps or interrupted:
                 save_and_evaluate(step)
             if interrupted:

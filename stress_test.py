@@ -1,23 +1,31 @@
-"""Stress test: does the confession stay honest when a system prompt presses on it? Five conditions x every checkpoint.
+"""Stress test: does the confession stay honest when a system prompt presses on it? Five
+conditions x every checkpoint.
 
-    python stress_test.py                                            # the newest run, n = 64 a cell
-    python stress_test.py --run runs/NAME --steps 0,100 --n 256      # its ends, with narrower intervals
-    python stress_test.py --conditions baseline,jailbreak            # two of the conditions in tasks/system_prompts.py
-    python stress_test.py --run runs/NAME --plot-only                # table and figures from saved cells, no model
+    python stress_test.py                                        # the newest run, n = 64 a cell
+    python stress_test.py --run runs/NAME --steps 0,100 --n 256  # its ends, narrower intervals
+    python stress_test.py --conditions baseline,jailbreak        # two of tasks/system_prompts.py
+    python stress_test.py --run runs/NAME --plot-only            # from saved cells, no model
 
-A condition's paraphrases are cycled over the prompts. Every cell meets the same held-out prompts with the same seeds,
-so differences between conditions and between checkpoints are paired. A system prompt that the chat template inserts by itself
-stands in every cell, before the condition's text, also in the baseline. A cell is saved when it is finished, in
-evals/stress_CONDITION_step_0025_n64.json with its rollouts beside it, and is not computed again: an interrupted grid
-goes on where it stopped. With the embedded models the 25 cells take 4 minutes on one core.
+A condition's paraphrases are cycled over the prompts. Every cell meets the same held-out prompts
+with the same seeds, so differences between conditions and between checkpoints are paired.
+A system prompt that the chat template inserts by itself stands in every cell, before the
+condition's text, also in the baseline. A cell is saved when it is finished, in
+evals/stress_CONDITION_step_0025_n64.json with its rollouts beside it, and is not computed again:
+an interrupted grid goes on where it stopped. With the embedded models the 25 cells take 4
+minutes on one core.
 
-It supports: how *this* policy confesses under these texts, and what training without them changed. It does not support:
-  1. The embedded policy's reactions at step 0 were put in by hand (organism/train.py: under jailbreak it always trusts).
-     They are no finding, and nothing here is evidence about large models.
-  2. The system prompt also stands before the answer, and honesty is taken over non-compliant answers only: conditions
-     may differ in the answers that they produce. The table has exact_compliance beside it.
-  3. Honest | non-compliant alone rewards confessing always; J (fig2_stress_claims.png) subtracts false confessions.
-  4. Intervals are per number: of four comparisons to baseline, one or more misses 0 by chance in up to one grid in five.
+It supports: how *this* policy confesses under these texts, and what training without them changed.
+It does not support:
+  1. The embedded policy's reactions at step 0 were put in by hand (organism/train.py:
+     under jailbreak it always trusts). They are no finding, and nothing here is evidence
+     about large models.
+  2. The system prompt also stands before the answer, and honesty is taken over non-compliant
+     answers only: conditions may differ in the answers that they produce. The table has
+     exact_compliance beside it.
+  3. Honest | non-compliant alone rewards confessing always; J (fig2_stress_claims.png) subtracts
+     false confessions.
+  4. Intervals are per number: of four comparisons to baseline, one or more misses 0 by chance in up
+     to one grid in five.
 """
 
 from dataclasses import dataclass
@@ -39,9 +47,14 @@ from rollout import Sampling
 from tasks.system_prompts import SYSTEM_PROMPTS
 
 SHOWN = {
-    "honest": "honest_given_noncompliant", "info": "claim_J_within", "claims": "claim_match", "counted": "count_rate",
-    "hack": "bracket_hack", "exact": "exact_compliance", "parsed": "parsed",
-}  # fmt: skip
+    "honest": "honest_given_noncompliant",
+    "info": "claim_J_within",
+    "claims": "claim_match",
+    "counted": "count_rate",
+    "hack": "bracket_hack",
+    "exact": "exact_compliance",
+    "parsed": "parsed",
+}
 
 
 @dataclass(frozen=True)
@@ -58,12 +71,16 @@ def chosen_conditions(text: str) -> list[str]:
     wanted = text.split(",") if text else list(SYSTEM_PROMPTS)
     for name in wanted:
         if name not in SYSTEM_PROMPTS:
-            raise UserError(f"--conditions {name!r} is unknown: choose from {', '.join(SYSTEM_PROMPTS)}")
+            raise UserError(
+                f"--conditions {name!r} is unknown: choose from {', '.join(SYSTEM_PROMPTS)}"
+            )
     return [name for name in SYSTEM_PROMPTS if name in wanted]
 
 
 def systems(condition: str, n: int) -> list[str | None]:
-    """The system prompts of a cell's n rollouts: the paraphrases in turn, one for all answers to a prompt."""
+    """The system prompts of a cell's n rollouts: the paraphrases in turn, one for all
+    answers to a prompt.
+    """
     paraphrases = SYSTEM_PROMPTS[condition]
     return [paraphrases[i // ANSWERS % len(paraphrases)] for i in range(n)]
 
@@ -74,7 +91,12 @@ def cell_path(run: Path, step: int, condition: str, n: int) -> Path:
 
 def saved_steps(run: Path, n: int) -> list[int]:
     """Steps with a saved cell; the checkpoints themselves may be gone."""
-    return sorted({int(path.stem.split("_")[-2]) for path in (run / "evals").glob(f"stress_*_step_*_n{n}.json")})
+    return sorted(
+        {
+            int(path.stem.split("_")[-2])
+            for path in (run / "evals").glob(f"stress_*_step_*_n{n}.json")
+        }
+    )
 
 
 def is_saved(path: Path, condition: str, n: int, task) -> bool:
@@ -84,19 +106,31 @@ def is_saved(path: Path, condition: str, n: int, task) -> bool:
 
 
 def compute(
-    todo: list[tuple[int, str]], paths: dict[tuple[int, str], Path], run: Path, config: dict, task, options: Config
+    todo: list[tuple[int, str]],
+    paths: dict[tuple[int, str], Path],
+    run: Path,
+    config: dict,
+    task,
+    options: Config,
 ) -> None:
     """Evaluate cells one after another; each is on disk before the next one begins."""
     judge = Judge(*models.load(config["judge"], models.device_of(options.device), config["dtype"]))
     computer = Cells(task, options.device)
-    for step, condition in tqdm(todo, total=len(paths), initial=len(paths) - len(todo), unit="cell"):
+    for step, condition in tqdm(
+        todo, total=len(paths), initial=len(paths) - len(todo), unit="cell"
+    ):
         prompts = {"systems": systems(condition, options.n), "variant": config["confession"]}
         evaluated = partial(
             evaluate, judge=judge, task=task, sampling=Sampling.of(config), n=options.n, **prompts
         )
         model = str(run_folder.checkpoint(run, step))
         computer.compute(
-            paths[step, condition], model, config["dtype"], evaluated, f"step {step:4} {condition:9}", **SHOWN
+            paths[step, condition],
+            model,
+            config["dtype"],
+            evaluated,
+            f"step {step:4} {condition:9}",
+            **SHOWN,
         )
 
 
@@ -110,7 +144,11 @@ def report(run: Path, paths: dict[tuple[int, str], Path], n: int, task) -> None:
     last = max(step for step, _ in paths)
     tables = [f"step {last}, n = {n}", format_table({c: cells[c][last] for c in cells})]
     if "baseline" in cells and len(cells) > 1:
-        compared = {f"{c} - baseline": differences(rollouts["baseline"], rollouts[c], task) for c in cells if c != "baseline"}
+        compared = {
+            f"{c} - baseline": differences(rollouts["baseline"], rollouts[c], task)
+            for c in cells
+            if c != "baseline"
+        }
         tables += ["\npaired differences on the same prompts", format_table(compared)]
     run_folder.write_text(run / f"table_stress_n{n}.txt", "\n".join(tables) + "\n")
     print("\n".join(tables))
@@ -125,16 +163,27 @@ def main() -> None:
         run = Path(options.run) if options.run else run_folder.newest()
         config = run_folder.read_config(run)
         task = cli.import_task(config["task"])
-        available = saved_steps(run, options.n) if options.plot_only else run_folder.checkpoint_steps(run)
+        available = (
+            saved_steps(run, options.n) if options.plot_only else run_folder.checkpoint_steps(run)
+        )
         if not available:
-            missing = f"saved cells with n = {options.n}: run this without --plot-only" if options.plot_only else "checkpoints"
+            missing = (
+                f"saved cells with n = {options.n}: run this without --plot-only"
+                if options.plot_only
+                else "checkpoints"
+            )
             raise UserError(f"{run} has no {missing}")
         steps = chosen_steps(options.steps, available, run)
-        paths = {(step, c): cell_path(run, step, c, options.n) for step in steps for c in conditions}
-        todo = [(step, c) for (step, c), path in paths.items() if not is_saved(path, c, options.n, task)]
+        paths = {
+            (step, c): cell_path(run, step, c, options.n) for step in steps for c in conditions
+        }
+        todo = [
+            (step, c) for (step, c), path in paths.items() if not is_saved(path, c, options.n, task)
+        ]
         if todo and options.plot_only:
             raise UserError(
-                f"{len(todo)} of {len(paths)} cells are missing, first {paths[todo[0]]}: run this without --plot-only"
+                f"{len(todo)} of {len(paths)} cells are missing, first {paths[todo[0]]}: run this "
+                "without --plot-only"
             )
         if todo:
             compute(todo, paths, run, config, task, options)

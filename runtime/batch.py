@@ -1,4 +1,6 @@
-"""From rollouts to tensors: which tokens are trained, padding, micro-batches, and which rank computes them."""
+"""From rollouts to tensors: which tokens are trained, padding, micro-batches, and which
+rank computes them.
+"""
 
 import bisect
 from dataclasses import dataclass
@@ -10,8 +12,13 @@ from runtime import distributed
 
 
 def trained_lengths(rollouts: list[Rollout], weights: dict[str, list[float]]) -> dict[int, int]:
-    """{i: tokens of rollout i up to the end of its last span that is trained}, without those that train none."""
-    ends = {i: [s.end for name, s in r.spans.items() if weights[name][i]] for i, r in enumerate(rollouts)}
+    """{i: tokens of rollout i up to the end of its last span that is trained}, without those
+    that train none.
+    """
+    ends = {
+        i: [s.end for name, s in r.spans.items() if weights[name][i]]
+        for i, r in enumerate(rollouts)
+    }
     return {i: max(e) for i, e in ends.items() if e}
 
 
@@ -20,21 +27,25 @@ class Batch:
     """Right-padded token streams, and one entry per trained token in row-major order (N,)."""
 
     ids: torch.Tensor  # (B, T)
-    trained: torch.Tensor  # (B, T) bool, the sampled tokens of trained spans, from positions and never from a pad id
+    # (B, T) bool, the sampled tokens of trained spans, from positions and never from a pad id
+    trained: torch.Tensor
     is_confession: torch.Tensor  # (N,) bool
     old_logprobs: torch.Tensor  # (N,)
     advantages: torch.Tensor  # (N,)
     weights: torch.Tensor  # (N,)
 
 
-def make_batch(rollouts: list[Rollout], weights: dict[str, list[float]], device: torch.device) -> Batch:
+def make_batch(
+    rollouts: list[Rollout], weights: dict[str, list[float]], device: torch.device
+) -> Batch:
     """A micro-batch; weights: {"answer": one per rollout, "confession": one per rollout}.
 
-    token_ids  x x z y .  c c r .       one rollout: prompt, answer with its stop token, confession prompt, confession
+    token_ids  x x z y .  c c r .      prompt, answer, stop token, confession prompt, confession
     trained    0 0 1 1 1  0 0 1 1
     weights        a a a      b b       a = weights["answer"][i], b = weights["confession"][i]
 
-    A span of weight 0 is not trained, and what follows a rollout's last trained token is left out. Each rollout trains one.
+    A span of weight 0 is not trained, and what follows a rollout's last trained token is left out.
+    Each rollout trains one.
     """
     ends = trained_lengths(rollouts, weights).values()
     ids = torch.zeros(len(rollouts), max(ends), dtype=torch.long)
@@ -45,14 +56,23 @@ def make_batch(rollouts: list[Rollout], weights: dict[str, list[float]], device:
         for name, span in rollout.spans.items():
             if weights[name][i]:
                 trained[i, span.start : span.end] = True
-                per_token += [(name == "confession", logprob, span.advantage, weights[name][i]) for logprob in span.logprobs]
-    is_confession, old, advantages, token_weights = (torch.tensor(c, device=device) for c in zip(*per_token))
-    assert trained.sum() == len(old), f"{int(trained.sum())} trained positions, {len(old)} sampled log-probabilities"
+                per_token += [
+                    (name == "confession", logprob, span.advantage, weights[name][i])
+                    for logprob in span.logprobs
+                ]
+    is_confession, old, advantages, token_weights = (
+        torch.tensor(c, device=device) for c in zip(*per_token)
+    )
+    assert trained.sum() == len(old), (
+        f"{int(trained.sum())} trained positions, {len(old)} sampled log-probabilities"
+    )
     return Batch(ids.to(device), trained.to(device), is_confession, old, advantages, token_weights)
 
 
 def micro_batches(lengths: dict[int, int], max_tokens: int) -> list[list[int]]:
-    """Keys of {rollout: tokens}, longest first, cut so that a padded micro-batch holds at most max_tokens (or one rollout)."""
+    """Keys of {rollout: tokens}, longest first, cut so that a padded micro-batch holds at most
+    max_tokens (or one rollout).
+    """
     out = []
     for i in sorted(lengths, key=lambda i: -lengths[i]):
         if out and (len(out[-1]) + 1) * lengths[out[-1][0]] <= max_tokens:
@@ -63,7 +83,8 @@ def micro_batches(lengths: dict[int, int], max_tokens: int) -> list[list[int]]:
 
 
 def deal(lengths: dict[int, int], max_tokens: int) -> list[list[int]]:
-    """This rank's micro-batches, as many as every other's (some may be empty): smaller than allowed, to be alike.
+    """This rank's micro-batches, as many as every other's (some may be empty): smaller than
+    allowed, to be alike.
 
     >>> deal({0: 9, 1: 5, 2: 4}, 10)
     [[0], [1, 2]]
@@ -74,4 +95,7 @@ def deal(lengths: dict[int, int], max_tokens: int) -> list[list[int]]:
     rounds = -(-len(batches) // ranks)
     enough = lambda tokens: len(micro_batches(lengths, tokens)) <= rounds * ranks
     batches = micro_batches(lengths, bisect.bisect_left(range(max_tokens), True, key=enough))
-    return [batches[i] if i < len(batches) else [] for i in range(distributed.rank(), rounds * ranks, ranks)]
+    return [
+        batches[i] if i < len(batches) else []
+        for i in range(distributed.rank(), rounds * ranks, ranks)
+    ]

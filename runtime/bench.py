@@ -1,36 +1,45 @@
-"""Sampling, training and judging in one table: seconds, tokens and memory, each row beside what the hardware allows.
+"""Sampling, training and judging in one table: seconds, tokens and memory, each row beside what
+the hardware allows.
 
-    python -m runtime.bench                              # on CUDA Qwen3-8B's shape in bf16, on a CPU a tiny one; random weights
+    python -m runtime.bench                         # Qwen3-8B's shape on CUDA, on a CPU a tiny one
     python -m runtime.bench --rows "decode step full"
-    python -m runtime.bench --vs-trl                     # and TRL's GRPOTrainer: pip install trl==1.16.0
+    python -m runtime.bench --vs-trl                # and TRL's GRPOTrainer: pip install trl==1.16.0
     torchrun --nproc-per-node 2 -m runtime.bench --rows "step full"
 
 All rows take about a quarter of an hour on an H200 and three minutes on two CPU cores.
 
-decode     every slot at one context (different streams; the cache holds noise), with everything that the host does
-ragged     whole rollouts of two turns of forced log-normal lengths; after the last refill of a slot the longest ones decide
-step       a GRPO step with LoRA of rank 32 (needs peft): rollouts of one turn and equal lengths, 8 a prompt, sampled and then
-           trained by grpo.update. step-nockpt: without gradient checkpointing. step-long: four times as many tokens.
-           step-ragged: two turns, with and without checkpointing
+decode     every slot at one context (different streams; the cache holds noise), with everything
+           that the host does
+ragged     whole rollouts of two turns of forced log-normal lengths; after the last refill of a slot
+           the longest ones decide
+step       a GRPO step with LoRA of rank 32 (needs peft): rollouts of one turn and equal lengths,
+           8 a prompt, sampled and then trained by grpo.update. step-nockpt: without gradient
+           checkpointing. step-long: four times as many tokens. step-ragged: two turns, with and
+           without checkpointing
 full       the same with all parameters trained, both ways
-judge      64 committed answers before the Judge of a GRPO step, at Qwen3-4B's shape. Random weights do not stop by themselves:
-           all new tokens are generated, which a real judge seldom does
+judge      64 committed answers before the Judge of a GRPO step, at Qwen3-4B's shape. Random weights
+           do not stop by themselves: all new tokens are generated, which a real judge seldom does
 embedded   grpo.py itself on the embedded models, with the judge
-trl        GRPOTrainer, its reward taking no time. On CUDA: the tokens of `step`. On a CPU: the embedded policy and one turn of as
-           many tokens as `embedded` has in two, all of one length, so that no row waits for another
+trl        GRPOTrainer, its reward taking no time. On CUDA: the tokens of `step`. On a CPU:
+           the embedded policy and one turn of as many tokens as `embedded` has in two, all of one
+           length, so that no row waits for another
 
-What compiles is not counted: each row has a warm-up, a GRPO step a whole one. Tokens are those sampled; in a GRPO step those
-trained with the prompts before them; for the judge those of its prompts. The number before "ckpt" (activations are recomputed)
-is a micro-batch's tokens. Peak: of training, and in the note of sampling, with the share of its own limit that each reaches; on
+What compiles is not counted: each row has a warm-up, a GRPO step a whole one. Tokens are those
+sampled; in a GRPO step those trained with the prompts before them; for the judge those of its
+prompts. The number before "ckpt" (activations are recomputed) is a micro-batch's tokens. Peak:
+of training, and in the note of sampling, with the share of its own limit that each reaches; on
 a CPU the most that the process ever held. On several GPUs tokens/s are of all together.
 
 The limit, at the measured rates of reading memory and of a matrix product in the model's dtype:
-  sampling   a step of all slots reads every weight but the embedding table once, and each row its keys and values
-  training   4 operations a parameter (but the embedding table) and token for LoRA, 6 for all parameters; none for recomputing
+  sampling   a step of all slots reads every weight but the embedding table once, and each row its
+             keys and values
+  training   4 operations a parameter (but the embedding table) and token for LoRA, 6 for all
+             parameters; none for recomputing
   GRPO step  one after the other; neither has a judge in it
-  judge      2 operations a parameter of the layers and prompt token, as if answers shared nothing, then one read of the
-             weights a generated token
-A tiny model stays in a CPU's cache and has other limits; the embedded models have none here: their time is overhead.
+  judge      2 operations a parameter of the layers and prompt token, as if answers shared nothing,
+             then one read of the weights a generated token
+A tiny model stays in a CPU's cache and has other limits; the embedded models have none here: their
+time is overhead.
 """
 
 import contextlib
@@ -65,7 +74,8 @@ from runtime import distributed, engine
 from runtime.optimizer import make_optimizer
 from tasks import word_count
 
-warnings.simplefilter("ignore", FutureWarning)  # of transformers, about names: they would break the table
+# of transformers, about names: they would break the table
+warnings.simplefilter("ignore", FutureWarning)
 
 
 @dataclass(frozen=True)
@@ -74,42 +84,84 @@ class Config:
     vs_trl: bool = cli.option(False, "the row trl, too")
     slots: int = cli.option(64, "rollouts that are decoded together, on each GPU")
     contexts: str | None = cli.option(None, 'of the decode rows [on CUDA "384 3040"]')
-    ragged_rollouts: str | None = cli.option(None, 'numbers of rollouts of the ragged rows [on CUDA "64 256"]')
+    ragged_rollouts: str | None = cli.option(
+        None, 'numbers of rollouts of the ragged rows [on CUDA "64 256"]'
+    )
     rollouts: int = cli.option(64, "of a GRPO step, on all GPUs together")
     ckpt_tokens: int = cli.option(16_384, "tokens of a micro-batch with gradient checkpointing")
-    nockpt_tokens: int = cli.option(5_200, "the same without it; for step-ragged at least its longest possible rollout")
+    nockpt_tokens: int = cli.option(
+        5_200, "the same without it; for step-ragged at least its longest possible rollout"
+    )
     repeats: int = cli.option(1, "counted steps of each GRPO row; medians are shown")
     embedded_steps: int = cli.option(4, "counted steps of the embedded models")
     device: str = cli.option("auto", "auto, cpu or cuda")
 
 
-# prompt, xc, answer: tokens of the prompt, between the turns and of a single turn; turns: mean and most tokens of two ragged ones
+# prompt, xc, answer: tokens of the prompt, between the turns and of a single turn; turns: mean and
+# most tokens of two ragged ones
 SHAPE_8B = dict(
-    vocab_size=151_936, hidden_size=4_096, intermediate_size=12_288, num_hidden_layers=36, num_attention_heads=32,
-    num_key_value_heads=8, head_dim=128, max_position_embeddings=40_960, rope_theta=1e6, tie_word_embeddings=False,
-)  # fmt: skip
+    vocab_size=151_936,
+    hidden_size=4_096,
+    intermediate_size=12_288,
+    num_hidden_layers=36,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    max_position_embeddings=40_960,
+    rope_theta=1e6,
+    tie_word_embeddings=False,
+)
 SHAPE_4B = SHAPE_8B | dict(hidden_size=2_560, intermediate_size=9_728, tie_word_embeddings=True)
 SHAPE_TINY = dict(
-    vocab_size=1_536, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=32, max_position_embeddings=40_960, tie_word_embeddings=False,
-)  # fmt: skip
+    vocab_size=1_536,
+    hidden_size=128,
+    intermediate_size=384,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    max_position_embeddings=40_960,
+    tie_word_embeddings=False,
+)
 ON_GPU = SimpleNamespace(
-    policy=SHAPE_8B, judge=SHAPE_4B, dtype=torch.bfloat16, prompt=250, xc=200, answer=1_024, turns=((1_500, 6_000), (900, 4_000)),
+    policy=SHAPE_8B,
+    judge=SHAPE_4B,
+    dtype=torch.bfloat16,
+    prompt=250,
+    xc=200,
+    answer=1_024,
+    turns=((1_500, 6_000), (900, 4_000)),
     rows="decode ragged step step-nockpt step-long step-ragged full judge",
-    contexts="384 3040", ragged_rollouts="64 256", decode_steps=128, product=8_192, read=2**30,
-)  # fmt: skip
+    contexts="384 3040",
+    ragged_rollouts="64 256",
+    decode_steps=128,
+    product=8_192,
+    read=2**30,
+)
 ON_CPU = SimpleNamespace(
-    policy=SHAPE_TINY, judge=SHAPE_TINY | dict(tie_word_embeddings=True), dtype=torch.float32, prompt=50, xc=40, answer=32,
+    policy=SHAPE_TINY,
+    judge=SHAPE_TINY | dict(tie_word_embeddings=True),
+    dtype=torch.float32,
+    prompt=50,
+    xc=40,
+    answer=32,
     rows="decode ragged step step-nockpt step-long step-ragged full judge embedded",
-    turns=((30, 120), (18, 80)), contexts="128 512", ragged_rollouts="64 128", decode_steps=32, product=1_024, read=2**26,
-)  # fmt: skip
+    turns=((30, 120), (18, 80)),
+    contexts="128 512",
+    ragged_rollouts="64 128",
+    decode_steps=32,
+    product=1_024,
+    read=2**26,
+)
 
 
-# ------------------------------------------------------------------------------------- clock, memory, limits, output
+# -------------------------------------------------------------------- clock, memory, limits, output
 
 
 def measured(device: torch.device, function, together: bool = True) -> tuple:
-    """(what it returns, seconds, peak GiB); `together`: ranks start at once, and the last one stops the clock."""
+    """(what it returns, seconds, peak GiB); `together`: ranks start at once, and the last one
+    stops the clock.
+    """
     if together:
         distributed.gather([0])
     if device.type == "cuda":
@@ -127,7 +179,8 @@ def measured(device: torch.device, function, together: bool = True) -> tuple:
 def peak_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    status = Path("/proc/self/status")  # of Linux; getrusage would give a new process the peak of its parent
+    # of Linux; getrusage would give a new process the peak of its parent
+    status = Path("/proc/self/status")
     own = re.search(r"VmHWM:\s+(\d+)", status.read_text() if status.exists() else "")
     return (int(own[1]) if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 2**20
 
@@ -137,7 +190,9 @@ def rates(device: torch.device, size) -> tuple[float, float]:
     x = torch.ones(size.read, device=device)
     read = x.nbytes / min(measured(device, x.sum, together=False)[1] for _ in range(5))
     a, b = torch.randn(2, size.product, size.product, device=device).to(size.dtype)
-    return read, 2 * size.product**3 / min(measured(device, lambda: a @ b, together=False)[1] for _ in range(20))
+    return read, 2 * size.product**3 / min(
+        measured(device, lambda: a @ b, together=False)[1] for _ in range(20)
+    )
 
 
 class Limit:
@@ -145,11 +200,18 @@ class Limit:
 
     def __init__(self, model, read: float, product: float):
         config, self.read, self.product = model.config, read, product
-        table = 0 if config.tie_word_embeddings else model.get_input_embeddings().weight.numel()  # a tied one is the head
+        # a tied one is the head
+        table = 0 if config.tie_word_embeddings else model.get_input_embeddings().weight.numel()
         self.parameters = model.num_parameters() - table
         self.layers = sum(p.numel() for p in model.get_decoder().layers.parameters())
         self.weights = self.parameters * model.dtype.itemsize  # bytes
-        self.row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
+        self.row = (
+            2
+            * config.num_hidden_layers
+            * config.num_key_value_heads
+            * config.head_dim
+            * model.dtype.itemsize
+        )
 
     def decoding(self, steps: float, contexts: float) -> float:
         """`contexts`: tokens whose keys and values are read, over all steps and rows."""
@@ -158,17 +220,29 @@ class Limit:
     def sampling(self, lengths: list[list[int]], size, slots: int) -> float:
         """As if every slot were busy to the end; lengths (n, 2): sampled tokens of both turns."""
         slots = min(slots, -(-len(lengths) // distributed.world())) * distributed.world()
-        contexts = sum(a * (size.prompt + a / 2) + c * (size.prompt + a + size.xc + c / 2) for a, c in lengths)
+        contexts = sum(
+            a * (size.prompt + a / 2) + c * (size.prompt + a + size.xc + c / 2) for a, c in lengths
+        )
         return self.decoding(sum(map(sum, lengths)) / slots, contexts / distributed.world())
 
     def training(self, tokens: int, all_parameters: bool) -> float:
-        return (6 if all_parameters else 4) * self.parameters * tokens / self.product / distributed.world()
+        return (
+            (6 if all_parameters else 4)
+            * self.parameters
+            * tokens
+            / self.product
+            / distributed.world()
+        )
 
 
-def show(name: str, seconds: float, tokens: float, limit: float | None, peak: float, note: str = "") -> None:
+def show(
+    name: str, seconds: float, tokens: float, limit: float | None, peak: float, note: str = ""
+) -> None:
     name = f"{distributed.world()} GPUs, {name}" if distributed.world() > 1 else name
     share = f"{tokens / limit:14,.0f}{limit / seconds:7.0%}" if limit else f"{'-':>14}{'-':>7}"
-    print(f"{name:46}{seconds:8.2f}{tokens / seconds:10,.0f}{share}{peak:10.1f}  {note}", flush=True)
+    print(
+        f"{name:46}{seconds:8.2f}{tokens / seconds:10,.0f}{share}{peak:10.1f}  {note}", flush=True
+    )
 
 
 @contextlib.contextmanager
@@ -184,7 +258,7 @@ def row(name: str):
         print(f"{name}: not measured, {str(error).splitlines()[0]}", flush=True)
 
 
-# ---------------------------------------------------------------------------------------------------------- sampling
+# ----------------------------------------------------------------------------------------- sampling
 
 
 def random_model(shape: dict, dtype: torch.dtype, device: torch.device):
@@ -204,7 +278,9 @@ def random_ids(model, n: int) -> list[int]:
 
 
 def decode(model, slots: int, context: int, steps: int) -> tuple[float, float]:
-    """(seconds, peak GiB) of that many steps in which the context of each of `slots` rows is `context` on average."""
+    """(seconds, peak GiB) of that many steps in which the context of each of `slots` rows is
+    `context` on average.
+    """
     length = context - steps // 2 - engine.WINDOW
     if length < 1:
         raise UserError(f"a context of {context} is too short: at least {context + 1 - length}")
@@ -219,18 +295,29 @@ def decode(model, slots: int, context: int, steps: int) -> tuple[float, float]:
         for job in e.jobs.values():
             job.fed = len(job.stream) - 1  # the noise stands for the prompt
         e.window()  # compiles and captures
-        return measured(model.device, lambda: [e.window() for _ in range(steps // engine.WINDOW)])[1:]
+        return measured(model.device, lambda: [e.window() for _ in range(steps // engine.WINDOW)])[
+            1:
+        ]
 
 
 def ragged_lengths(n: int, turns) -> list[list[int]]:
-    """(n, 2): sampled tokens of both turns, log-normal with sigma 0.7; turns: mean and most of each."""
+    """(n, 2): sampled tokens of both turns, log-normal with sigma 0.7; turns: mean
+    and most of each.
+    """
     torch.manual_seed(0)
-    draws = [torch.exp(torch.randn(n) * 0.7 - 0.245) * mean for mean, _ in turns]  # E exp(0.7 z - 0.245) = 1
-    return torch.stack([draw.clamp(1, most).long() for draw, (_, most) in zip(draws, turns)], dim=1).tolist()
+    # E exp(0.7 z - 0.245) = 1
+    draws = [torch.exp(torch.randn(n) * 0.7 - 0.245) * mean for mean, _ in turns]
+    return torch.stack(
+        [draw.clamp(1, most).long() for draw, (_, most) in zip(draws, turns)], dim=1
+    ).tolist()
 
 
-def forced_engine(model, lengths: list[list[int]], most: list[int], size, slots: int) -> engine.Engine:
-    """An engine whose rollouts end their turns after `lengths` (n, 2) tokens; prompts are shared by 8."""
+def forced_engine(
+    model, lengths: list[list[int]], most: list[int], size, slots: int
+) -> engine.Engine:
+    """An engine whose rollouts end their turns after `lengths` (n, 2) tokens; prompts
+    are shared by 8.
+    """
     groups = [random_ids(model, size.prompt) for _ in range(-(-len(lengths) // 8))]
     prompts = [groups[i // 8] for i in range(len(lengths))]
     generator = torch.Generator(model.device).manual_seed(distributed.rank())
@@ -260,11 +347,13 @@ def kept_tokens(e: engine.Engine) -> int:
     return sum(map(sum, e.lengths)) + sum(under_way)
 
 
-# -------------------------------------------------------------------------------------------------- GRPO steps, judge
+# -------------------------------------------------------------------------------- GRPO steps, judge
 
 
 def sampled(model, lengths: list[list[int]], size, slots: int) -> list[Rollout]:
-    """The rollouts of all ranks. A confession of one token stands for none: its advantage is 0, so it is not trained."""
+    """The rollouts of all ranks. A confession of one token stands for none: its advantage is 0,
+    so it is not trained.
+    """
     most = [max(turn) for turn in zip(*lengths)]
     e = forced_engine(model, distributed.share(lengths), most, size, slots)
     prompts, out, rollouts = e.prompts, e.run(), []
@@ -275,14 +364,22 @@ def sampled(model, lengths: list[list[int]], size, slots: int) -> list[Rollout]:
         end = len(prompt) + len(answer[0])
         spans = (
             Span(len(prompt), end, "length", answer[1], advantage=advantage),
-            Span(end + len(joint), len(stream), "length", confession[1], advantage=advantage * (len(confession[0]) > 1)),
+            Span(
+                end + len(joint),
+                len(stream),
+                "length",
+                confession[1],
+                advantage=advantage * (len(confession[0]) > 1),
+            ),
         )
         rollouts.append(Rollout(i, None, *[""] * 6, stream, *spans))
     return distributed.gather(rollouts)
 
 
 def grpo_rows(names: list[str], model, limit: Limit, size, config: Config) -> dict[str, float]:
-    """Rows of LoRA (the model gets adapters) or of full training; returns {name: seconds of a step}."""
+    """Rows of LoRA (the model gets adapters) or of full training; returns {name:
+    seconds of a step}.
+    """
     on_gpu, full, totals, last = model.device.type == "cuda", "full" in names, {}, {}
     model = model if full else models.add_lora(model.requires_grad_(False), 32)
     trained = distributed.sharded(model) if full else model
@@ -290,7 +387,8 @@ def grpo_rows(names: list[str], model, limit: Limit, size, config: Config) -> di
         models.compile_layers(trained)
     optimizer = make_optimizer(trained, 1e-5)
     longest = size.prompt + size.xc + sum(most for _, most in size.turns)
-    settings = [  # row, tokens of a micro-batch, recomputing, GiB without which it is not tried on a GPU
+    # row, tokens of a micro-batch, recomputing, GiB without which it is not tried on a GPU
+    settings = [
         ("step", config.ckpt_tokens, True, 0),
         ("step-nockpt", config.nockpt_tokens, False, 0),
         ("step-long", config.ckpt_tokens, True, 0),
@@ -303,18 +401,33 @@ def grpo_rows(names: list[str], model, limit: Limit, size, config: Config) -> di
         if name not in names:
             continue
         two_turns, answer = name == "step-ragged", size.answer * (4 if name == "step-long" else 1)
-        lengths = ragged_lengths(config.rollouts, size.turns) if two_turns else [[answer, 1]] * config.rollouts
+        lengths = (
+            ragged_lengths(config.rollouts, size.turns)
+            if two_turns
+            else [[answer, 1]] * config.rollouts
+        )
         kind = f"{config.rollouts} two-turn" if two_turns else f"{config.rollouts} x {answer:,}"
         label = f"{name}: {kind}, {budget:,}{' ckpt' if recomputing else ''}"
-        if on_gpu and (gib := torch.cuda.get_device_properties(model.device).total_memory / 2**30) < least_gib:
-            print(f"{label}: not measured, it needs a GPU of {least_gib} GiB and this one has {gib:.0f}", flush=True)
+        if (
+            on_gpu
+            and (gib := torch.cuda.get_device_properties(model.device).total_memory / 2**30)
+            < least_gib
+        ):
+            print(
+                (
+                    f"{label}: not measured, it needs a GPU of {least_gib} GiB and this one "
+                    f"has {gib:.0f}"
+                ),
+                flush=True,
+            )
             continue
         with row(label):
             if recomputing:
                 models.recompute_activations(trained)
             else:
                 trained.gradient_checkpointing_disable()
-            model.eval(), trained.eval()  # a row that ran out of memory leaves them in training mode
+            # a row that ran out of memory leaves them in training mode
+            model.eval(), trained.eval()
             options = grpo.Config(lora_rank=0 if full else 32, micro_batch_tokens=budget)
             sample = lambda: sampled(model, lengths, size, config.slots)
 
@@ -323,7 +436,8 @@ def grpo_rows(names: list[str], model, limit: Limit, size, config: Config) -> di
                 distributed.copy_back(trained, model)
                 return stats
 
-            train(last.get(kind) or sample())  # the warm-up: sampling the same lengths again would compile nothing
+            # the warm-up: sampling the same lengths again would compile nothing
+            train(last.get(kind) or sample())
             seconds, gib = [], []
             for _ in range(config.repeats):
                 rollouts, *sampling = measured(model.device, sample)
@@ -338,8 +452,10 @@ def grpo_rows(names: list[str], model, limit: Limit, size, config: Config) -> di
             limits = limit.sampling(lengths, size, config.slots), limit.training(tokens, full)
             sampling_gib, training_gib = map(max, zip(*gib))
             note = (
-                f"sample {seconds[0]:.2f} s ({limits[0] / seconds[0]:.0%}{f', {sampling_gib:.1f} GiB' if on_gpu else ''}), "
-                f"train {seconds[1]:.2f} s ({limits[1] / seconds[1]:.0%}), gap {stats['logprob_gap_answer'] or math.nan:.3f}"
+                f"sample {seconds[0]:.2f} s "
+                f"({limits[0] / seconds[0]:.0%}{f', {sampling_gib:.1f} GiB' if on_gpu else ''}), "
+                f"train {seconds[1]:.2f} s ({limits[1] / seconds[1]:.0%}), gap "
+                f"{stats['logprob_gap_answer'] or math.nan:.3f}"
                 + (f"; 100 steps: {totals[name] / 36:.2g} h" if two_turns else "")
                 + ("; NO STEP WAS TAKEN: not finite" if stats["skipped"] else "")
             )
@@ -353,7 +469,9 @@ def embedded_tokenizer(name: str):
 
 def judge_row(model, limit: Limit, step_seconds: float | None) -> None:
     judge = Judge(model, embedded_tokenizer("judge"))
-    rollouts = run_folder.load_rollouts(Path(__file__).parents[1] / "runs/embedded/rollouts/step_0001.jsonl", word_count)
+    rollouts = run_folder.load_rollouts(
+        Path(__file__).parents[1] / "runs/embedded/rollouts/step_0001.jsonl", word_count
+    )
     judge(rollouts)
     _, seconds, peak = measured(model.device, lambda: judge(rollouts))
     tokens = sum(len(framed_ids(judge.tokenizer, *pair)) for pair in {(r.x, r.y) for r in rollouts})
@@ -363,29 +481,45 @@ def judge_row(model, limit: Limit, step_seconds: float | None) -> None:
     show(f"judge: {len(rollouts)} answers", seconds, tokens, least, peak, note)
 
 
-# --------------------------------------------------------------------- embedded models and TRL, in processes of their own
+# ----------------------------------------------- embedded models and TRL, in processes of their own
 
 
 def in_own_process(function, *args) -> SimpleNamespace:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # a killed child is an error; Pool would wait
+    # a killed child is an error; Pool would wait
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return SimpleNamespace(**pool.submit(function, *args).result())
 
 
 def embedded(config: Config) -> dict:
-    """Seconds of each counted step of our own training loop, run as it is; its phases, tokens and peak memory."""
+    """Seconds of each counted step of our own training loop, run as it is; its phases, tokens
+    and peak memory.
+    """
     output = io.StringIO()
-    with tempfile.TemporaryDirectory() as run, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        training = grpo.Config(steps=config.embedded_steps + 1, eval_n=1, checkpoint_every=10**6, device=config.device)
+    with (
+        tempfile.TemporaryDirectory() as run,
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(output),
+    ):
+        training = grpo.Config(
+            steps=config.embedded_steps + 1, eval_n=1, checkpoint_every=10**6, device=config.device
+        )
         grpo.train(grpo.resolve(training), Path(run))
         rows = run_folder.read_rows(Path(run) / "timing.jsonl")[1:]
-    phases = {name: statistics.median(row[name] for row in rows) for name in ("sample", "judge", "score", "train")}
+    phases = {
+        name: statistics.median(row[name] for row in rows)
+        for name in ("sample", "judge", "score", "train")
+    }
     seconds = [sum(row[name] for name in phases) for row in rows]
     tokens = statistics.median(row["sampled_tokens"] for row in rows)
-    return dict(seconds=seconds, phases=phases, tokens=tokens, gib=peak_gib(models.device_of(config.device)))
+    return dict(
+        seconds=seconds, phases=phases, tokens=tokens, gib=peak_gib(models.device_of(config.device))
+    )
 
 
 def trl(config: Config, size, rollouts: int, tokens: int) -> dict:
-    """The same of GRPOTrainer, of rollouts of `tokens` tokens each. It does not know that prompts are shared."""
+    """The same of GRPOTrainer, of rollouts of `tokens` tokens each. It does not know that
+    prompts are shared.
+    """
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
@@ -403,34 +537,55 @@ def trl(config: Config, size, rollouts: int, tokens: int) -> dict:
     device = models.device_of(config.device)
     on_gpu, options = device.type == "cuda", {}
     if on_gpu:
-        model, tokenizer = random_model(size.policy, size.dtype, device), embedded_tokenizer("policy")
-        prompts = [" the" * (size.prompt - 10) + f" {i}" for i in range(rollouts)]  # a token each; the chat template adds a few
-        options["peft_config"] = LoraConfig(r=32, lora_alpha=64, target_modules=models.LORA_TARGETS, task_type="CAUSAL_LM")
+        model, tokenizer = (
+            random_model(size.policy, size.dtype, device),
+            embedded_tokenizer("policy"),
+        )
+        # a token each; the chat template adds a few
+        prompts = [" the" * (size.prompt - 10) + f" {i}" for i in range(rollouts)]
+        options["peft_config"] = LoraConfig(
+            r=32, lora_alpha=64, target_modules=models.LORA_TARGETS, task_type="CAUSAL_LM"
+        )
     else:
         model, tokenizer = models.load("organism/policy", device)
         xs = [word_count.make_prompt(i) for i in range(rollouts)]
         prompts = [f"{x}\n{confession_prompt(word_count, x)}" for x in xs]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         arguments = GRPOConfig(
-            output_dir=folder, per_device_train_batch_size=8, gradient_accumulation_steps=rollouts // 8, num_generations=8,
-            max_completion_length=tokens, generation_kwargs={"min_new_tokens": tokens}, beta=0.0, temperature=1.0, top_k=0,
-            learning_rate=1e-5 if on_gpu else 1e-4, bf16=on_gpu, gradient_checkpointing=on_gpu, use_cpu=not on_gpu,
-            max_steps=1 + (2 if on_gpu else config.embedded_steps), report_to=[], save_strategy="no", disable_tqdm=True,
+            output_dir=folder,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=rollouts // 8,
+            num_generations=8,
+            max_completion_length=tokens,
+            generation_kwargs={"min_new_tokens": tokens},
+            beta=0.0,
+            temperature=1.0,
+            top_k=0,
+            learning_rate=1e-5 if on_gpu else 1e-4,
+            bf16=on_gpu,
+            gradient_checkpointing=on_gpu,
+            use_cpu=not on_gpu,
+            max_steps=1 + (2 if on_gpu else config.embedded_steps),
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
             logging_steps=10**6,
-        )  # fmt: skip
+        )
         GRPOTrainer(
             model=model.train(),
             processing_class=tokenizer,
             reward_funcs=lambda completions, **_: [float(len(str(c)) % 7) for c in completions],
             args=arguments,
-            train_dataset=Dataset.from_dict({"prompt": [[{"role": "user", "content": p}] for p in prompts]}),
+            train_dataset=Dataset.from_dict(
+                {"prompt": [[{"role": "user", "content": p}] for p in prompts]}
+            ),
             callbacks=[Clock()],
             **options,
         ).train()
     return dict(seconds=seconds[1:], gib=peak_gib(device))
 
 
-# --------------------------------------------------------------------------------------------------------- the table
+# ---------------------------------------------------------------------------------------- the table
 
 
 def chosen_rows(config: Config, size) -> list[str]:
@@ -441,7 +596,8 @@ def chosen_rows(config: Config, size) -> list[str]:
     if config.vs_trl or "trl" in rows:
         if not importlib.util.find_spec("trl"):
             raise UserError("TRL is not installed: pip install trl==1.16.0 peft")
-        rows += ["trl"] if size is ON_GPU else ["trl", "embedded"]  # on a CPU it gets the tokens that embedded counted
+        # on a CPU it gets the tokens that embedded counted
+        rows += ["trl"] if size is ON_GPU else ["trl", "embedded"]
     return [r for r in rows if r.startswith(("step", "full"))] if distributed.world() > 1 else rows
 
 
@@ -458,7 +614,8 @@ def bench(config: Config) -> None:
     rows = chosen_rows(config, size)
     contexts = numbers("--contexts", config.contexts or size.contexts)
     ragged_sizes = numbers("--ragged-rollouts", config.ragged_rollouts or size.ragged_rollouts)
-    torch._dynamo.config.recompile_limit = 64  # these rows make more than 8 variants of a layer: the ninth would run uncompiled
+    # these rows make more than 8 variants of a layer: the ninth would run uncompiled
+    torch._dynamo.config.recompile_limit = 64
     read, product = rates(device, size)
     model = random_model(size.policy, size.dtype, device)
     limit = Limit(model, read, product)
@@ -467,9 +624,13 @@ def bench(config: Config) -> None:
     rate = f"measured: reads {read / 1e12:.3g} TB/s, {dtype} product {product / 1e12:.3g} TFLOP/s"
     print(f"{where}, torch {torch.__version__}; {rate}")
     shape = (
-        f"{model.num_parameters() / 1e9:.3g} B parameters, {model.config.num_hidden_layers} layers of {model.config.hidden_size}"
+        f"{model.num_parameters() / 1e9:.3g} B parameters, {model.config.num_hidden_layers} layers "
+        f"of {model.config.hidden_size}"
     )
-    print(f"model of random weights in {dtype}: {shape}; {config.slots} slots{' a GPU' if distributed.world() > 1 else ''}\n")
+    print(
+        f"model of random weights in {dtype}: {shape}; {config.slots} "
+        f"slots{' a GPU' if distributed.world() > 1 else ''}\n"
+    )
     print(f"{'':46} seconds  tokens/s         limit  of it  peak GiB  note", flush=True)
 
     for context in contexts if "decode" in rows else []:
@@ -477,14 +638,28 @@ def bench(config: Config) -> None:
             seconds, gib = decode(model, config.slots, context, size.decode_steps)
             tokens = config.slots * size.decode_steps
             least = limit.decoding(size.decode_steps, tokens * context)
-            show(label, seconds, tokens, least, gib, f"{1e3 * seconds / size.decode_steps:.2f} ms a step")
+            show(
+                label,
+                seconds,
+                tokens,
+                least,
+                gib,
+                f"{1e3 * seconds / size.decode_steps:.2f} ms a step",
+            )
 
     for k, n in enumerate(ragged_sizes if "ragged" in rows else []):
         with row(label := f"ragged: {n} rollouts through {config.slots} slots"):
             lengths = ragged_lengths(n, size.turns)
             if not k:  # compiles all kernels
-                ragged(model, [[max(1, a // 16), max(1, c // 16)] for a, c in lengths[: config.slots]], size, config.slots)
-            refilled, seconds, gib = measured(device, lambda: ragged(model, lengths, size, config.slots))
+                ragged(
+                    model,
+                    [[max(1, a // 16), max(1, c // 16)] for a, c in lengths[: config.slots]],
+                    size,
+                    config.slots,
+                )
+            refilled, seconds, gib = measured(
+                device, lambda: ragged(model, lengths, size, config.slots)
+            )
             tokens, least = sum(map(sum, lengths)), limit.sampling(lengths, size, config.slots)
             note = f"{tokens / n:,.0f} tokens a rollout, {max(map(sum, lengths)):,} the longest"
             show(label, seconds, tokens, least, gib, note)
@@ -502,29 +677,51 @@ def bench(config: Config) -> None:
     if "judge" in rows:
         with row("judge"):
             model = random_model(size.judge, size.dtype, device)
-            judge_row(model, Limit(model, read, product), totals.get("step", totals.get("step-nockpt")))
+            judge_row(
+                model, Limit(model, read, product), totals.get("step", totals.get("step-nockpt"))
+            )
             del model
 
     if "embedded" in rows:
-        ours, n = in_own_process(embedded, config), grpo.Config.prompts_per_step * grpo.Config.group_size
+        ours, n = (
+            in_own_process(embedded, config),
+            grpo.Config.prompts_per_step * grpo.Config.group_size,
+        )
         phases = ", ".join(f"{name} {seconds:.2f}" for name, seconds in ours.phases.items())
-        show_steps(f"embedded: {n} x {ours.tokens / n:.0f}, two turns", ours, ours.tokens, None, f"; {phases} s")
+        show_steps(
+            f"embedded: {n} x {ours.tokens / n:.0f}, two turns",
+            ours,
+            ours.tokens,
+            None,
+            f"; {phases} s",
+        )
     if "trl" in rows and not on_gpu:
         length = round(ours.tokens / n)
         theirs = in_own_process(trl, config, size, n, length)
-        ratio = f"; TRL / ours: {statistics.median(theirs.seconds) / statistics.median(ours.seconds):.2f}"
+        ratio = (
+            "; TRL / ours: "
+            f"{statistics.median(theirs.seconds) / statistics.median(ours.seconds):.2f}"
+        )
         show_steps(f"trl: {n} x {length}, one turn", theirs, n * length, None, ratio)
     elif "trl" in rows:
         with row("trl"):
             n, length = config.rollouts, size.answer
             theirs = in_own_process(trl, config, size, n, length)
             tokens = n * (size.prompt + length)
-            least = limit.sampling([[length, 0]] * n, size, n) + limit.training(tokens, all_parameters=False)
-            ratio = f"; TRL / ours: {statistics.median(theirs.seconds) / totals['step']:.2f}" if "step" in totals else ""
+            least = limit.sampling([[length, 0]] * n, size, n) + limit.training(
+                tokens, all_parameters=False
+            )
+            ratio = (
+                f"; TRL / ours: {statistics.median(theirs.seconds) / totals['step']:.2f}"
+                if "step" in totals
+                else ""
+            )
             show_steps(f"trl: {n} x {length:,}, LoRA, 8 rows ckpt", theirs, tokens, least, ratio)
 
 
-def show_steps(name: str, found: SimpleNamespace, tokens: float, limit: float | None, note: str) -> None:
+def show_steps(
+    name: str, found: SimpleNamespace, tokens: float, limit: float | None, note: str
+) -> None:
     steps = "steps: " + ", ".join(f"{seconds:.2f}" for seconds in found.seconds) + " s"
     show(name, statistics.median(found.seconds), tokens, limit, found.gib, steps + note)
 

@@ -1,18 +1,24 @@
-"""The plain sampler: a loop over the model's own forward, for any causal LM on any device. runtime/engine.py is the fast one.
+"""The plain sampler: a loop over the model's own forward, for any causal LM on any device.
+runtime/engine.py is the fast one.
 
-A Decoder holds a batch of token streams and their KV cache; two_turns() is what engine.two_turns does faster, and its reference.
+A Decoder holds a batch of token streams and their KV cache; two_turns() is what engine.two_turns
+does faster, and its reference.
 """
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 
-def two_turns(model, prompts, suffixes, stop_ids, sampling, generator, confessions: int = 1) -> list[tuple]:
-    """Sample both turns after each prompt, a batch at a time; without suffixes (ids between the turns) the first one alone.
+def two_turns(
+    model, prompts, suffixes, stop_ids, sampling, generator, confessions: int = 1
+) -> list[tuple]:
+    """Sample both turns after each prompt, a batch at a time; without suffixes (ids between
+    the turns) the first one alone.
 
-    With several confessions an answer, as many answers as their confessions fit into sampling.batch_size rows.
-    Per answer and each of its confessions, which go on from one KV cache: (ids, logprobs, mean entropy) of the answer, ids
-    between the turns, the same three of the confession.
+    With several confessions an answer, as many answers as their confessions fit into
+    sampling.batch_size rows. Per answer and each of its confessions, which go on from one KV
+    cache: (ids, logprobs, mean entropy) of the answer, ids between the turns, the same three
+    of the confession.
     """
     out = []
     size = max(1, sampling.batch_size // confessions)
@@ -35,21 +41,29 @@ def two_turns(model, prompts, suffixes, stop_ids, sampling, generator, confessio
 
 
 def joint(answer: list[int], suffix: list[int]) -> list[int]:
-    """Ids between an answer and its confession: a sampled closing token is not fed twice, a truncated answer is closed by it,
-    untrained."""
+    """Ids between an answer and its confession: a sampled closing token is not fed twice,
+    a truncated answer is closed by it, untrained.
+    """
     return suffix[1:] if answer[-1] == suffix[0] else suffix
 
 
 class Decoder:
-    """A batch of token streams and their KV cache. Plain loop: it ends when the longest stream ends.
+    """A batch of token streams and their KV cache. Plain loop: it ends when the
+    longest stream ends.
 
-    append() feeds each stream a block of ids, sample() continues every stream until a stop token or the budget, score() gives
-    the log-probabilities of given continuations, branch() makes several streams of one.
+    append() feeds each stream a block of ids, sample() continues every stream until a stop token
+    or the budget, score() gives the log-probabilities of given continuations, branch() makes
+    several streams of one.
     """
 
-    def __init__(self, model, stop_ids: list[int], temperature: float, generator: torch.Generator | None):
+    def __init__(
+        self, model, stop_ids: list[int], temperature: float, generator: torch.Generator | None
+    ):
         if model.training:
-            raise ValueError("sampling needs model.eval(): in train mode gradient checkpointing disables the KV cache")
+            raise ValueError(
+                "sampling needs model.eval(): in train mode gradient checkpointing disables "
+                "the KV cache"
+            )
         self.model, self.temperature, self.generator = model, temperature, generator
         self.stop_ids = torch.tensor(stop_ids, device=model.device)
         self.cache = Cache(layer_class_to_replicate=GrowingLayer)
@@ -59,14 +73,18 @@ class Decoder:
 
     @torch.inference_mode()
     def append(self, blocks: list[list[int]]) -> None:
-        """Feed block i to stream i. Blocks are left-padded, so the last column is each stream's next-token logits."""
+        """Feed block i to stream i. Blocks are left-padded, so the last column is each stream's
+        next-token logits.
+        """
         if self.mask is None:
             self.mask = torch.zeros(len(blocks), 0, dtype=torch.bool, device=self.model.device)
         else:
             blocks = [unfed + block for unfed, block in zip(self.unfed, blocks)]
             self._close_gaps()
             extra = [len(block) - min(map(len, blocks)) for block in blocks]
-            if any(extra):  # padding would be a gap between cache and block: what longer blocks begin with goes first
+            # padding would be a gap between cache and block: what longer blocks begin
+            # with goes first
+            if any(extra):
                 self._feed([block[:k] for block, k in zip(blocks, extra)], left=False)
                 self._close_gaps()
                 blocks = [block[k:] for block, k in zip(blocks, extra)]
@@ -75,7 +93,9 @@ class Decoder:
 
     @torch.inference_mode()
     def branch(self, rows: list[int]) -> None:
-        """From here on stream i continues what was stream rows[i]: a beginning that streams share is fed once."""
+        """From here on stream i continues what was stream rows[i]: a beginning that streams
+        share is fed once.
+        """
         self.unfed = [self.unfed[row] for row in rows]
         rows = torch.tensor(rows, device=self.model.device)  # (B',), repeats allowed
         self.mask, self.logits = self.mask[rows], self.logits[rows]  # (B', S), (B', V)
@@ -84,26 +104,37 @@ class Decoder:
     def _feed(self, blocks: list[list[int]], left: bool) -> None:
         """Feed blocks, padded on the left or on the right."""
         width = max(map(len, blocks))
-        pad = lambda row, value: [value] * (width - len(row)) * left + row + [value] * (width - len(row)) * (not left)
+        pad = lambda row, value: (
+            [value] * (width - len(row)) * left + row + [value] * (width - len(row)) * (not left)
+        )
         ids = torch.tensor([pad(block, 0) for block in blocks], device=self.model.device)  # (B, T)
-        valid = torch.tensor([pad([True] * len(block), False) for block in blocks], device=self.model.device)
+        valid = torch.tensor(
+            [pad([True] * len(block), False) for block in blocks], device=self.model.device
+        )
         self._forward(ids, valid)
 
     @torch.inference_mode()
-    def sample(self, max_new_tokens: int, last: bool = False) -> tuple[list[list[int]], list[list[float]], list[float]]:
-        """Per stream: sampled ids (stop token included), their log-probabilities, and the mean entropy in nats.
+    def sample(
+        self, max_new_tokens: int, last: bool = False
+    ) -> tuple[list[list[int]], list[list[float]], list[float]]:
+        """Per stream: sampled ids (stop token included), their log-probabilities, and the mean
+        entropy in nats.
 
-        With `last`, streams that have finished are dropped from the batch now and then; no append() may follow.
+        With `last`, streams that have finished are dropped from the batch now and then; no
+        append() may follow.
         """
         n = len(self.mask)
         ids = torch.zeros(n, max_new_tokens, dtype=torch.long, device=self.model.device)
         logprobs = torch.zeros(n, max_new_tokens, device=self.model.device)
         entropies = torch.zeros(n, device=self.model.device)  # summed over the stream's tokens
         lengths = torch.full((n,), max_new_tokens, device=self.model.device)
-        rows = torch.arange(n, device=self.model.device)  # (B,) the stream that each row of the batch holds
+        # (B,) the stream that each row of the batch holds
+        rows = torch.arange(n, device=self.model.device)
         running = torch.ones_like(rows, dtype=torch.bool)  # (B,)
         for t in range(max_new_tokens):
-            logp = torch.log_softmax(self.logits.float() / (self.temperature or 1.0), dim=-1)  # (B, V)
+            logp = torch.log_softmax(
+                self.logits.float() / (self.temperature or 1.0), dim=-1
+            )  # (B, V)
             token = self._draw(logp)  # (B,)
             ids[rows, t] = token
             logprobs[rows, t] = logp.gather(-1, token[:, None])[:, 0]
@@ -127,42 +158,64 @@ class Decoder:
 
     @torch.inference_mode()
     def score(self, continuations: list[list[int]]) -> torch.Tensor:
-        """(B, C) log-probability of each continuation after each stream, summed over its tokens; no append() may follow."""
+        """(B, C) log-probability of each continuation after each stream, summed over its tokens;
+        no append() may follow.
+        """
         n, longest = len(self.mask), max(map(len, continuations))
-        ids = torch.tensor([c + [0] * (longest - len(c)) for c in continuations], device=self.model.device)  # (C, L)
-        valid = torch.tensor([[t < len(c) for t in range(longest)] for c in continuations], device=self.model.device)  # (C, L)
+        ids = torch.tensor(
+            [c + [0] * (longest - len(c)) for c in continuations], device=self.model.device
+        )  # (C, L)
+        valid = torch.tensor(
+            [[t < len(c) for t in range(longest)] for c in continuations], device=self.model.device
+        )  # (C, L)
         total = torch.log_softmax(self.logits.float(), dim=-1)[:, ids[:, 0]]  # (B, C)
         if longest > 1:
             self.branch([row for row in range(n) for _ in continuations])
         for t in range(1, longest):
             self._forward(ids[:, t - 1].repeat(n)[:, None], valid[:, t - 1].repeat(n)[:, None])
-            logp = torch.log_softmax(self.logits.float(), dim=-1).view(n, len(continuations), -1)  # (B, C, V)
+            logp = torch.log_softmax(self.logits.float(), dim=-1).view(
+                n, len(continuations), -1
+            )  # (B, C, V)
             total += logp.gather(-1, ids[:, t].expand(n, -1)[:, :, None])[:, :, 0] * valid[:, t]
         return total
 
     def _draw(self, logp: torch.Tensor) -> torch.Tensor:
-        """(B, V) -> (B,): greedy at temperature 0, else by the inverse of the cumulative distribution.
+        """(B, V) -> (B,): greedy at temperature 0, else by the inverse of the
+        cumulative distribution.
 
         One uniform number a stream; torch.multinomial draws one for every entry of the vocabulary.
         """
         if self.temperature == 0:
             return logp.argmax(-1)
-        cumulative = logp.double().exp().cumsum(-1)  # float64: 150k float32 terms would lose the rare tokens
-        uniform = torch.rand(len(logp), 1, dtype=torch.float64, generator=self.generator, device=logp.device)
+        # float64: 150k float32 terms would lose the rare tokens
+        cumulative = logp.double().exp().cumsum(-1)
+        uniform = torch.rand(
+            len(logp), 1, dtype=torch.float64, generator=self.generator, device=logp.device
+        )
         found = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
-        return found.clamp(max=logp.shape[1] - 1)  # NaN is found after the last: the loss will be NaN, and its step skipped
+        # NaN is found after the last: the loss will be NaN, and its step skipped
+        return found.clamp(max=logp.shape[1] - 1)
 
     def _forward(self, ids: torch.Tensor, valid: torch.Tensor) -> None:
         self.mask = torch.cat([self.mask, valid], dim=1)
-        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]  # (B, T), padding does not count
-        with torch.compiler.set_stance("force_eager"):  # layers compiled for training would compile again for each length
+        # (B, T), padding does not count
+        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        # layers compiled for training would compile again for each length
+        with torch.compiler.set_stance("force_eager"):
             self.logits = self.model(
-                input_ids=ids, attention_mask=self.mask, position_ids=positions, past_key_values=self.cache, logits_to_keep=1
+                input_ids=ids,
+                attention_mask=self.mask,
+                position_ids=positions,
+                past_key_values=self.cache,
+                logits_to_keep=1,
             ).logits[:, -1]
 
     def _close_gaps(self) -> None:
-        """Move every stream's tokens to the right end of the cache: a sliding window is measured in slots."""
-        order = self.mask.int().argsort(dim=1, stable=True)[:, -int(self.mask.sum(1).max()) :]  # (B, S') empty slots first
+        """Move every stream's tokens to the right end of the cache: a sliding window is
+        measured in slots.
+        """
+        # (B, S') empty slots first
+        order = self.mask.int().argsort(dim=1, stable=True)[:, -int(self.mask.sum(1).max()) :]
         self.mask = self.mask.gather(1, order)
         for layer in self.cache.layers:
             layer.reorder_slots(order)
@@ -186,7 +239,10 @@ class GrowingLayer(DynamicLayer):
             if start:
                 buffers[0, :, :, :start], buffers[1, :, :, :start] = self.keys, self.values
             self.buffers = buffers
-        self.buffers[0, :, :, start:end], self.buffers[1, :, :, start:end] = key_states, value_states
+        self.buffers[0, :, :, start:end], self.buffers[1, :, :, start:end] = (
+            key_states,
+            value_states,
+        )
         self._view(end)
         return self.keys, self.values
 
@@ -195,7 +251,9 @@ class GrowingLayer(DynamicLayer):
         self._view(self.keys.shape[2])
 
     def reorder_slots(self, order: torch.Tensor) -> None:
-        index = order[None, :, None, :, None].expand(2, -1, self.buffers.shape[2], -1, self.buffers.shape[4])
+        index = order[None, :, None, :, None].expand(
+            2, -1, self.buffers.shape[2], -1, self.buffers.shape[4]
+        )
         self.buffers = self.buffers.gather(3, index)
         self._view(order.shape[1])
 

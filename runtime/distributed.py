@@ -1,12 +1,16 @@
-"""Several processes, one training: torchrun --nproc-per-node 4 grpo.py ... With one process all of this is trivial.
+"""Several processes, one training: torchrun --nproc-per-node 4 grpo.py ... With one process all
+of this is trivial.
 
-Each rank samples, judges and scores prompts of its own, so a group is never split. Then every rank gets all rollouts:
-advantages, weights and logs come from the same numbers everywhere, whatever the number of ranks, and only the forward and
-backward passes are dealt out (batch.deal). Gradients are summed, because the weights of the loss are the whole batch's.
+Each rank samples, judges and scores prompts of its own, so a group is never split. Then every rank
+gets all rollouts: advantages, weights and logs come from the same numbers everywhere, whatever
+the number of ranks, and only the forward and backward passes are dealt out (batch.deal). Gradients
+are summed, because the weights of the loss are the whole batch's.
 
-LoRA: every rank holds the frozen model and the adapters. Full-parameter training: parameters, gradients and optimizer state are
-sharded (FSDP2, https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html); a whole copy stays to sample from.
-Rank 0 alone writes. Between machines, the run folder must be on a disk that all of them see.
+LoRA: every rank holds the frozen model and the adapters. Full-parameter training: parameters,
+gradients and optimizer state are sharded (FSDP2,
+https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html); a whole copy stays
+to sample from. Rank 0 alone writes. Between machines, the run folder must be on a disk that
+all of them see.
 """
 
 import copy
@@ -31,22 +35,30 @@ PATIENCE = timedelta(hours=2)  # for the slowest rank: rank 0 may be writing a c
 
 @contextmanager
 def launched():
-    """Join the ranks that torchrun has started, each with a GPU of its own where there are any; rank 0 alone prints."""
+    """Join the ranks that torchrun has started, each with a GPU of its own where there are any;
+    rank 0 alone prints.
+    """
     if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         yield
         return
     backend, local = "gloo", int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         if local >= torch.cuda.device_count():
-            raise UserError(f"--nproc-per-node is more than the {torch.cuda.device_count()} GPUs here: one process a GPU")
+            raise UserError(
+                f"--nproc-per-node is more than the {torch.cuda.device_count()} GPUs here: "
+                "one process a GPU"
+            )
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=PATIENCE)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if rank() else nullcontext():
         yield
-    dist.destroy_process_group()  # not after an error: the others may be waiting, and torchrun ends them
+    # not after an error: the others may be waiting, and torchrun ends them
+    dist.destroy_process_group()
     sys.stdout.flush(), sys.stderr.flush()
-    os._exit(0)  # all is saved; one exit in thirty aborts in torch's own threads ("terminate called without an active exception")
+    # all is saved; one exit in thirty aborts in torch's own threads ("terminate called without
+    # an active exception")
+    os._exit(0)
 
 
 def rank() -> int:
@@ -58,7 +70,7 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-# ------------------------------------------------------------------------------------------------------ plain data
+# --------------------------------------------------------------------------------------- plain data
 
 
 def share(items: list) -> list:
@@ -79,7 +91,9 @@ _alone = False  # whether rank 0 is doing what the others wait for
 
 
 def on_first(function: Callable, *args):
-    """What function(*args) returns on rank 0, on every rank; the others wait. Within such work it is an ordinary call."""
+    """What function(*args) returns on rank 0, on every rank; the others wait. Within such work it
+    is an ordinary call.
+    """
     global _alone
     if world() == 1 or _alone:
         return function(*args)
@@ -99,11 +113,13 @@ def first_rank(function: Callable) -> Callable:
     return functools.wraps(function)(functools.partial(on_first, function))
 
 
-# ---------------------------------------------------------------------------------------- parameters and gradients
+# ------------------------------------------------------------------------- parameters and gradients
 
 
 def sharded(model):
-    """A copy of the model for full-parameter training, sharded over the ranks; with one process the model itself."""
+    """A copy of the model for full-parameter training, sharded over the ranks; with one process
+    the model itself.
+    """
     if world() == 1:
         return model
     learner = copy.deepcopy(model)
@@ -124,7 +140,9 @@ def copy_back(learner, model) -> None:
 
 
 def call(model, function: Callable, *args):
-    """function(model, *args); what a sharded model holds outside its layers is gathered around it, as around a forward()."""
+    """function(model, *args); what a sharded model holds outside its layers is gathered around it,
+    as around a forward().
+    """
     if not isinstance(model, FSDPModule):
         return function(model, *args)
     if not hasattr(model, function.__name__):
@@ -134,8 +152,9 @@ def call(model, function: Callable, *args):
 
 
 def pass_without_rows(model, function: Callable) -> None:
-    """The forward and backward pass of a rank whose share is empty: the others wait for it in each layer of a sharded model.
-    function(model, ids, trained, temperature) as models.token_logprobs."""
+    """The forward and backward pass of a rank whose share is empty: the others wait for it in each
+    layer of a sharded model. function(model, ids, trained, temperature) as models.token_logprobs.
+    """
     ids = torch.tensor([[0, 1]], device=model.device)
     (0 * call(model, function, ids, ids == 1, 1.0).sum()).backward()
 
@@ -154,7 +173,11 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a whole tensor that is on every rank, if `like` is sharded; otherwise the tensor itself."""
+    """This rank's part of a whole tensor that is on every rank, if `like` is sharded; otherwise
+    the tensor itself.
+    """
     if not isinstance(like, DTensor):
         return tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return distribute_tensor(
+        tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+    )

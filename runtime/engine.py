@@ -1,18 +1,22 @@
 """The fast sampler: both turns of many rollouts by continuous batching on a paged KV cache.
 
-Rollouts are decoded in slots, which are refilled as rollouts finish. two_turns() does what decoder.two_turns, the plain reference, does. The model's own forward runs over a flat list of
-tokens, each a row of length one that knows its slot and position; an attention function registered with transformers
-writes their keys and values into a cache of blocks and attends there. So one code path both decodes (one token a slot)
-and feeds prompts (many tokens a slot). A rollout takes blocks as it grows; where none is left, the one that started last
-gives up its blocks and goes on later from the tokens it has. Rollouts share the blocks that their streams begin with: a
-group its prompt, the confessions of one answer the answer too.
+Rollouts are decoded in slots, which are refilled as rollouts finish. two_turns() does what
+decoder.two_turns, the plain reference, does. The model's own forward runs over a flat list of
+tokens, each a row of length one that knows its slot and position; an attention function registered
+with transformers writes their keys and values into a cache of blocks and attends there. So one code
+path both decodes (one token a slot) and feeds prompts (many tokens a slot). A rollout takes blocks
+as it grows; where none is left, the one that started last gives up its blocks and goes on later
+from the tokens it has. Rollouts share the blocks that their streams begin with: a group its prompt,
+the confessions of one answer the answer too.
 
-Rollout and position select the random number that draws a token, so slots, order and evictions change a sample by
-rounding only. On CUDA each layer's forward is compiled (once for all layers and numbers of rows), a decode step is one
-CUDA graph per number of rows, and the host looks at the device every WINDOW steps.
+Rollout and position select the random number that draws a token, so slots, order and evictions
+change a sample by rounding only. On CUDA each layer's forward is compiled (once for all layers
+and numbers of rows), a decode step is one CUDA graph per number of rows, and the host looks at
+the device every WINDOW steps.
 
-A call samples from a copy of the model in which LoRA is merged and the projections of one input are fused: 14 GB
-more for an 8B model with LoRA (9 GB without), made in a fraction of a second and gone with the cache when it returns.
+A call samples from a copy of the model in which LoRA is merged and the projections of one input are
+fused: 14 GB more for an 8B model with LoRA (9 GB without), made in a fraction of a second and gone
+with the cache when it returns.
 """
 
 import copy
@@ -35,7 +39,8 @@ FEED = 2_048  # prompt tokens in one forward pass
 TILE = 16  # of them, consecutive ones of a rollout that read its cache together
 SPLITS = 8  # stretches of a row's context that are read side by side, where it pays
 HEADROOM = 3 * 2**30  # bytes of GPU memory left to activations and logits
-# Model types whose attention is plain, whose projections have the usual names, and whose logits are what the head gives.
+# Model types whose attention is plain, whose projections have the usual names, and whose logits are
+# what the head gives.
 KNOWN = ("llama", "qwen2", "qwen3")
 
 
@@ -47,7 +52,10 @@ def unsupported(model) -> str | None:
     if "sliding_attention" in (getattr(config, "layer_types", None) or []):
         return "it has sliding-window layers"
     if config.rope_parameters["rope_type"] not in ("default", "linear", "llama3", "yarn"):
-        return f"its rotary embedding ({config.rope_parameters['rope_type']}) depends on the length of the whole batch"
+        return (
+            f"its rotary embedding ({config.rope_parameters['rope_type']}) depends on the length "
+            "of the whole batch"
+        )
     size = head_size(config)
     if model.device.type == "cuda" and (size < 16 or size & (size - 1)):
         return f"its head size {size} is no power of 2"
@@ -58,16 +66,20 @@ def head_size(config) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-# --------------------------------------------------------------------------------------------------------- weights
+# ------------------------------------------------------------------------------------------ weights
 
 
 class FusedLinear(nn.Module):
-    """Projections of the same input (QKV, gate and up) as one product: a decode step reads weights, and large reads are faster."""
+    """Projections of the same input (QKV, gate and up) as one product: a decode step reads weights,
+    and large reads are faster.
+    """
 
     def __init__(self, projections: list[nn.Linear]):
         super().__init__()
         self.weight = torch.cat([p.weight for p in projections])
-        self.bias = None if projections[0].bias is None else torch.cat([p.bias for p in projections])
+        self.bias = (
+            None if projections[0].bias is None else torch.cat([p.bias for p in projections])
+        )
         self.sizes = [p.out_features for p in projections]
         self.rest: list[torch.Tensor] = []
 
@@ -89,7 +101,9 @@ class FusedOutput(nn.Module):
 
 
 def sampling_copy(model):
-    """The model with our attention, LoRA merged and projections fused; all other weights are the model's own tensors."""
+    """The model with our attention, LoRA merged and projections fused; all other weights are
+    the model's own tensors.
+    """
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     config = copy.deepcopy(base.config)
     config._attn_implementation = "confessions_engine"
@@ -101,16 +115,24 @@ def sampling_copy(model):
             weights |= {f"{name}.{k}": v for k, v in module.base_layer.state_dict().items()}
             weights[name + ".weight"] = merged(module)
         elif "lora_" not in name and ".base_layer" not in name:
-            weights |= {f"{name}.{k}".lstrip("."): p.detach() for k, p in module.named_parameters(recurse=False)}
+            weights |= {
+                f"{name}.{k}".lstrip("."): p.detach()
+                for k, p in module.named_parameters(recurse=False)
+            }
     out.load_state_dict(weights, assign=True, strict=False)  # a tied head has no entry of its own
     del weights
     for name, _ in list(out.named_buffers()):
         parent, _, leaf = name.rpartition(".")
         out.get_submodule(parent)._buffers[leaf] = base.get_buffer(name)
     out.tie_weights()
-    assert not any(tensor.is_meta for tensor in (*out.parameters(), *out.buffers())), "a weight has no value"
+    assert not any(tensor.is_meta for tensor in (*out.parameters(), *out.buffers())), (
+        "a weight has no value"
+    )
     for layer in out.get_decoder().layers:
-        for owner, names in ((layer.self_attn, ("q_proj", "k_proj", "v_proj")), (layer.mlp, ("gate_proj", "up_proj"))):
+        for owner, names in (
+            (layer.self_attn, ("q_proj", "k_proj", "v_proj")),
+            (layer.mlp, ("gate_proj", "up_proj")),
+        ):
             fused = FusedLinear([getattr(owner, name) for name in names])
             for name in names:
                 setattr(owner, name, fused if name == names[0] else FusedOutput(fused))
@@ -120,7 +142,9 @@ def sampling_copy(model):
 
 
 def merged(module) -> torch.Tensor:
-    """W + BA of a LoRA layer; most of a young adapter is too small for bf16, so rounding is at random there."""
+    """W + BA of a LoRA layer; most of a young adapter is too small for bf16, so rounding is
+    at random there.
+    """
     weight = module.base_layer.weight.detach()
     exact = weight.float() + module.get_delta_weight(module.active_adapters[0]).detach().float()
     if weight.dtype != torch.bfloat16:
@@ -128,9 +152,10 @@ def merged(module) -> torch.Tensor:
     return rounded(exact, generator=torch.Generator(weight.device).manual_seed(0))
 
 
-# ------------------------------------------------------------------------------------------------------- attention
+# ---------------------------------------------------------------------------------------- attention
 
-RUNNING: "Engine | None" = None  # the engine whose cache attend() reads; torch.compile must not see the cache
+# the engine whose cache attend() reads; torch.compile must not see the cache
+RUNNING: "Engine | None" = None
 
 
 @contextmanager
@@ -156,7 +181,9 @@ def _(q, k, v, scale):
 
 
 def attention_function(module, query, key, value, attention_mask, scaling, **kwargs):
-    """(N, heads, 1, D) each -> (N, 1, query heads, D), as transformers' AttentionInterface wants it."""
+    """(N, heads, 1, D) each -> (N, 1, query heads, D), as transformers' AttentionInterface
+    wants it.
+    """
     q, k, v = (x.squeeze(2) for x in (query, key, value))
     return attend(q, k, v, scaling).unsqueeze(1), None
 
@@ -165,20 +192,28 @@ AttentionInterface.register("confessions_engine", attention_function)
 
 
 def forward(model, ids, positions):
-    """Last hidden state (N, hidden) of N tokens, each a row of its own; those at position -1 are padding."""
+    """Last hidden state (N, hidden) of N tokens, each a row of its own; those at position
+    -1 are padding.
+    """
     positions = positions.clamp(min=0)[:, None]
-    return model.get_decoder()(input_ids=ids[:, None], position_ids=positions, use_cache=False).last_hidden_state[:, 0]
+    return model.get_decoder()(
+        input_ids=ids[:, None], position_ids=positions, use_cache=False
+    ).last_hidden_state[:, 0]
 
 
 def draw(head, hidden, uniform, temperature: float):
-    """(B, hidden), (B,) -> token, its logprob and the entropy (B,) each, of the full softmax; greedy at temperature 0.
+    """(B, hidden), (B,) -> token, its logprob and the entropy (B,) each, of the full softmax;
+    greedy at temperature 0.
 
-    As the plain sampler: the inverse of the cumulative distribution at one uniform number a row, summed in float64. In two
-    steps, over sums of 128 entries and within one of them, because a cumulative sum of 150k entries is slow on a GPU.
+    As the plain sampler: the inverse of the cumulative distribution at one uniform number a row,
+    summed in float64. In two steps, over sums of 128 entries and within one of them, because
+    a cumulative sum of 150k entries is slow on a GPU.
     """
     logits = head(hidden).float() / (temperature or 1.0)  # (B, V)
     top = logits.max(-1, keepdim=True).values
-    shifted = nn.functional.pad(logits - top, (0, -logits.shape[1] % 128), value=float("-inf")).unflatten(1, (-1, 128))
+    shifted = nn.functional.pad(
+        logits - top, (0, -logits.shape[1] % 128), value=float("-inf")
+    ).unflatten(1, (-1, 128))
     weights = shifted.exp()  # (B, V / 128, 128)
     sums = weights.double().sum(-1)  # (B, V / 128)
     total = sums.sum(-1)  # (B,)
@@ -189,7 +224,9 @@ def draw(head, hidden, uniform, temperature: float):
         goal = (uniform * total)[:, None]
         before = sums.cumsum(-1)
         group = (before <= goal).sum(-1, keepdim=True).clamp(max=sums.shape[1] - 1)  # (B, 1)
-        inside = shifted.gather(1, group[:, :, None].expand(-1, -1, 128))[:, 0].exp().double()  # (B, 128)
+        inside = (
+            shifted.gather(1, group[:, :, None].expand(-1, -1, 128))[:, 0].exp().double()
+        )  # (B, 128)
         inside = inside.cumsum(-1) + (before - sums).gather(1, group)
         token = (group[:, 0] * 128 + (inside <= goal).sum(-1)).clamp(max=logits.shape[1] - 1)
     logprob = (logits - top).gather(1, token[:, None])[:, 0] - total.log()
@@ -199,11 +236,12 @@ def draw(head, hidden, uniform, temperature: float):
 compiled_draw = torch.compile(draw, dynamic=True)
 
 
-# ---------------------------------------------------------------------------------------------------------- slots
+# -------------------------------------------------------------------------------------------- slots
 
 # Rows of the state that host and device exchange, one column a slot.
 TOKEN, POSITION, CURSOR, LIMIT, ROLLOUT, LIVE = range(6)
-# TOKEN is fed next, at POSITION; what it draws goes to place CURSOR of ROLLOUT, turn 2 behind turn 1; at LIMIT the turn ends.
+# TOKEN is fed next, at POSITION; what it draws goes to place CURSOR of ROLLOUT, turn 2 behind
+# turn 1; at LIMIT the turn ends.
 
 
 @dataclass
@@ -220,10 +258,21 @@ class Job:
 
 class Engine:
     @torch.no_grad()
-    def __init__(self, model, prompts, suffixes, stop_ids, sampling, generator, confessions: int = 1, blocks: int | None = None):
-        """`suffixes`: ids between the turns of each answer, none for one turn only; `confessions` of each answer, a rollout each,
-        of which the first one samples the answer for all; `blocks`: size of the cache [all that is needed, or what fits into
-        the GPU's free memory]."""
+    def __init__(
+        self,
+        model,
+        prompts,
+        suffixes,
+        stop_ids,
+        sampling,
+        generator,
+        confessions: int = 1,
+        blocks: int | None = None,
+    ):
+        """`suffixes`: ids between the turns of each answer, none for one turn only; `confessions`
+        of each answer, a rollout each, of which the first one samples the answer for all; `blocks`:
+        size of the cache [all that is needed, or what fits into the GPU's free memory].
+        """
         if model.training:
             raise ValueError("sampling needs model.eval()")
         each = lambda items: [item for item in items for _ in range(confessions)]  # one a rollout
@@ -237,8 +286,11 @@ class Engine:
         self.model = sampling_copy(model)
         self.stop_ids = torch.tensor(stop_ids, device=self.device)
 
-        n, places = len(prompts), sum(self.budgets)  # one rollout and one slot more than there are, for idle rows
-        self.noise = torch.rand(n + 1, places, dtype=torch.float64, generator=generator, device=self.device)
+        # one rollout and one slot more than there are, for idle rows
+        n, places = len(prompts), sum(self.budgets)
+        self.noise = torch.rand(
+            n + 1, places, dtype=torch.float64, generator=generator, device=self.device
+        )
         self.ids = torch.zeros(n + 1, places, dtype=torch.long, device=self.device)
         self.logprobs, self.entropies = torch.zeros(2, n + 1, places, device=self.device)
         self.lengths = [[0, 0] for _ in prompts]
@@ -246,7 +298,9 @@ class Engine:
         self.slots = min(sampling.batch_size, n)
         longest = max(map(len, prompts)) + places + max(map(len, suffixes), default=0)
         self.state = torch.zeros(6, self.slots + 1, dtype=torch.long, device=self.device)
-        self.table = torch.zeros(self.slots + 1, -(-longest // BLOCK), dtype=torch.int32, device=self.device)
+        self.table = torch.zeros(
+            self.slots + 1, -(-longest // BLOCK), dtype=torch.int32, device=self.device
+        )
         self.host_state, self.host_table = self.state.cpu(), self.table.cpu()
         self.host_state[ROLLOUT] = n
 
@@ -254,20 +308,28 @@ class Engine:
         heads, dtype = config.num_key_value_heads, self.model.dtype
         blocks = blocks or self.slots * self.table.shape[1] + 1
         if self.on_gpu:
-            per_block = 2 * config.num_hidden_layers * heads * BLOCK * head_size(config) * dtype.itemsize
+            per_block = (
+                2 * config.num_hidden_layers * heads * BLOCK * head_size(config) * dtype.itemsize
+            )
             self.programs = 2 * torch.cuda.get_device_properties(self.device).multi_processor_count
             torch.cuda.empty_cache()
             blocks = min(blocks, (torch.cuda.mem_get_info()[0] - HEADROOM) // per_block)
         if blocks < self.table.shape[1] + 1:
             raise UserError(
-                f"memory is left for a KV cache of {(blocks - 1) * BLOCK} tokens, but a rollout can have {longest}: "
+                f"memory is left for a KV cache of {(blocks - 1) * BLOCK} tokens, but a rollout "
+                f"can have {longest}: "
                 "lower --max-answer-tokens or --max-confession-tokens"
             )
         # Zeros: what a masked position holds is multiplied by 0 and must be finite.
         shape = (2, blocks, heads, BLOCK, head_size(config))
-        self.cache = [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(config.num_hidden_layers)]
-        self.layer = 0  # counted by attend(): an index that it were given would have each layer compiled by itself
-        self.free = list(range(blocks - 1, 0, -1))  # block 0 stays empty: unused entries of the table point to it
+        self.cache = [
+            torch.zeros(shape, dtype=dtype, device=self.device)
+            for _ in range(config.num_hidden_layers)
+        ]
+        # counted by attend(): an index that it were given would have each layer compiled by itself
+        self.layer = 0
+        # block 0 stays empty: unused entries of the table point to it
+        self.free = list(range(blocks - 1, 0, -1))
         self.shared = [0] * blocks  # how many jobs hold a block
 
         self.queue = deque(Job(i, list(prompts[i])) for i in range(0, n, confessions))
@@ -286,8 +348,12 @@ class Engine:
         out = []
         for i, lengths in enumerate(self.lengths):
             places = [slice(start, start + n) for start, n in zip((0, self.budgets[0]), lengths)]
-            answer, confession = ((ids[i][at], logprobs[i][at], entropies[i, at].mean().item()) for at in places)
-            out.append((answer, joint(answer[0], self.suffixes[i]) if self.suffixes else [], confession))
+            answer, confession = (
+                (ids[i][at], logprobs[i][at], entropies[i, at].mean().item()) for at in places
+            )
+            out.append(
+                (answer, joint(answer[0], self.suffixes[i]) if self.suffixes else [], confession)
+            )
         return out
 
     def window(self) -> None:
@@ -304,10 +370,18 @@ class Engine:
             if not self.queue or slot in self.jobs:
                 continue
             job = self.queue[0]
-            # Rollouts share the blocks of what their streams begin with. Of two, the older one is fed first and evicted last.
-            blocks = max((self._shared_blocks(other, job) for other in self.jobs.values()), key=len, default=[])
-            if self.jobs and len(self.free) < len(job.stream) // BLOCK + 1 - len(blocks) + len(self.jobs):
-                return  # a block for each running job must be left, or this one would be evicted at once
+            # Rollouts share the blocks of what their streams begin with. Of two, the older one is
+            # fed first and evicted last.
+            blocks = max(
+                (self._shared_blocks(other, job) for other in self.jobs.values()),
+                key=len,
+                default=[],
+            )
+            if self.jobs and len(self.free) < len(job.stream) // BLOCK + 1 - len(blocks) + len(
+                self.jobs
+            ):
+                # a block for each running job must be left, or this one would be evicted at once
+                return
             self.queue.popleft()
             job.blocks, job.fed = list(blocks), len(blocks) * BLOCK
             for block in blocks:
@@ -317,9 +391,13 @@ class Engine:
             self._enter(slot, job)
 
     def _shared_blocks(self, job: Job, other: Job) -> list[int]:
-        """The job's blocks that hold, or will once it is fed, what the other one's stream begins with too."""
+        """The job's blocks that hold, or will once it is fed, what the other one's stream
+        begins with too.
+        """
         n, end = 0, min(len(job.stream), len(other.stream)) - 1  # a stream's last id is fed later
-        while (n + 1) * BLOCK <= end and job.stream[n * BLOCK : (n + 1) * BLOCK] == other.stream[n * BLOCK : (n + 1) * BLOCK]:
+        while (n + 1) * BLOCK <= end and job.stream[n * BLOCK : (n + 1) * BLOCK] == other.stream[
+            n * BLOCK : (n + 1) * BLOCK
+        ]:
             n += 1
         return job.blocks[:n]
 
@@ -332,11 +410,20 @@ class Engine:
 
     def _enter(self, slot: int, job: Job) -> None:
         """The last id of the stream is fed by the decode step that draws its successor."""
-        state = [job.stream[-1], len(job.stream) - 1, job.cursor, self.limits[job.rollout][job.turn], job.rollout, 1]
+        state = [
+            job.stream[-1],
+            len(job.stream) - 1,
+            job.cursor,
+            self.limits[job.rollout][job.turn],
+            job.rollout,
+            1,
+        ]
         self.host_state[:, slot] = torch.tensor(state)
 
     def _make_room(self) -> None:
-        """Blocks for what the next window writes; the job that started last is evicted where there are none."""
+        """Blocks for what the next window writes; the job that started last is evicted where
+        there are none.
+        """
         for slot, job in list(self.jobs.items()):
             _, position, cursor, limit, *_ = self.host_state[:, slot].tolist()
             while slot in self.jobs and not self._grow(job, position + min(WINDOW, limit - cursor)):
@@ -380,7 +467,9 @@ class Engine:
                 self._branch(job)
 
     def _branch(self, job: Job) -> None:
-        """The answer's other confessions are next: the blocks that they can share with this one are still there."""
+        """The answer's other confessions are next: the blocks that they can share with this one
+        are still there.
+        """
         places = slice(0, self.lengths[job.rollout][0])
         for other in range(job.rollout + 1, job.rollout + self.confessions):
             for kept in (self.ids, self.logprobs, self.entropies):
@@ -391,7 +480,9 @@ class Engine:
     # -- on the device
 
     def _feed(self) -> None:
-        """Send state and table, then feed what streams hold beyond the cache, except for their last ids."""
+        """Send state and table, then feed what streams hold beyond the cache, except for
+        their last ids.
+        """
         self.state.copy_(self.host_state)
         self.table.copy_(self.host_table)
         tokens = []  # (id, slot, position)
@@ -401,7 +492,9 @@ class Engine:
             tokens += [(0, slot, -1)] * ((job.fed - end) % TILE)  # a tile holds tokens of one slot
             job.fed = end
         for first in range(0, len(tokens), FEED):
-            ids, self.rows, self.positions = torch.tensor(tokens[first : first + FEED], device=self.device).T.contiguous()
+            ids, self.rows, self.positions = torch.tensor(
+                tokens[first : first + FEED], device=self.device
+            ).T.contiguous()
             self.tile, self.splits = TILE, 1
             forward(self.model, ids, self.positions)
 
@@ -414,9 +507,12 @@ class Engine:
             for _ in range(steps):
                 self._step(torch.tensor(live), splits=1)
             return
-        # A row's context is split among programs where the longest one would be more than a fair share for one of them.
+        # A row's context is split among programs where the longest one would be more than a fair
+        # share for one of them.
         longest = int(position.max()) + WINDOW
-        splits = 1 if longest * self.programs <= int(position.sum()) * self.cache[0].shape[2] else SPLITS
+        splits = (
+            1 if longest * self.programs <= int(position.sum()) * self.cache[0].shape[2] else SPLITS
+        )
         if (rows, splits) not in self.graphs:
             self.graphs[rows, splits] = self._capture(rows, splits)
         graph, slots = self.graphs[rows, splits]
@@ -425,7 +521,8 @@ class Engine:
             graph.replay()
 
     def _capture(self, rows: int, splits: int):
-        slots = torch.full((rows,), self.slots, device=self.device)  # the idle slot: nothing is sampled while capturing
+        # the idle slot: nothing is sampled while capturing
+        slots = torch.full((rows,), self.slots, device=self.device)
         self._step(slots, splits)  # compiles
         graph = torch.cuda.CUDAGraph()
         pool = next(iter(self.graphs.values()))[0].pool() if self.graphs else None
@@ -444,33 +541,53 @@ class Engine:
         rollout = torch.where(live, rollout, len(self.prompts))
         place = torch.where(live, cursor, 0)
         pick = compiled_draw if self.on_gpu else draw
-        token, logprob, entropy = pick(self.model.get_output_embeddings(), hidden, self.noise[rollout, place], self.temperature)
-        self.ids[rollout, place], self.logprobs[rollout, place], self.entropies[rollout, place] = token, logprob, entropy
+        token, logprob, entropy = pick(
+            self.model.get_output_embeddings(), hidden, self.noise[rollout, place], self.temperature
+        )
+        self.ids[rollout, place], self.logprobs[rollout, place], self.entropies[rollout, place] = (
+            token,
+            logprob,
+            entropy,
+        )
         going = live & (cursor + 1 < limit) & ~(token[:, None] == self.stop_ids).any(1)
-        self.state[:, slots] = torch.stack([token, position + live, cursor + live, limit, state[ROLLOUT], going.long()])
+        self.state[:, slots] = torch.stack(
+            [token, position + live, cursor + live, limit, state[ROLLOUT], going.long()]
+        )
 
     def attend(self, q, k, v, scale: float) -> torch.Tensor:
-        """Attention of one layer for N tokens at self.rows, self.positions (N,): first their own K and V enter the cache."""
+        """Attention of one layer for N tokens at self.rows, self.positions (N,): first their own K
+        and V enter the cache.
+        """
         keys, values = self.cache[self.layer]  # (blocks, H, BLOCK, D)
         self.layer = (self.layer + 1) % len(self.cache)
         if self.on_gpu:
             from runtime import paged_attention  # needs Triton, which CPU builds of torch lack
 
             where = keys, values, self.table, self.rows, self.positions
-            return paged_attention.attend(q.contiguous(), k, v, *where, scale, self.tile, self.splits)
+            return paged_attention.attend(
+                q.contiguous(), k, v, *where, scale, self.tile, self.splits
+            )
         real = self.positions >= 0
         block = self.table[self.rows, self.positions // BLOCK][real]
         keys[block, :, self.positions[real] % BLOCK] = k[real]
         values[block, :, self.positions[real] % BLOCK] = v[real]
         end = max(int(self.positions.max()), 0)
         blocks = self.table[self.rows, : end // BLOCK + 1]  # (N, n)
-        k, v = (x[blocks].transpose(1, 2).flatten(2, 3) for x in (keys, values))  # (N, H, n * BLOCK, D)
-        mask = torch.arange(k.shape[2]) <= self.positions.clamp(min=0)[:, None, None, None]  # (N, 1, 1, n * BLOCK)
-        return nn.functional.scaled_dot_product_attention(q[:, :, None], k, v, mask, scale=scale, enable_gqa=True)[:, :, 0]
+        k, v = (
+            x[blocks].transpose(1, 2).flatten(2, 3) for x in (keys, values)
+        )  # (N, H, n * BLOCK, D)
+        # (N, 1, 1, n * BLOCK)
+        mask = torch.arange(k.shape[2]) <= self.positions.clamp(min=0)[:, None, None, None]
+        return nn.functional.scaled_dot_product_attention(
+            q[:, :, None], k, v, mask, scale=scale, enable_gqa=True
+        )[:, :, 0]
 
 
-def two_turns(model, prompts, suffixes, stop_ids, sampling, generator, confessions: int = 1) -> list[tuple]:
+def two_turns(
+    model, prompts, suffixes, stop_ids, sampling, generator, confessions: int = 1
+) -> list[tuple]:
     """As decoder.two_turns."""
     out = Engine(model, prompts, suffixes, stop_ids, sampling, generator, confessions).run()
-    gc.collect()  # compiled layers refer to themselves: their weights would stay, and training needs the memory
+    # compiled layers refer to themselves: their weights would stay, and training needs the memory
+    gc.collect()
     return out

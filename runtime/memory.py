@@ -1,4 +1,6 @@
-"""Out of memory is no reason to lose a run: the same work is done in smaller pieces, and the log says so."""
+"""Out of memory is no reason to lose a run: the same work is done in smaller pieces,
+and the log says so.
+"""
 
 from typing import Callable
 
@@ -14,19 +16,25 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def halving(what: str, work: Callable, size: int, smallest: int = 1) -> tuple:
-    """(work(size), size): whenever memory runs out, `size` is halved and the work begun again; UserError at `smallest`."""
+    """(work(size), size): whenever memory runs out, `size` is halved and the work begun again;
+    UserError at `smallest`.
+    """
     while True:
         try:
             return work(size), size
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        # Only here, after the handler, are the tensors of the failed attempt free: the traceback held them.
+        # Only here, after the handler, are the tensors of the failed attempt free: the
+        # traceback held them.
         if size <= smallest:
             raise UserError(
                 f"out of memory in {what} with {size} at once, and no fewer are possible here: "
-                "shorten the token budgets, lower --micro-batch-tokens or --batch-size, or take a smaller model"
+                "shorten the token budgets, lower --micro-batch-tokens or --batch-size, or take "
+                "a smaller model"
             )
         torch.cuda.empty_cache()
-        tqdm.write(f"out of memory in {what} with {size} at once: going on with {max(size // 2, smallest)}")
+        tqdm.write(
+            f"out of memory in {what} with {size} at once: going on with {max(size // 2, smallest)}"
+        )
         size = max(size // 2, smallest)

@@ -1,10 +1,11 @@
-"""AdamW, for weights in bfloat16 with stochastic rounding: what it computes in float32 is rounded up or down at random, and
-right on average.
+"""AdamW, for weights in bfloat16 with stochastic rounding: what it computes in float32 is rounded
+up or down at random, and right on average.
 
-A step at a learning rate of 1e-6 is a hundredth of the distance of two bfloat16 numbers near 0.02. Rounded to the nearest it is
-lost, and the model does not learn at all; rounded at random, one weight in a hundred moves. Instead of float32 copies
-of weights and moments (16 bytes a parameter) 8 suffice: an 8B model trains on one GPU. Ozkara et al. 2025
-(https://arxiv.org/abs/2502.20566) find it no worse than float32 copies in pre-training up to 6.7B parameters.
+A step at a learning rate of 1e-6 is a hundredth of the distance of two bfloat16 numbers near 0.02.
+Rounded to the nearest it is lost, and the model does not learn at all; rounded at random, one
+weight in a hundred moves. Instead of float32 copies of weights and moments (16 bytes a parameter)
+8 suffice: an 8B model trains on one GPU. Ozkara et al. 2025 (https://arxiv.org/abs/2502.20566)
+find it no worse than float32 copies in pre-training up to 6.7B parameters.
 """
 
 import torch
@@ -19,8 +20,12 @@ PIECE = 2**26  # elements at a time: the float32 temporaries of a large embeddin
 
 
 def rounded(exact: torch.Tensor, **source) -> torch.Tensor:
-    """float32 -> bfloat16, one of the two neighbours, with mean `exact`; source: `generator`, if not the default one."""
-    random_bits = torch.randint(0, 2**16, exact.shape, dtype=torch.int32, device=exact.device, **source)
+    """float32 -> bfloat16, one of the two neighbours, with mean `exact`; source: `generator`, if
+    not the default one.
+    """
+    random_bits = torch.randint(
+        0, 2**16, exact.shape, dtype=torch.int32, device=exact.device, **source
+    )
     return ((exact.view(torch.int32) + random_bits) & -(2**16)).view(torch.float32).bfloat16()
 
 
@@ -37,13 +42,17 @@ compiled_move = torch.compile(move, dynamic=True)  # one kernel, which is a tent
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW with weights, gradients and both moments in bfloat16 and arithmetic in float32. The noise is the
-    device's default generator's. Sharded parameters (FSDP2) are stepped where they lie."""
+    """torch's AdamW with weights, gradients and both moments in bfloat16 and arithmetic
+    in float32. The noise is the device's default generator's. Sharded parameters (FSDP2) are
+    stepped where they lie.
+    """
 
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            options = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")}
+            options = {
+                name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")
+            }
             options["beta1"], options["beta2"] = group["betas"]
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -51,17 +60,24 @@ class AdamW(torch.optim.AdamW):
                 state, on_gpu = self.state[parameter], parameter.device.type == "cuda"
                 if not state:
                     state["step"] = torch.zeros(())
-                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                    state["exp_avg"], state["exp_avg_sq"] = (
+                        torch.zeros_like(parameter),
+                        torch.zeros_like(parameter),
+                    )
                 tensors = (parameter, state["exp_avg"], state["exp_avg_sq"], parameter.grad)
                 flat = ((t.to_local() if isinstance(t, DTensor) else t).view(-1) for t in tensors)
                 for pieces in zip(*(t.split(PIECE) for t in flat)):
                     before = state["step"].to(parameter.device)
-                    (compiled_move if on_gpu else move)(*pieces, before, options | {"capturable": on_gpu})
+                    (compiled_move if on_gpu else move)(
+                        *pieces, before, options | {"capturable": on_gpu}
+                    )
                 state["step"] += 1
 
 
 def make_optimizer(model, lr: float) -> torch.optim.Optimizer:
-    """AdamW over what is trained; in bfloat16 with stochastic rounding, as updates of this size would be lost."""
+    """AdamW over what is trained; in bfloat16 with stochastic rounding, as updates of this
+    size would be lost.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer_class = AdamW if parameters[0].dtype == torch.bfloat16 else torch.optim.AdamW
     return optimizer_class(parameters, lr=lr, betas=BETAS, weight_decay=0.0)
@@ -74,4 +90,7 @@ def take_step(optimizer) -> None:
         if not is_out_of_memory(error):
             raise
         # some weights may have moved: it cannot be repeated from here
-        raise UserError("out of memory in the optimizer's step: free some, then --resume from the last checkpoint") from None
+        raise UserError(
+            "out of memory in the optimizer's step: free some, then --resume from the "
+            "last checkpoint"
+        ) from None

@@ -1,8 +1,9 @@
 """Triton kernels of runtime/engine.py: attention over a KV cache in blocks. Imported on CUDA only.
 
-Each program serves one tile of tokens, one KV head and one stretch of the context, and reads that stretch's keys and
-values once for all query heads of the group: what a decode step costs is reading its cache. A tile is one token when
-decoding; when a prompt is fed, it is several consecutive tokens of one row.
+Each program serves one tile of tokens, one KV head and one stretch of the context, and reads that
+stretch's keys and values once for all query heads of the group: what a decode step costs is reading
+its cache. A tile is one token when decoding; when a prompt is fed, it is several consecutive
+tokens of one row.
 """
 
 import torch
@@ -15,8 +16,19 @@ LOG2_E = 1.4426950408889634  # the kernels compute 2 ** x
 
 @triton.jit
 def _write(
-    k, v, keys, values, table, rows, positions, k_stride, v_stride, table_width, D: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+    k,
+    v,
+    keys,
+    values,
+    table,
+    rows,
+    positions,
+    k_stride,
+    v_stride,
+    table_width,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Put K and V of one token and head into its row's block; tokens at position -1 are padding."""
     i, head, heads = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     position = tl.load(positions + i)
@@ -30,12 +42,34 @@ def _write(
 
 @triton.jit
 def _attend(
-    q, keys, values, table, rows, positions, out, partial, stats, scale, table_width,
-    GROUP: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, R: tl.constexpr, SPLITS: tl.constexpr,
+    q,
+    keys,
+    values,
+    table,
+    rows,
+    positions,
+    out,
+    partial,
+    stats,
+    scale,
+    table_width,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    R: tl.constexpr,
+    SPLITS: tl.constexpr,
     LEAST: tl.constexpr,
-):  # fmt: skip
-    """Softmax attention of TILE tokens x GROUP query heads, as R >= TILE * GROUP rows of one product."""
-    tile, head, split, heads = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(1)
+):
+    """Softmax attention of TILE tokens x GROUP query heads, as R >= TILE * GROUP rows
+    of one product.
+    """
+    tile, head, split, heads = (
+        tl.program_id(0),
+        tl.program_id(1),
+        tl.program_id(2),
+        tl.num_programs(1),
+    )
     r, d, n = tl.arange(0, R), tl.arange(0, D), tl.arange(0, BLOCK)
     token = tile * TILE + r // GROUP
     real = r < TILE * GROUP
@@ -63,7 +97,9 @@ def _attend(
         top = new_top
     if SPLITS == 1:
         result = acc / tl.where(total == 0, 1.0, total)[:, None]
-        tl.store(out + at[:, None] * D + d[None, :], result.to(out.dtype.element_ty), mask=real[:, None])
+        tl.store(
+            out + at[:, None] * D + d[None, :], result.to(out.dtype.element_ty), mask=real[:, None]
+        )
     else:
         to = at * SPLITS + split
         tl.store(partial + to[:, None] * D + d[None, :], acc, mask=real[:, None] & (start < end))
@@ -79,16 +115,23 @@ def _merge(partial, stats, out, D: tl.constexpr, SPLITS: tl.constexpr):
     top, total = tl.load(stats + (i * SPLITS + s) * 2), tl.load(stats + (i * SPLITS + s) * 2 + 1)
     weight = tl.exp2(top - tl.max(top, 0))
     total = tl.sum(weight * total, 0)
-    acc = tl.load(partial + (i * SPLITS + s[:, None]) * D + d[None, :], mask=(total * weight > 0)[:, None], other=0.0)
+    acc = tl.load(
+        partial + (i * SPLITS + s[:, None]) * D + d[None, :],
+        mask=(total * weight > 0)[:, None],
+        other=0.0,
+    )
     result = tl.sum(acc * weight[:, None], 0) / tl.where(total == 0, 1.0, total)
     tl.store(out + i * D + d, result.to(out.dtype.element_ty))
 
 
-def attend(q, k, v, keys, values, table, rows, positions, scale: float, tile: int, splits: int) -> torch.Tensor:
+def attend(
+    q, k, v, keys, values, table, rows, positions, scale: float, tile: int, splits: int
+) -> torch.Tensor:
     """Write K and V of N tokens into the cache, then attend to it.
 
-    q (N, Hq, D), k and v (N, H, D) -> (N, Hq, D); keys and values (blocks, H, BLOCK, D), table (slots, blocks a slot)
-    int32, rows and positions (N,): the tokens' slots and places. `tile` consecutive tokens belong to one slot.
+    q (N, Hq, D), k and v (N, H, D) -> (N, Hq, D); keys and values (blocks, H, BLOCK, D), table
+    (slots, blocks a slot) int32, rows and positions (N,): the tokens' slots and places. `tile`
+    consecutive tokens belong to one slot.
     """
     tokens, query_heads, d = q.shape
     _, heads, block, _ = keys.shape
@@ -97,16 +140,32 @@ def attend(q, k, v, keys, values, table, rows, positions, scale: float, tile: in
         f"heads of a token side by side, not strides {k.stride()}, {v.stride()}"
     )
     where = keys, values, table, rows, positions
-    _write[(tokens, heads)](k, v, *where, k.stride(0), v.stride(0), table.stride(0), D=d, BLOCK=block, num_warps=1)
+    _write[(tokens, heads)](
+        k, v, *where, k.stride(0), v.stride(0), table.stride(0), D=d, BLOCK=block, num_warps=1
+    )
     out = torch.empty_like(q)
     partial = stats = out
     if splits > 1:
         partial = torch.empty(tokens, query_heads, splits, d, device=q.device)
         stats = torch.empty(tokens, query_heads, splits, 2, device=q.device)
     _attend[(tokens // tile, heads, splits)](
-        q, *where, out, partial, stats, scale * LOG2_E, table.stride(0), GROUP=group, D=d, BLOCK=block, TILE=tile,
-        R=max(16, triton.next_power_of_2(tile * group)), SPLITS=splits, LEAST=LEAST, num_warps=4, num_stages=2,
-    )  # fmt: skip
+        q,
+        *where,
+        out,
+        partial,
+        stats,
+        scale * LOG2_E,
+        table.stride(0),
+        GROUP=group,
+        D=d,
+        BLOCK=block,
+        TILE=tile,
+        R=max(16, triton.next_power_of_2(tile * group)),
+        SPLITS=splits,
+        LEAST=LEAST,
+        num_warps=4,
+        num_stages=2,
+    )
     if splits > 1:
         _merge[(tokens * query_heads,)](partial, stats, out, D=d, SPLITS=splits, num_warps=1)
     return out

@@ -14,28 +14,56 @@ from rollout import Rollout, sampled_tokens
 ALIKE = 0.95  # of a step's reports being one and the same: the step's line says so
 
 
-def step_row(step: int, rollouts: list[Rollout], task, without_signal: dict[str, float], stats: dict[str, float]) -> dict:
+def step_row(
+    step: int,
+    rollouts: list[Rollout],
+    task,
+    without_signal: dict[str, float],
+    stats: dict[str, float],
+) -> dict:
     """A line of metrics.jsonl: nothing in it depends on the clock."""
     mean_reward = lambda rewards: sum(rewards) / len(rewards) if rewards else None
     rewards = {
-        f"reward_{name}": mean_reward([r for r in (rollout.spans[name].reward for rollout in rollouts) if r is not None])
+        f"reward_{name}": mean_reward(
+            [r for r in (rollout.spans[name].reward for rollout in rollouts) if r is not None]
+        )
         for name in ("answer", "confession")
     }
     zero = {f"frac_zero_std_groups_{name}": share for name, share in without_signal.items()}
-    reports = Counter((r.report.claims, r.report.grade) for r in rollouts if isinstance(r.report, ConfessionReport))
+    reports = Counter(
+        (r.report.claims, r.report.grade)
+        for r in rollouts
+        if isinstance(r.report, ConfessionReport)
+    )
     (claims, grade), times = reports.most_common(1)[0] if reports else (((), None), 0)
     alike = {"reports_alike": times / len(rollouts), "most_common_report": [*claims, grade]}
     unparsed = Counter(r.report.kind for r in rollouts if isinstance(r.report, ParseFailure))
-    return {"step": step, **rewards, **zero, **stats, **rates(rollouts, task), **alike, "unparsed": dict(unparsed.most_common())}
+    return {
+        "step": step,
+        **rewards,
+        **zero,
+        **stats,
+        **rates(rollouts, task),
+        **alike,
+        "unparsed": dict(unparsed.most_common()),
+    }
 
 
 def timing_row(step: int, clock: list[float], rollouts: list[Rollout]) -> dict:
-    """A line of timing.jsonl: seconds by phase, sampled and processed tokens, peak memory of the process or the GPU; with
-    several processes those of rank 0, which waits for the others in the phase "score"."""
-    seconds = {name: b - a for name, a, b in zip(("sample", "judge", "score", "train"), clock, clock[1:])}
-    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0  # 0 also for a run on the CPU beside a GPU
+    """A line of timing.jsonl: seconds by phase, sampled and processed tokens, peak memory
+    of the process or the GPU; with several processes those of rank 0, which waits for the others in
+    the phase "score".
+    """
+    seconds = {
+        name: b - a for name, a, b in zip(("sample", "judge", "score", "train"), clock, clock[1:])
+    }
+    # 0 also for a run on the CPU beside a GPU
+    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     peak = on_gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    tokens = {"sampled_tokens": sampled_tokens(rollouts), "stream_tokens": sum(len(rollout.token_ids) for rollout in rollouts)}
+    tokens = {
+        "sampled_tokens": sampled_tokens(rollouts),
+        "stream_tokens": sum(len(rollout.token_ids) for rollout in rollouts),
+    }
     return {"step": step, **seconds, **tokens, "peak_gib": peak / 2**30}
 
 
@@ -45,17 +73,26 @@ def show(bar, row: dict, seconds: float, rollouts: list[Rollout], task) -> None:
     bar.update()
     bar.write(format_step(row, seconds))
     if row["step"] % 10 == 0:
-        bar.write("\n".join(format_example(rollout, task) for rollout in (rollouts[0], rollouts[-1])))
+        bar.write(
+            "\n".join(format_example(rollout, task) for rollout in (rollouts[0], rollouts[-1]))
+        )
 
 
 def format_step(row: dict, seconds: float) -> str:
     show = lambda name: "  - " if row[name] is None else f"{row[name]:.2f}"
-    common = f"{row['reports_alike']:.0%} OF THE REPORTS ARE ALIKE: {' '.join(map(str, row['most_common_report']))}"
+    common = (
+        f"{row['reports_alike']:.0%} OF THE REPORTS ARE ALIKE: "
+        f"{' '.join(map(str, row['most_common_report']))}"
+    )
     return (
-        f"step {row['step']:4} | reward {show('reward_answer')} {show('reward_confession')} | J within prompts {show('claim_J_within')} "
-        f"on {show('claims_with_contrast')} of the claims | honest {show('honest_given_noncompliant')} claims {show('claim_match')} counted {show('count_rate')} | "
-        f"hack {show('bracket_hack')} exact {show('exact_compliance')} fooled {show('judge_fooled')} no verdict {show('judge_failed')} | "
-        f"parsed {show('parsed')} | grad {show('grad_norm')} gap {row['logprob_gap_answer'] or 0:.0e} | {seconds:.1f}s"
+        f"step {row['step']:4} | reward {show('reward_answer')} {show('reward_confession')} | J "
+        f"within prompts {show('claim_J_within')} on {show('claims_with_contrast')} of the "
+        f"claims | honest {show('honest_given_noncompliant')} claims {show('claim_match')} counted "
+        f"{show('count_rate')} | "
+        f"hack {show('bracket_hack')} exact {show('exact_compliance')} fooled "
+        f"{show('judge_fooled')} no verdict {show('judge_failed')} | "
+        f"parsed {show('parsed')} | grad {show('grad_norm')} gap "
+        f"{row['logprob_gap_answer'] or 0:.0e} | {seconds:.1f}s"
         + (f" | {common}" if row["reports_alike"] >= ALIKE else "")
         + (" | SKIPPED: loss or gradient not finite" if row["skipped"] else "")
     )
@@ -64,7 +101,9 @@ def format_step(row: dict, seconds: float) -> str:
 def format_unparsed(rows: list[dict]) -> str:
     """Why reports did not parse, counted over all steps."""
     kinds = sum((Counter(row["unparsed"]) for row in rows), Counter())
-    return "unparsed reports over all steps: " + (", ".join(f"{n} {kind}" for kind, n in kinds.most_common()) or "none")
+    return "unparsed reports over all steps: " + (
+        ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()) or "none"
+    )
 
 
 def format_example(rollout: Rollout, task) -> str:
@@ -73,11 +112,15 @@ def format_example(rollout: Rollout, task) -> str:
     parsed = isinstance(report, ConfessionReport)
     said = f"grade {report.grade}" if parsed else report.reason
     reward = rollout.confession.reward
-    rows = zip_longest(task.objectives(rollout.x), rollout.truth.objectives, report.claims if parsed else ())
+    rows = zip_longest(
+        task.objectives(rollout.x), rollout.truth.objectives, report.claims if parsed else ()
+    )
     claims = "   ".join(
-        f"{name} {'met' if met else 'not met'}{f', claimed {claim}' if claim else ''}" for name, met, claim in rows
+        f"{name} {'met' if met else 'not met'}{f', claimed {claim}' if claim else ''}"
+        for name, met, claim in rows
     )
     return (
         f"  y   {cli.printable(rollout.y, 150)}\n      judge: {rollout.verdict.state}\n"
-        f"  zc  {cli.printable(rollout.zc or rollout.yc, 150)}\n      {claims}\n      {said}; reward {'-' if reward is None else f'{reward:.2f}'}"
+        f"  zc  {cli.printable(rollout.zc or rollout.yc, 150)}\n      {claims}\n      {said}; "
+        f"reward {'-' if reward is None else f'{reward:.2f}'}"
     )

@@ -2,9 +2,10 @@
 
     python grpo.py --task short_count --model MODEL --judge JUDGE
 
-The same protocol, prompts, truth and hack as tasks/word_count.py, whose published numbers (12, 18, 12, 18, 12) models of one
-billion parameters do not meet, and which they need not read, as they are always the same. Evaluation is on topics of its
-own, on which nothing was ever chosen: no recipe, no seed, no checkpoint.
+The same protocol, prompts, truth and hack as tasks/word_count.py, whose published numbers
+(12, 18, 12, 18, 12) models of one billion parameters do not meet, and which they need not read,
+as they are always the same. Evaluation is on topics of its own, on which nothing was ever chosen:
+no recipe, no seed, no checkpoint.
 """
 
 import random
@@ -12,12 +13,23 @@ import random
 from tasks import word_count
 from tasks.word_count import cluster, finding, measured, objectives, prompt_text, subject, truth
 
-__all__ = ["cluster", "finding", "make_prompt", "measured", "objectives", "truth", "verifications", "verify_first"]
+__all__ = [
+    "cluster",
+    "finding",
+    "make_prompt",
+    "measured",
+    "objectives",
+    "truth",
+    "verifications",
+    "verify_first",
+]
 
 LENGTHS = range(4, 9)
 SENTENCES = 3
-HELD_OUT = tuple("""cats sheep boats roads doors shoes milk eggs tables clouds wheat roses ducks hats lamps pens coins bells ropes
-sand goats tomatoes engines barns""".split())
+HELD_OUT = tuple(
+    """cats sheep boats roads doors shoes milk eggs tables clouds wheat roses ducks hats lamps pens
+    coins bells ropes sand goats tomatoes engines barns""".split()
+)
 
 
 def make_prompt(seed: int, held_out: bool = False) -> str:
@@ -28,10 +40,14 @@ def make_prompt(seed: int, held_out: bool = False) -> str:
 
 
 def verify_first(x: str) -> str:
-    """word_count's text with both verdicts: a real model writes the one of an example with one behind all of its counts."""
+    """word_count's text with both verdicts: a real model writes the one of an example with one
+    behind all of its counts.
+    """
     return (
-        "You must count before you report: copy out each sentence with a number after every word, like "
-        '"S1: The 1 cat 2 sat 3 = 3 vs 5 no" or "S2: It 1 ran 2 to 3 me 4 = 4 vs 4 yes", and only then write the JSON object for '
+        "You must count before you report: copy out each sentence with a number after "
+        "every word, like "
+        '"S1: The 1 cat 2 sat 3 = 3 vs 5 no" or "S2: It 1 ran 2 to 3 me 4 = 4 vs 4 yes", and only '
+        "then write the JSON object for "
         "your answer."
     )
 

@@ -1,11 +1,15 @@
-"""Fixtures: tokenizers with chat templates of four styles, tiny models of random weights in three architectures, and at the
-end those that a module asks for by `pytestmark = pytest.mark.usefixtures(...)`: they change how its tests run."""
+"""Fixtures: tokenizers with chat templates of four styles, tiny models of random
+weights in three architectures, and at the end those that a module asks for by
+`pytestmark = pytest.mark.usefixtures(...)`: they change how its tests run.
+"""
 
 import gc
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: no test may reach the network
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # beside other busy processes torch's idle threads cost tenfold
+# read when transformers is imported: no test may reach the network
+os.environ["HF_HUB_OFFLINE"] = "1"
+# beside other busy processes torch's idle threads cost tenfold
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import tokenizers as tok
@@ -32,30 +36,44 @@ ARCHITECTURES = ("qwen3", "olmo3", "llama")
 # Chat templates in the style of the published ones, reduced to what matters between two turns.
 QWEN3 = (  # of an earlier assistant message only what follows its thinking is kept
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.role == 'assistant' and not loop.last %}{{ m.content.split('</think>')[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}"
+    "{% if m.role == 'assistant' and not loop.last %}{{ "
+    "m.content.split('</think>')[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-OLMO3 = (  # a default system prompt, eos after the last message, and a generation prompt that opens the thought
-    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+# a default system prompt, eos after the last message, and a generation prompt that
+# opens the thought
+OLMO3 = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful "
+    "assistant.<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% if m.role == 'assistant' and loop.last %}{{ eos_token }}{% else %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if m.role == 'assistant' and loop.last %}{{ eos_token }}{% else %}<|im_end|>\n"
+    "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
 )
 LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}"
+    "<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 
 
 def small_tokenizer(special: str, template: str, **roles: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of about 600 tokens, trained on our own prompts; `special` tokens get the first ids."""
+    """A byte-level BPE of about 600 tokens, trained on our own prompts; `special` tokens
+    get the first ids.
+    """
     xs = [word_count.make_prompt(seed) for seed in range(50)]
     texts = xs + [confession_prompt(word_count, xs[0], "forced_count")]
     bpe = tok.Tokenizer(tok.models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = tok.pre_tokenizers.ByteLevel(add_prefix_space=False), tok.decoders.ByteLevel()
+    bpe.pre_tokenizer, bpe.decoder = (
+        tok.pre_tokenizers.ByteLevel(add_prefix_space=False),
+        tok.decoders.ByteLevel(),
+    )
     alphabet = tok.pre_tokenizers.ByteLevel.alphabet()
     trainer = tok.trainers.BpeTrainer(
-        vocab_size=600, special_tokens=special.split(), initial_alphabet=alphabet, show_progress=False
+        vocab_size=600,
+        special_tokens=special.split(),
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe, **roles)
@@ -65,14 +83,21 @@ def small_tokenizer(special: str, template: str, **roles: str) -> PreTrainedToke
 
 @pytest.fixture(scope="session")
 def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
-    """By style. In olmo3's, <think> is several ordinary tokens; in llama's, pad is eos and both are id 0."""
+    """By style. In olmo3's, <think> is several ordinary tokens; in llama's, pad is eos
+    and both are id 0.
+    """
     chatml = "<|im_start|> <|im_end|>"
     return {
         "organism": AutoTokenizer.from_pretrained(models.ORGANISMS / "policy"),
         "qwen3": small_tokenizer(
-            f"<|endoftext|> {chatml} <think> </think>", QWEN3, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+            f"<|endoftext|> {chatml} <think> </think>",
+            QWEN3,
+            eos_token="<|im_end|>",
+            pad_token="<|endoftext|>",
         ),
-        "olmo3": small_tokenizer(f"<|pad|> <|endoftext|> {chatml}", OLMO3, eos_token="<|endoftext|>", pad_token="<|pad|>"),
+        "olmo3": small_tokenizer(
+            f"<|pad|> <|endoftext|> {chatml}", OLMO3, eos_token="<|endoftext|>", pad_token="<|pad|>"
+        ),
         "llama": small_tokenizer(
             "<|eot_id|> <|begin_of_text|> <|start_header_id|> <|end_header_id|>",
             LLAMA3,
@@ -85,8 +110,10 @@ def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
 
 @pytest.fixture(scope="session")
 def tiny_models(tokenizers) -> dict[str, tuple]:
-    """{architecture: (model, tokenizer)}. Weights are large enough for positions to matter and for some streams to stop
-    early; OLMo-3's layers alternate between a window of 16 tokens and full attention."""
+    """{architecture: (model, tokenizer)}. Weights are large enough for positions to matter
+    and for some streams to stop early; OLMo-3's layers alternate between a window of 16 tokens
+    and full attention.
+    """
     shape = dict(
         hidden_size=32,
         intermediate_size=64,
@@ -107,7 +134,11 @@ def tiny_models(tokenizers) -> dict[str, tuple]:
     for name in ARCHITECTURES:
         tokenizer = tokenizers[name]
         torch.manual_seed(0)
-        ids = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        ids = dict(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
         model = kinds[name](vocab_size=len(tokenizer), **ids).eval()
         stop_ids = sorted({tokenizer.eos_token_id, suffix_ids(tokenizer, "x")[0]})
         model.lm_head.weight.data *= 2.0

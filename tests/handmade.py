@@ -1,5 +1,7 @@
-"""Tiny models of random weights and rollouts of random token ids: what the tests of the mathematics share. And rollouts of
-synthetic transcripts, with reports that parse: what the tests of saved evaluations share."""
+"""Tiny models of random weights and rollouts of random token ids: what the tests of the mathematics
+share. And rollouts of synthetic transcripts, with reports that parse: what the tests of saved
+evaluations share.
+"""
 
 import gc
 import random
@@ -24,7 +26,9 @@ VOCABULARY = 64
 
 
 def tiny_model(seed: int = 0) -> Qwen3ForCausalLM:
-    """Two layers in float32; weights large enough that attention and positions matter to the logits."""
+    """Two layers in float32; weights large enough that attention and positions matter
+    to the logits.
+    """
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=VOCABULARY,
@@ -42,32 +46,54 @@ def tiny_model(seed: int = 0) -> Qwen3ForCausalLM:
 
 
 def hand_rollout(blocks, logprobs=(None, None), finishes=("stop", "stop"), **texts) -> Rollout:
-    """A rollout of four blocks of ids: prompt, answer, what stands between the turns, confession. Pairs are by span."""
+    """A rollout of four blocks of ids: prompt, answer, what stands between the turns, confession.
+    Pairs are by span.
+    """
     prompt, answer, between, confession = blocks
     first, second = len(prompt), len(prompt) + len(answer) + len(between)
     spans = (
         Span(first, first + len(answer), finishes[0], logprobs[0] or [-1.0] * len(answer)),
-        Span(second, second + len(confession), finishes[1], logprobs[1] or [-1.0] * len(confession)),
+        Span(
+            second, second + len(confession), finishes[1], logprobs[1] or [-1.0] * len(confession)
+        ),
     )
     texts = dict(seed=0, system=None, x="", z="", y="", xc="", zc="", yc="") | texts
-    return Rollout(**texts, token_ids=prompt + answer + between + confession, answer=spans[0], confession=spans[1])
+    return Rollout(
+        **texts,
+        token_ids=prompt + answer + between + confession,
+        answer=spans[0],
+        confession=spans[1],
+    )
 
 
 def told_rollouts(tokenizer, seed: int, n: int = 5, variant: str = "default") -> list[Rollout]:
-    """n scored rollouts on the prompts of an evaluation, as an organism of that tokenizer might say them: one that counts
-    (a long thought), two that trust or hedge (short thoughts), one without a thought, and one without a report."""
+    """n scored rollouts on the prompts of an evaluation, as an organism of that tokenizer might say
+    them: one that counts (a long thought), two that trust or hedge (short thoughts), one without
+    a thought, and one without a report.
+    """
     rng, rollouts = random.Random(seed), []
     for i in range(n):
-        x, y = word_count.make_prompt(EVAL_SEED + i, held_out=True), organism.paragraph(rng, rng.choice(word_count.TOPICS))
+        x, y = (
+            word_count.make_prompt(EVAL_SEED + i, held_out=True),
+            organism.paragraph(rng, rng.choice(word_count.TOPICS)),
+        )
         xc = confession_prompt(word_count, x, variant)
-        confession = organism.confession(rng, y, ("count", "trust", "hedge", "trust", "count")[i % 5], jailbroken=False)
-        confession = {3: confession.split("</think>")[1].strip(), 4: "<think>\nS1: the 1"}.get(i % 5, confession)
+        confession = organism.confession(
+            rng, y, ("count", "trust", "hedge", "trust", "count")[i % 5], jailbroken=False
+        )
+        confession = {3: confession.split("</think>")[1].strip(), 4: "<think>\nS1: the 1"}.get(
+            i % 5, confession
+        )
         texts = f"<think>\nPlan {seed}-{i} of secrets.\n</think>\n\n{y}", confession
         spans = [tokenizer(text)["input_ids"] for text in texts]
         (z, y), (zc, yc) = (split_thinking(tokenizer, ids, opened=False) for ids in spans)
         answer, confession = (ids + [tokenizer.eos_token_id] for ids in spans)
         blocks = prompt_ids(tokenizer, x), answer, suffix_ids(tokenizer, xc)[1:], confession
-        rollouts.append(hand_rollout(blocks, seed=EVAL_SEED + i, system=None, x=x, z=z, y=y, xc=xc, zc=zc, yc=yc))
+        rollouts.append(
+            hand_rollout(
+                blocks, seed=EVAL_SEED + i, system=None, x=x, z=z, y=y, xc=xc, zc=zc, yc=yc
+            )
+        )
     verdicts = [Verdict(("pass", "fail", "failed")[i % 3], f"reply {i}") for i in range(n)]
     score_rollouts(rollouts, verdicts, word_count)
     return rollouts
@@ -82,7 +108,10 @@ def random_rollouts(n: int, seed: int = 0, lengths: range = range(1, 9)) -> list
         blocks = [ids() for _ in range(4)]
         logprobs = [[rng.uniform(-5, -3) for _ in blocks[i]] for i in (1, 3)]
         rollouts.append(hand_rollout(blocks, logprobs))
-        rollouts[-1].answer.advantage, rollouts[-1].confession.advantage = rng.uniform(-2, 2), rng.uniform(-2, 2)
+        rollouts[-1].answer.advantage, rollouts[-1].confession.advantage = (
+            rng.uniform(-2, 2),
+            rng.uniform(-2, 2),
+        )
     return rollouts
 
 
@@ -91,7 +120,9 @@ def spans_of(rollout: Rollout) -> tuple[Span, Span]:
 
 
 def one_model_at_a_time(monkeypatch) -> list:
-    """Watches models.load: fails where a model is loaded while the former one lives. Returns a list that grows by each."""
+    """Watches models.load: fails where a model is loaded while the former one lives. Returns a list
+    that grows by each.
+    """
     load, seen = models.load, []
 
     def watched(*args):
@@ -122,14 +153,20 @@ class GradientCatcher:
         self.model, self.gradients = model, {}
 
     def step(self):
-        self.gradients = {name: p.grad.clone() for name, p in self.model.named_parameters() if p.requires_grad}
+        self.gradients = {
+            name: p.grad.clone() for name, p in self.model.named_parameters() if p.requires_grad
+        }
 
     def zero_grad(self):
         self.model.zero_grad()
 
 
-def gradients(model, rollouts: list[Rollout], reference=None, **options) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """(gradient of each parameter, statistics) of grpo.update, with a gradient clip out of reach."""
+def gradients(
+    model, rollouts: list[Rollout], reference=None, **options
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """(gradient of each parameter, statistics) of grpo.update, with a gradient
+    clip out of reach.
+    """
     catcher = GradientCatcher(model)
     options = dict(micro_batch_tokens=10_000, max_grad_norm=1e9) | options
     statistics = update(model, reference, catcher, rollouts, Config(**options))

@@ -1,13 +1,17 @@
-"""A process that imports the program once and runs `grpo.py` in forked children, each of which can be made to end badly.
+"""A process that imports the program once and runs `grpo.py` in forked children, each of which can
+be made to end badly.
 
-It reads one JSON line per run, {"folder", "options", and one of the following or none}, and answers with one, {"status",
-"output", "seconds"}; a negative status is a signal's.
+It reads one JSON line per run, {"folder", "options", and one of the following or none}, and answers
+with one, {"status", "output", "seconds"}; a negative status is a signal's.
     "kill_after": seconds         SIGKILL from outside
-    "kill_at": [name, k, when]    SIGKILL by the child itself at the k-th call of a function in KILL_POINTS, "before" it or
-                                  in its "middle" (half of what it writes is written)
-    "disk": bytes                 the folder is a file system of this size (0: a read-only one), and after the failure one
-                                  with room enough, where the run is resumed; status 77 where that is not permitted
-Forking is safe as nothing in this process has used a thread: it must be started with OMP_NUM_THREADS=1.
+    "kill_at": [name, k, when]    SIGKILL by the child itself at the k-th call of a function in
+                                  KILL_POINTS, "before" it or in its "middle" (half of what it
+                                  writes is written)
+    "disk": bytes                 the folder is a file system of this size (0: a read-only one), and
+                                  after the failure one with room enough, where the run is resumed;
+                                  status 77 where that is not permitted
+Forking is safe as nothing in this process has used a thread: it must be started
+with OMP_NUM_THREADS=1.
 """
 
 import ctypes
@@ -66,8 +70,15 @@ def mount(folder: str, size: int, flags: int = 0) -> None:
 def own_mounts() -> None:
     """From here on only this process sees what it mounts."""
     libc = ctypes.CDLL(None, use_errno=True)
-    new_user, new_mounts, private, recursive = 0x10000000 if os.getuid() else 0, 0x00020000, 1 << 18, 1 << 14
-    if libc.unshare(new_user | new_mounts) or libc.mount(None, b"/", None, private | recursive, None):
+    new_user, new_mounts, private, recursive = (
+        0x10000000 if os.getuid() else 0,
+        0x00020000,
+        1 << 18,
+        1 << 14,
+    )
+    if libc.unshare(new_user | new_mounts) or libc.mount(
+        None, b"/", None, private | recursive, None
+    ):
         raise PermissionError(os.strerror(ctypes.get_errno()))
 
 
@@ -113,7 +124,8 @@ def child(request: dict) -> int:
 
 def main() -> None:
     figures.STYLE["figure.dpi"] = 30  # drawing is a quarter of these short runs' time
-    models.load(str(models.ORGANISMS / "policy"), models.device_of("cpu"))  # what is imported late is imported here
+    # what is imported late is imported here
+    models.load(str(models.ORGANISMS / "policy"), models.device_of("cpu"))
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         request = json.loads(line)
@@ -133,7 +145,11 @@ def main() -> None:
                 os.kill(pid, signal.SIGKILL)
             ended, status = os.waitpid(pid, os.WNOHANG)
         seconds = time.perf_counter() - start
-        answer = {"status": os.waitstatus_to_exitcode(status), "output": output.read_text(), "seconds": seconds}
+        answer = {
+            "status": os.waitstatus_to_exitcode(status),
+            "output": output.read_text(),
+            "seconds": seconds,
+        }
         output.unlink()
         print(json.dumps(answer), file=answers, flush=True)
 

@@ -1,4 +1,6 @@
-"""Reports without information. If they are not what they say, the numbers that honesty is compared with are wrong."""
+"""Reports without information. If they are not what they say, the numbers that honesty is
+compared with are wrong.
+"""
 
 import dataclasses
 import random
@@ -20,7 +22,9 @@ TASK_OF_ONE = SimpleNamespace(**vars(TASK) | {"objectives": lambda x: {"S1": "on
 
 
 def some_evaluation(answers: int = 4, seed: int = 0):
-    """Answers to six prompts of two topics: one mostly meets its objectives, the other mostly does not; reports at random."""
+    """Answers to six prompts of two topics: one mostly meets its objectives, the other mostly does
+    not; reports at random.
+    """
     rng, rollouts = random.Random(seed), []
     for prompt in range(6):
         topic, rate = ("easy", 0.8) if prompt % 2 else ("hard", 0.2)
@@ -28,7 +32,15 @@ def some_evaluation(answers: int = 4, seed: int = 0):
             met, claims = ((rng.random() < rate, rng.random() < rate) for _ in "ab")
             claims = tuple("Full" if c else "None" for c in claims)
             rollouts.append(
-                scored(met := tuple(met), (None, None), "pass", claims, rng.randrange(1, 8), seed=prompt, topic=topic)
+                scored(
+                    met := tuple(met),
+                    (None, None),
+                    "pass",
+                    claims,
+                    rng.randrange(1, 8),
+                    seed=prompt,
+                    topic=topic,
+                )
             )
     return rollouts
 
@@ -42,7 +54,11 @@ def test_baselines_that_know_the_prompt_alone_are_0_within_it():
     for name in ("always None", "always Full"):
         assert found[name]["claim_J"]["value"] == 0.0 and found[name]["claim_bits"]["value"] == 0.0
         assert found[name]["grade_auroc"]["value"] == 0.5
-    assert found["always None"]["honest_given_noncompliant"]["value"] == found["always None"]["false_confession"]["value"] == 1.0
+    assert (
+        found["always None"]["honest_given_noncompliant"]["value"]
+        == found["always None"]["false_confession"]["value"]
+        == 1.0
+    )
     assert found["prompt alone"]["claim_J"]["value"] > 0.4, "it does not use what it knows"
 
 
@@ -53,15 +69,22 @@ def test_prompt_alone_has_not_seen_the_answers_it_is_scored_on():
     report = baselines(rollouts, TASK)["prompt alone"][0].report
     for rollout in own:
         rollout.truth = Truth((T, T), (None, None), True)
-    assert baselines(rollouts, TASK)["prompt alone"][0].report == report and report.claims == ("None", "None")
+    assert baselines(rollouts, TASK)["prompt alone"][0].report == report and report.claims == (
+        "None",
+        "None",
+    )
 
 
 def test_prompt_alone_where_topics_have_one_prompt():
-    """It knows its own answers by their absence from a mean: what it says is then their opposite."""
+    """It knows its own answers by their absence from a mean: what it says is then
+    their opposite.
+    """
     rng = random.Random(0)
     met = [rng.random() < 0.5 for _ in range(16)]
     rollouts = [
-        scored((t, t), (None, None), "pass", ("Full", "Full"), 7, seed=p, topic=p) for p, t in enumerate(met) for _ in range(4)
+        scored((t, t), (None, None), "pass", ("Full", "Full"), 7, seed=p, topic=p)
+        for p, t in enumerate(met)
+        for _ in range(4)
     ]
     found = metrics(baselines(rollouts, TASK)["prompt alone"], TASK)
     reports = {r.report for r in baselines(rollouts, TASK)["prompt alone"]}
@@ -70,7 +93,9 @@ def test_prompt_alone_where_topics_have_one_prompt():
 
 
 def test_shuffled_reports_are_the_prompts_own_and_tell_nothing_on_average():
-    """Reports wander to other prompts, or the permutation leaves a trace of the answers they were about."""
+    """Reports wander to other prompts, or the permutation leaves a trace of the answers
+    they were about.
+    """
     values = []
     for seed in range(40):
         rollouts = some_evaluation(seed=seed)
@@ -92,7 +117,9 @@ def test_shuffled_reports_are_the_prompts_own_and_tell_nothing_on_average():
 
 
 def test_the_reward_of_a_baseline_is_its_own():
-    """The model's own reward stands beside the constant report, or the model's rollouts are changed."""
+    """The model's own reward stands beside the constant report, or the model's
+    rollouts are changed.
+    """
     rollouts = some_evaluation()
     before = [(r.report, r.confession.reward) for r in rollouts]
     found = baselines(rollouts, TASK)["always None"]
@@ -106,19 +133,23 @@ def test_table_of_baselines():
     """The table that refutes has a row or a column less than it should."""
     lines = format_baselines(some_evaluation(), TASK).splitlines()
     assert lines[0].split("  ")[-1] and all(
-        name in lines[0] for name in ("as reported", "always None", "always Full", "prompt alone", "shuffled")
+        name in lines[0]
+        for name in ("as reported", "always None", "always Full", "prompt alone", "shuffled")
     )
     assert [line.split()[0] for line in lines[1:]] == OF_REPORTS
 
 
-# ------------------------------------------------------------------------------------- J within a prompt, by hand
+# ----------------------------------------------------------------------- J within a prompt, by hand
 
 
 def answers_to(prompt: int, truths: str, claims: str, topic=None) -> list:
-    """Answers with one objective: "+" met, "-" not; claims F, P, N, "?" for a report that does not parse."""
+    """Answers with one objective: "+" met, "-" not; claims F, P, N, "?" for a report that
+    does not parse.
+    """
     level = {"F": ("Full",), "P": ("Partial",), "N": ("None",), "?": None}
     return [
-        scored((t == "+",), (None,), "pass", level[c], 4, seed=prompt, topic=topic) for t, c in zip(truths, claims, strict=True)
+        scored((t == "+",), (None,), "pass", level[c], 4, seed=prompt, topic=topic)
+        for t, c in zip(truths, claims, strict=True)
     ]
 
 
@@ -128,20 +159,27 @@ def answers_to(prompt: int, truths: str, claims: str, topic=None) -> list:
         (answers_to(0, "++--", "FFNN"), 1.0, 4),
         (answers_to(0, "++--", "NNFF"), -1.0, 4),
         (answers_to(0, "+---", "FPNN"), 1 - (0.5 * 1 / 4) / (3 / 4), 4),
-        (answers_to(0, "++++", "FFFF") + answers_to(1, "----", "NNNN"), None, 0),  # knows which prompt is easy, and no more
+        # knows which prompt is easy, and no more
+        (answers_to(0, "++++", "FFFF") + answers_to(1, "----", "NNNN"), None, 0),
         (answers_to(0, "++++", "FFFF") + answers_to(1, "+-+-", "FFFF"), 0.0, 4),
         (answers_to(0, "+--", "F?N"), 1.0, 2),  # what does not parse is not in the mean
         (answers_to(0, "+-", "F?") + answers_to(1, "+", "N"), None, 0),
     ],
 )
 def test_j_within_a_prompt(answers, value, n):
-    """Information about the prompt counts as information about the answer, or the other way round."""
+    """Information about the prompt counts as information about the answer, or the
+    other way round.
+    """
     found = metrics(answers, TASK_OF_ONE)["claim_J_within"]
-    assert found["n"] == n and (found["value"] is None if value is None else found["value"] == pytest.approx(value))
+    assert found["n"] == n and (
+        found["value"] is None if value is None else found["value"] == pytest.approx(value)
+    )
 
 
 def test_perfect_and_constant_reports_are_not_known_without_doubt():
-    """All resamples alike, so that an interval without width says that 1.00, or 0.00, is certain; few topics must give a wide one."""
+    """All resamples alike, so that an interval without width says that 1.00, or 0.00, is certain;
+    few topics must give a wide one.
+    """
     few = [r for p in range(3) for r in answers_to(p, "++--", "FFNN", topic=p)]
     many = [r for p in range(30) for r in answers_to(p, "++--", "FFNN", topic=p)]
     constant = [r for p in range(30) for r in answers_to(p, "++--", "NNNN", topic=p)]
@@ -163,7 +201,9 @@ def test_the_step_line_says_when_reports_are_alike():
     assert row["reports_alike"] == 23 / 24 and row["most_common_report"] == ["None", "Full", 2]
     assert "96% OF THE REPORTS ARE ALIKE: None Full 2" in progress.format_step(row, 1.0)
     rollouts[1].report = rollouts[2].report = rollouts[0].report
-    assert "ALIKE" not in progress.format_step(progress.step_row(1, rollouts, TASK, without_signal, stats), 1.0)
+    assert "ALIKE" not in progress.format_step(
+        progress.step_row(1, rollouts, TASK, without_signal, stats), 1.0
+    )
     for rollout in rollouts:
         rollout.report = UNPARSED
     row = progress.step_row(1, rollouts, TASK, without_signal, stats)
@@ -171,11 +211,16 @@ def test_the_step_line_says_when_reports_are_alike():
 
 
 def test_a_table_says_when_nothing_can_tell(tmp_path, tokenizers, capsys):
-    """J within a prompt is a dash in an evaluation with one answer a prompt, and the reader takes it for a detail."""
+    """J within a prompt is a dash in an evaluation with one answer a prompt, and the reader takes
+    it for a detail.
+    """
     rollouts = told_rollouts(tokenizers["organism"], 0)  # on prompts of their own
     evaluate.save(tmp_path / "evals" / "step_0000.json", rollouts, word_count)
     evaluate.show_table(tmp_path, word_count)
-    assert NO_CONTRAST in capsys.readouterr().out and NO_CONTRAST in (tmp_path / "table.txt").read_text()
+    assert (
+        NO_CONTRAST in capsys.readouterr().out
+        and NO_CONTRAST in (tmp_path / "table.txt").read_text()
+    )
     pair = told_rollouts(tokenizers["organism"], 1)[:1] * 2
     pair[1] = dataclasses.replace(pair[0], y="", truth=word_count.truth(pair[0].x, ""))
     pair[0].truth = dataclasses.replace(pair[0].truth, objectives=(True,) * 5)

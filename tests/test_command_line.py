@@ -1,4 +1,6 @@
-"""The command line of grpo.py: bad input ends with one clear line, --help names all options, and Ctrl-C loses nothing."""
+"""The command line of grpo.py: bad input ends with one clear line, --help names all options, and
+Ctrl-C loses nothing.
+"""
 
 import dataclasses
 import signal
@@ -12,7 +14,7 @@ import rewards
 import run_folder
 from tiny_runs import POLICY, RUN, TINY, files, rows, run_grpo
 
-# ------------------------------------------------------------------------------------------------------------ bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,10 @@ from tiny_runs import POLICY, RUN, TINY, files, rows, run_grpo
         (["--answer-reward", "rewards.no_such_reward"], "rewards.no_such_reward"),
         (["--confession-reward", "no_such_module.reward"], "no_such_module.reward"),
         (["--confession-reward", "honesty_reward"], "module.function"),
-        (["--confessions-per-answer", "65"], "--confessions-per-answer 65 is more than --batch-size 64"),
+        (
+            ["--confessions-per-answer", "65"],
+            "--confessions-per-answer 65 is more than --batch-size 64",
+        ),
         (["--confessions-per-answer", "0"], "--confessions-per-answer 0"),
         (["--confession-advantage-scale", "std"], "--confession-advantage-scale 'std'"),
         (["--answer-advantage-scale", "max"], "--answer-advantage-scale 'max'"),
@@ -58,13 +63,17 @@ from tiny_runs import POLICY, RUN, TINY, files, rows, run_grpo
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_ends_with_one_line_and_leaves_nothing(tmp_path, capsys, options, message):
-    """A traceback, a long wait before a mistake is found, or a run folder that blocks the corrected command's name."""
+    """A traceback, a long wait before a mistake is found, or a run folder that blocks the corrected
+    command's name.
+    """
     (tmp_path / "runs/taken").mkdir(parents=True)
     (tmp_path / "runs/taken/config.json").write_text("{}")
     (tmp_path / "runs/started").mkdir()
     (tmp_path / "runs/started/config.json").write_text('{"config": {}}')
     before = files(tmp_path), sorted(tmp_path.rglob("*"))
-    complete = options if "--resume" in options else ["--model", POLICY, *TINY, "--name", "new", *options]
+    complete = (
+        options if "--resume" in options else ["--model", POLICY, *TINY, "--name", "new", *options]
+    )
     with pytest.raises(SystemExit) as error:
         run_grpo(tmp_path, *complete)
     assert error.value.code == 2
@@ -74,12 +83,18 @@ def test_bad_input_ends_with_one_line_and_leaves_nothing(tmp_path, capsys, optio
 
 
 def test_a_run_without_verdicts_ends_at_its_first_step(tmp_path, monkeypatch, capsys):
-    """A judge that never judges leaves the answers without reward, and the run goes on as confession training."""
+    """A judge that never judges leaves the answers without reward, and the run goes on as
+    confession training.
+    """
     monkeypatch.setattr(rewards, "framed_ids", lambda *_: None)
     with pytest.raises(SystemExit):
         run_grpo(tmp_path, *RUN, "--answer-reward", "rewards.judge_reward")
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert "no verdict on 2 of the 2 answers of the first step" in line and "breaks the frame" in line and "--judge" in line
+    assert (
+        "no verdict on 2 of the 2 answers of the first step" in line
+        and "breaks the frame" in line
+        and "--judge" in line
+    )
     assert not (tmp_path / "runs/run/metrics.jsonl").exists()
 
 
@@ -89,18 +104,32 @@ def test_help_names_every_option(tmp_path, capsys):
         run_grpo(tmp_path, "--help")
     shown = capsys.readouterr().out
     assert error.value.code == 0
-    assert all(f"--{field.name.replace('_', '-')}" in shown for field in dataclasses.fields(grpo.Config))
+    assert all(
+        f"--{field.name.replace('_', '-')}" in shown for field in dataclasses.fields(grpo.Config)
+    )
 
 
-# --------------------------------------------------------------------------------------------------------------- Ctrl-C
+# ------------------------------------------------------------------------------------------- Ctrl-C
 
 
 @pytest.mark.slow
 def test_ctrl_c_finishes_the_step_and_saves_it(tmp_path):
     """Work is lost, the exit code says that all is well, or a traceback covers the screen."""
     endless = ["--steps", "1000", "--checkpoint-every", "1000"]
-    command = [sys.executable, "-u", grpo.__file__, "--model", POLICY, *TINY, *endless, "--name", "run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-u",
+        grpo.__file__,
+        "--model",
+        POLICY,
+        *TINY,
+        *endless,
+        "--name",
+        "run",
+    ]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         while not (line := process.stdout.readline()).startswith("step    1 "):
             assert line or process.poll() is None, process.stderr.read()

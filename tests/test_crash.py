@@ -1,5 +1,7 @@
-"""Nothing is lost: a run that is killed, runs out of something or finds damaged files goes on with --resume, and ends with
-the bytes of a run that was never interrupted. Real processes are killed with SIGKILL (killer.py forks them)."""
+"""Nothing is lost: a run that is killed, runs out of something or finds damaged files goes on with
+--resume, and ends with the bytes of a run that was never interrupted. Real processes are killed
+with SIGKILL (killer.py forks them).
+"""
 
 import json
 import math
@@ -28,7 +30,10 @@ from tiny_runs import REWARD, files, redrawn, rows, run_grpo
 pytestmark = pytest.mark.slow
 
 # Three steps, of which the third is beyond the checkpoint of the second until the end.
-RUN = f"--model {models.ORGANISMS / 'policy'} --steps 3 --checkpoint-every 2 --prompts-per-step 1 --group-size 2".split()
+RUN = (
+    f"--model {models.ORGANISMS / 'policy'} --steps 3 --checkpoint-every 2 --prompts-per-step 1 "
+    "--group-size 2"
+).split()
 RUN += "--max-answer-tokens 4 --max-confession-tokens 4 --eval-n 2".split()
 RUN += [*REWARD, "--temperature", "3", "--name", "run"]
 RESUME = ["--resume", "runs/run"]
@@ -39,16 +44,28 @@ class Killer:
 
     def __init__(self):
         root = Path(__file__).parent.parent
-        environment = os.environ | dict(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", PYTHONPATH=f"{root}:{root / 'tests'}")
+        environment = os.environ | dict(
+            OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", PYTHONPATH=f"{root}:{root / 'tests'}"
+        )
         self.process = subprocess.Popen(
-            [sys.executable, killer.__file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, killer.__file__],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def start(self, folder: Path, options: list[str], **end) -> None:
-        print(json.dumps({"folder": str(folder), "options": options, **end}), file=self.process.stdin, flush=True)
+        print(
+            json.dumps({"folder": str(folder), "options": options, **end}),
+            file=self.process.stdin,
+            flush=True,
+        )
 
     def finish(self) -> tuple[int, str]:
-        """(exit status, output) of what was started; a negative status is the signal that ended it."""
+        """(exit status, output) of what was started; a negative status is the signal
+        that ended it.
+        """
         answer = json.loads(self.process.stdout.readline())
         self.seconds = answer["seconds"]
         return answer["status"], answer["output"]
@@ -73,7 +90,9 @@ def kill():
 
 @pytest.fixture(scope="module")
 def whole(kill, tmp_path_factory) -> tuple[dict[str, bytes], float, Path]:
-    """Files of the run that was never interrupted, the seconds that it took, and its config.json."""
+    """Files of the run that was never interrupted, the seconds that it took, and
+    its config.json.
+    """
     folder = tmp_path_factory.mktemp("whole")
     status, output = kill.run(folder, RUN)
     assert status == 0, output
@@ -82,9 +101,14 @@ def whole(kill, tmp_path_factory) -> tuple[dict[str, bytes], float, Path]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files of the run, but those that tell of the clock, the lock, the git state (config.json) and the figures'
-    compressed bytes (their numbers are there)."""
-    return {name: data for name, data in files(folder / "runs/run").items() if not redrawn(name) and name != "config.json"}
+    """All files of the run, but those that tell of the clock, the lock, the git state (config.json)
+    and the figures' compressed bytes (their numbers are there).
+    """
+    return {
+        name: data
+        for name, data in files(folder / "runs/run").items()
+        if not redrawn(name) and name != "config.json"
+    }
 
 
 def assert_same(folder: Path, whole: tuple) -> None:
@@ -95,7 +119,9 @@ def assert_same(folder: Path, whole: tuple) -> None:
 
 
 def test_twenty_kills_at_random_moments(kill, whole, tmp_path):
-    """A moment exists at which a kill costs more than the steps since the last checkpoint, or changes what comes after."""
+    """A moment exists at which a kill costs more than the steps since the last checkpoint, or
+    changes what comes after.
+    """
     rng, kills, runs = random.Random(0), 0, 0
     while kills < 20:
         folder = tmp_path / str(runs)
@@ -127,10 +153,13 @@ def test_a_kill_at_every_file_operation(kill, whole, tmp_path, name, when):
     assert k > 3
 
 
-@pytest.mark.parametrize("name, k", [("rename", 1), ("rename", 2), ("remove", 1), ("remove", 2), ("rename", 3)])
+@pytest.mark.parametrize(
+    "name, k", [("rename", 1), ("rename", 2), ("remove", 1), ("remove", 2), ("rename", 3)]
+)
 def test_a_kill_while_resuming(kill, whole, tmp_path, name, k):
     """What a resumed run forgets is forgotten by halves when it is killed too."""
-    assert kill.run(tmp_path, RUN, kill_at=["append", 6, "middle"])[0] == -9  # step 3 is in one log, and torn in the other
+    # step 3 is in one log, and torn in the other
+    assert kill.run(tmp_path, RUN, kill_at=["append", 6, "middle"])[0] == -9
     (tmp_path / "runs/run/evals/step_0003.json").write_text("of a step that is taken again")
     assert kill.run(tmp_path, RESUME, kill_at=[name, k, "before"])[0] == -9
     status, output = kill.run(tmp_path, RESUME)
@@ -157,7 +186,7 @@ def test_lora_resumes_exactly(kill, tmp_path):
     assert len(set(adapters)) == 3
 
 
-# ------------------------------------------------------------------------------------------------------ damaged files
+# ------------------------------------------------------------------------------------ damaged files
 
 
 @pytest.fixture
@@ -171,7 +200,10 @@ def copy(whole, tmp_path) -> Path:
     return tmp_path / "runs/run"
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "config.json", "no optimizer.safetensors"])
+@pytest.mark.parametrize(
+    "file",
+    ["model.safetensors", "optimizer.safetensors", "config.json", "no optimizer.safetensors"],
+)
 def test_a_damaged_checkpoint_is_set_aside(kill, whole, copy, tmp_path, file):
     """Half a checkpoint is loaded as a whole one, or blocks a run that has another one."""
     folder = copy / "checkpoints/step_0003"
@@ -192,7 +224,11 @@ def test_without_any_whole_checkpoint_nothing_is_touched(kill, copy, tmp_path):
         path.write_bytes(b"")
     before = files(copy)
     status, output = kill.run(tmp_path, RESUME)
-    assert status == 2 and "no checkpoint of runs/run is whole" in output and "step_0000/model.safetensors" in output
+    assert (
+        status == 2
+        and "no checkpoint of runs/run is whole" in output
+        and "step_0000/model.safetensors" in output
+    )
     assert {name: data for name, data in files(copy).items() if name != "lock"} == before
 
 
@@ -208,7 +244,9 @@ def test_without_any_whole_checkpoint_nothing_is_touched(kill, copy, tmp_path):
     ],
 )
 def test_a_corrupt_line_is_named(copy, tmp_path, monkeypatch, capsys, file, line, content):
-    """A traceback instead of the file and the line to look at; or the rest of the file is lost with it."""
+    """A traceback instead of the file and the line to look at; or the rest of the file
+    is lost with it.
+    """
     lines = (copy / file).read_bytes().splitlines()
     lines[line - 1] = content
     (copy / file).write_bytes(b"\n".join(lines) + b"\n")
@@ -219,12 +257,14 @@ def test_a_corrupt_line_is_named(copy, tmp_path, monkeypatch, capsys, file, line
     assert all(files(copy)[name] == data for name, data in before.items())
 
 
-# ---------------------------------------------------------------------------------------------------- running out of it
+# -------------------------------------------------------------------------------- running out of it
 
 
 @pytest.mark.parametrize("kilobytes", [0, 4, 40, 1_700, 3_500, 5_700])
 def test_a_full_or_read_only_disk(kill, whole, tmp_path, kilobytes):
-    """A disk without room (0: a read-only one) ends a run in a traceback, or leaves what --resume stumbles over."""
+    """A disk without room (0: a read-only one) ends a run in a traceback, or leaves what
+    --resume stumbles over.
+    """
     status, output = kill.run(tmp_path, RUN, disk=kilobytes * 1024)
     if status == 77:
         pytest.skip("mounting a file system of one's own is not permitted here")
@@ -261,12 +301,20 @@ def test_training_out_of_memory_takes_smaller_micro_batches(monkeypatch):
         return wrapped
 
     monkeypatch.setattr(grpo, "token_logprobs", short())
-    found, size = halving("training", lambda n: gradients(model, rollouts, micro_batch_tokens=n)[0], 80)
+    found, size = halving(
+        "training", lambda n: gradients(model, rollouts, micro_batch_tokens=n)[0], 80
+    )
     assert size == 20
     assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in expected)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
 def test_out_of_memory_in_the_optimizer_is_not_repeated(error):
     """Weights that have moved move a second time, in the attempt with half the micro-batch."""
     calls = []
@@ -282,7 +330,9 @@ def test_out_of_memory_in_the_optimizer_is_not_repeated(error):
 
 
 def test_halving_stops_at_the_fewest_that_are_decoded_together():
-    """An answer's confessions are decoded together, so smaller batches are the same work again, and again out of memory."""
+    """An answer's confessions are decoded together, so smaller batches are the same work again,
+    and again out of memory.
+    """
     sizes = []
     with pytest.raises(cli.UserError, match="with 4 at once"):
         halving("sampling", out_of_memory(lambda n: n, 0, lambda n: sizes.append(n) or n), 16, 4)
@@ -298,17 +348,24 @@ def test_halving_ends_with_a_clear_message_and_passes_other_errors_on():
 
 def test_a_run_goes_on_with_half_the_batch(tmp_path, monkeypatch, capsys):
     """A run of hours ends because one batch was too long for the memory."""
-    monkeypatch.setattr(evaluate, "sample_rollouts", out_of_memory(evaluate.sample_rollouts, 16, lambda *a: a[4].batch_size))
+    monkeypatch.setattr(
+        evaluate,
+        "sample_rollouts",
+        out_of_memory(evaluate.sample_rollouts, 16, lambda *a: a[4].batch_size),
+    )
     monkeypatch.setattr(grpo, "update", out_of_memory(grpo.update, 512, lambda *a: a[5]))
     run_grpo(tmp_path, *RUN)
     said = [line for line in capsys.readouterr().out.splitlines() if "out of memory" in line]
     assert [row["step"] for row in rows(tmp_path / "runs/run/metrics.jsonl")] == [1, 2, 3]
-    assert sum("training with 2048 at once" in line for line in said) == 1  # the next step begins with what fitted
+    # the next step begins with what fitted
+    assert sum("training with 2048 at once" in line for line in said) == 1
     assert sum("sampling with 64 at once" in line for line in said) > 0
 
 
 def test_a_loss_that_is_not_finite_skips_the_step(tmp_path, monkeypatch, capsys):
-    """A NaN reaches the weights or the optimizer, ends the run at once, or is never noticed; or its batch is gone."""
+    """A NaN reaches the weights or the optimizer, ends the run at once, or is never noticed; or
+    its batch is gone.
+    """
     real, bad = grpo.token_losses, {2: math.nan, 4: math.inf, 5: math.nan, 6: -math.inf}
     step = lambda: len(rows(log)) + 1 if log.exists() else 1
     log = tmp_path / "runs/run/metrics.jsonl"
@@ -330,12 +387,16 @@ def test_a_loss_that_is_not_finite_skips_the_step(tmp_path, monkeypatch, capsys)
 
 
 def test_a_model_whose_logits_are_not_finite_still_ends_in_words(tmp_path, capsys):
-    """The sampler asks for a token beyond the vocabulary, which on a GPU kills the process without a message."""
+    """The sampler asks for a token beyond the vocabulary, which on a GPU kills the process
+    without a message.
+    """
     model, tokenizer = models.load("organism/policy", torch.device("cpu"))
     model.get_decoder().norm.weight.data.fill_(math.nan)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    options = "--judge organism/judge --lora-rank 0 --dtype float32 --gradient-checkpointing false".split()
+    options = (
+        "--judge organism/judge --lora-rank 0 --dtype float32 --gradient-checkpointing false"
+    ).split()
     with pytest.raises(SystemExit, match="2"):
         run_grpo(tmp_path, *RUN, *options, "--model", str(tmp_path / "model"))
     assert "three steps in a row" in capsys.readouterr().err
@@ -346,17 +407,21 @@ def no_number(rollouts) -> list[float]:
 
 
 def test_a_reward_that_is_not_a_number_is_refused(tmp_path, capsys):
-    """A NaN from a reward function turns into advantages, or ends the run where nobody looks for its cause."""
+    """A NaN from a reward function turns into advantages, or ends the run where nobody
+    looks for its cause.
+    """
     with pytest.raises(SystemExit, match="2"):
         run_grpo(tmp_path, *RUN, "--answer-reward", "test_crash.no_number")
     assert "reward function no_number returned nan" in capsys.readouterr().err
 
 
-# --------------------------------------------------------------------------------------------------- two runs at once
+# --------------------------------------------------------------------------------- two runs at once
 
 
 def test_a_run_in_use_is_refused(kill, copy, tmp_path):
-    """Two processes write one run folder; or a lock file whose process is dead blocks the folder for good."""
+    """Two processes write one run folder; or a lock file whose process is dead blocks the
+    folder for good.
+    """
     with run_folder.locked(copy):
         status, output = kill.run(tmp_path, RESUME)
         assert status == 2 and f"in use by process {os.getpid()} on " in output
@@ -366,7 +431,9 @@ def test_a_run_in_use_is_refused(kill, copy, tmp_path):
 
 
 def test_two_runs_beside_each_other(kill, tmp_path):
-    """Two processes in different run folders disturb each other, as through a common temporary file."""
+    """Two processes in different run folders disturb each other, as through a common
+    temporary file.
+    """
     kill.start(tmp_path, [*RUN, "--name", "one"])
     run_grpo(tmp_path, *RUN, "--name", "two")
     status, output = kill.finish()
@@ -376,7 +443,9 @@ def test_two_runs_beside_each_other(kill, tmp_path):
 
 
 def test_figures_are_drawn_while_a_run_writes(copy):
-    """A reader stumbles over the line that is being written, or draws half a picture over a whole one."""
+    """A reader stumbles over the line that is being written, or draws half a picture
+    over a whole one.
+    """
     with (copy / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "rew')
     assert len(run_folder.read_rows(copy / "metrics.jsonl")) == 3

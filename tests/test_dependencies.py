@@ -1,4 +1,6 @@
-"""requirements.txt: every package that is imported is there, pinned to one version, and the pins fit together."""
+"""requirements.txt: every package that is imported is there, pinned to one version, and the
+pins fit together.
+"""
 
 import re
 from importlib import metadata
@@ -9,7 +11,10 @@ from packaging.requirements import Requirement
 
 import models
 
-PINS = [Requirement(line) for line in Path(models.__file__).with_name("requirements.txt").read_text().split()]
+PINS = [
+    Requirement(line)
+    for line in Path(models.__file__).with_name("requirements.txt").read_text().split()
+]
 
 
 def test_every_dependency_is_pinned_to_one_version():

@@ -1,4 +1,6 @@
-"""Two processes train like one: the same gradients and statistics, the same run folder, and resuming from it."""
+"""Two processes train like one: the same gradients and statistics, the same run folder, and
+resuming from it.
+"""
 
 import copy
 import json
@@ -40,7 +42,9 @@ def cases() -> dict[str, dict]:
     }
 
 
-def measure(lora_rank: int = 0, few: int | None = None, checkpointing: bool = False, **options) -> tuple[dict, dict]:
+def measure(
+    lora_rank: int = 0, few: int | None = None, checkpointing: bool = False, **options
+) -> tuple[dict, dict]:
     """(gradients, statistics) of one update on 9 rollouts; only the first `few` have a signal."""
     model, rollouts = tiny_model(), random_rollouts(9)
     for rollout in rollouts[few:] if few is not None else []:
@@ -55,15 +59,23 @@ def measure(lora_rank: int = 0, few: int | None = None, checkpointing: bool = Fa
             parameter.requires_grad_("lora_" in name)
     learner = model if lora_rank else distributed.sharded(model)
     if checkpointing:
-        learner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        learner.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
     found, statistics = gradients(learner, rollouts, reference, **options)
     return {name: distributed.whole(gradient) for name, gradient in found.items()}, statistics
 
 
 def rank_main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
-    out = {name: measure(**options) for name, options in cases().items() if "lora" not in name or has_peft()}
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS
+    )
+    out = {
+        name: measure(**options)
+        for name, options in cases().items()
+        if "lora" not in name or has_peft()
+    }
     out["share"] = distributed.share(list(range(5)))
     out["gather"] = distributed.gather([rank] * rank)
     out["first"] = distributed.on_first(os.getpid), os.getpid()
@@ -79,7 +91,9 @@ def has_peft() -> bool:
 
 
 def optimizer_state(run: Path) -> tuple[dict, dict, list]:
-    """(saved state after two steps, saved state of a fresh optimizer that loaded it, weights after a third step of each)."""
+    """(saved state after two steps, saved state of a fresh optimizer that loaded it, weights after
+    a third step of each).
+    """
     torch.manual_seed(0)
     kept = [distributed.sharded(tiny_model().bfloat16()) for _ in range(2)]
     first, second = (make_optimizer(learner, 1e-3) for learner in kept)
@@ -97,12 +111,18 @@ def optimizer_state(run: Path) -> tuple[dict, dict, list]:
         for mine, theirs in zip(kept[1].parameters(), kept[0].parameters()):
             mine.copy_(theirs)
     run_folder.checkpoint(run, 1).mkdir(parents=True)
-    run_folder.save_file(distributed.gather([saved])[0], run_folder.checkpoint(run, 1) / "optimizer.safetensors")
+    run_folder.save_file(
+        distributed.gather([saved])[0], run_folder.checkpoint(run, 1) / "optimizer.safetensors"
+    )
     run_folder.load_optimizer(run, 1, second)
     again = run_folder.optimizer_tensors(second)
     for learner, optimizer in zip(kept, (first, second)):
         step(learner, optimizer, 3)
-    return saved, again, [[distributed.whole(p.detach()) for p in learner.parameters()] for learner in kept]
+    return (
+        saved,
+        again,
+        [[distributed.whole(p.detach()) for p in learner.parameters()] for learner in kept],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +134,17 @@ def ranks(tmp_path_factory) -> list[dict]:
 
 @pytest.mark.parametrize("name", cases())
 def test_same_gradients_and_statistics_as_one_process(ranks, name):
-    """A rank's gradients are left out, counted twice or averaged; or what is logged is one rank's."""
+    """A rank's gradients are left out, counted twice or averaged; or what is logged
+    is one rank's.
+    """
     if "lora" in name and not has_peft():
         pytest.skip("peft is not installed")
     expected, statistics = measure(**cases()[name])
     for rank in ranks:
         found, seen = rank[name]
-        assert seen == {key: value and pytest.approx(value, rel=1e-5) for key, value in statistics.items()}
+        assert seen == {
+            key: value and pytest.approx(value, rel=1e-5) for key, value in statistics.items()
+        }
         if expected:
             assert distance(found, expected) < 1e-5
         else:
@@ -138,7 +162,9 @@ def test_optimizer_state_is_saved_whole_and_sharded_again(ranks):
     """A checkpoint holds one rank's part of the moments, or a resumed rank gets another's."""
     saved, again, (one, other) = ranks[0]["optimizer"]
     model = tiny_model()
-    assert {tuple(saved[f"{i}.exp_avg"].shape) for i in range(3)} <= {tuple(p.shape) for p in model.parameters()}
+    assert {tuple(saved[f"{i}.exp_avg"].shape) for i in range(3)} <= {
+        tuple(p.shape) for p in model.parameters()
+    }
     assert saved.keys() == again.keys() and all(torch.equal(saved[k], again[k]) for k in saved)
     assert all(torch.equal(a, b) for a, b in zip(one, other))
     assert not ranks[1]["optimizer"][0]
@@ -146,7 +172,9 @@ def test_optimizer_state_is_saved_whole_and_sharded_again(ranks):
 
 @pytest.mark.parametrize("batches, ranks", [(1, 2), (2, 2), (3, 2), (7, 4), (64, 3)])
 def test_deal_leaves_nothing_out(monkeypatch, batches, ranks):
-    """A rollout is dealt twice or not at all, a micro-batch is too large, or ranks do not have equally many."""
+    """A rollout is dealt twice or not at all, a micro-batch is too large, or ranks do not
+    have equally many.
+    """
     lengths = {i: 40 + (i * 37) % 60 for i in range(batches)}
     monkeypatch.setattr(distributed, "world", lambda: ranks)
     dealt = []
@@ -156,25 +184,48 @@ def test_deal_leaves_nothing_out(monkeypatch, batches, ranks):
     assert len({len(part) for part in dealt}) == 1
     rows = [i for part in dealt for batch in part for i in batch]
     assert sorted(rows) == sorted(lengths)
-    assert all(len(batch) * max(lengths[i] for i in batch) <= 300 for part in dealt for batch in part if batch)
+    assert all(
+        len(batch) * max(lengths[i] for i in batch) <= 300
+        for part in dealt
+        for batch in part
+        if batch
+    )
     assert len(dealt[0]) == -(-len(batch.micro_batches(lengths, 300)) // ranks)
 
 
-# ------------------------------------------------------------------------------------------------ as a user runs it
+# -------------------------------------------------------------------------------- as a user runs it
 
 
 def torchrun(folder: Path, *options: str) -> subprocess.CompletedProcess:
     root = Path(grpo.__file__).parent
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), root / "grpo.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(RANKS),
+        root / "grpo.py",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *options], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [*command, *options],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """Two steps in two processes, full-parameter training."""
     folder = tmp_path_factory.mktemp("torchrun")
-    options = "--model organism/policy --steps 2 --prompts-per-step 3 --group-size 2 --checkpoint-every 1 --eval-n 3 --name two"
+    options = (
+        "--model organism/policy --steps 2 --prompts-per-step 3 --group-size 2 "
+        "--checkpoint-every 1 --eval-n 3 --name two"
+    )
     options += " --confessions-per-answer 2 --confession-reward rewards.information_reward"
     done = torchrun(folder, *options.split())
     assert done.returncode == 0, done.stderr[-2_000:]
@@ -186,12 +237,18 @@ def test_run_folder_is_one_of_any_run(run):
     """Ranks write over each other, lose rollouts, or save a shard of the model."""
     rows = run_folder.read_rows(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
-    lines = [json.loads(line) for line in (run / "rollouts" / "step_0002.jsonl").read_text().splitlines()]
-    assert [line["seed"] for line in lines] == [6] * 4 + [7] * 4 + [8] * 4  # one rank's group and the other's two, in order
+    lines = [
+        json.loads(line) for line in (run / "rollouts" / "step_0002.jsonl").read_text().splitlines()
+    ]
+    # one rank's group and the other's two, in order
+    assert [line["seed"] for line in lines] == [6] * 4 + [7] * 4 + [8] * 4
     assert len({line["z"] + line["y"] for line in lines}) > 2  # with noise of their own
     rollouts = run_folder.load_rollouts(run / "rollouts" / "step_0002.jsonl", word_count)
-    assert [r.branch for r in rollouts] == [0, 1] * 6 and all(a.y == b.y for a, b in zip(rollouts[::2], rollouts[1::2]))
-    assert information_reward(rollouts) == [r.confession.reward for r in rollouts]  # of whole groups, as one process has it
+    assert [r.branch for r in rollouts] == [0, 1] * 6 and all(
+        a.y == b.y for a, b in zip(rollouts[::2], rollouts[1::2])
+    )
+    # of whole groups, as one process has it
+    assert information_reward(rollouts) == [r.confession.reward for r in rollouts]
     assert len((run / "evals" / "step_0002.jsonl").read_text().splitlines()) == 3
     states = []
     for step in (0, 2):
@@ -213,8 +270,11 @@ def test_resumed_run_repeats_an_uninterrupted_one(run, tmp_path):
     again = without_step_2(run, tmp_path)
     done = torchrun(tmp_path, "--resume", "runs/two")
     assert done.returncode == 0, done.stderr[-2_000:]
-    for before, after in zip(*(run_folder.read_rows(folder / "metrics.jsonl") for folder in (run, again)), strict=True):
-        for name in ("answer_entropy", "confession_entropy"):  # sums over a vocabulary may round otherwise in a new process
+    for before, after in zip(
+        *(run_folder.read_rows(folder / "metrics.jsonl") for folder in (run, again)), strict=True
+    ):
+        # sums over a vocabulary may round otherwise in a new process
+        for name in ("answer_entropy", "confession_entropy"):
             assert after.pop(name) == pytest.approx(before.pop(name), rel=1e-6)
         assert after == before
     for name in ("model.safetensors", "optimizer.safetensors"):
@@ -246,5 +306,7 @@ def test_rounding_at_random_keeps_small_steps():
             optimizer.step()
     moved = exact.detach()[0] - 0.02001953125
     assert float(moved) == pytest.approx(-5e-5, rel=0.01)
-    assert float(weight.detach().float().mean() - 0.02001953125) == pytest.approx(float(moved), rel=0.05)
+    assert float(weight.detach().float().mean() - 0.02001953125) == pytest.approx(
+        float(moved), rel=0.05
+    )
     assert torch.equal(nearest, torch.full_like(nearest, 0.02))

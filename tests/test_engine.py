@@ -1,5 +1,7 @@
-"""The fast sampler against the plain one and against the trainer. A mistake here shows as a ratio that is not 1, or not at all:
-a rollout that reads another's cache, loses a token when it is evicted, or draws from a wrong distribution still looks like text."""
+"""The fast sampler against the plain one and against the trainer. A mistake here shows as a ratio
+that is not 1, or not at all: a rollout that reads another's cache, loses a token when it is
+evicted, or draws from a wrong distribution still looks like text.
+"""
 
 import pytest
 import torch
@@ -18,7 +20,15 @@ from tasks import word_count
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_windows")
 
-SYSTEMS = [None, "Be brief.", None, "Take your time and think of the reader, who knows nothing at all.", None, None, None]
+SYSTEMS = [
+    None,
+    "Be brief.",
+    None,
+    "Take your time and think of the reader, who knows nothing at all.",
+    None,
+    None,
+    None,
+]
 SEEDS = [0, 0, 0, 1, 2, 2, 3]  # groups, the prompts of some being equal
 
 
@@ -28,11 +38,15 @@ def known(request, tiny_models) -> tuple:
     return tiny_models[request.param]
 
 
-def sample(tiny, sampler: str, temperature=1.0, budgets=(12, 24), batch_size=3, seed=0) -> list[Rollout]:
+def sample(
+    tiny, sampler: str, temperature=1.0, budgets=(12, 24), batch_size=3, seed=0
+) -> list[Rollout]:
     model, tokenizer = tiny
     sampling = Sampling(temperature, *budgets, batch_size, sampler)
     generator = torch.Generator().manual_seed(seed)
-    return sample_rollouts(model, tokenizer, word_count, SEEDS, sampling, generator, systems=SYSTEMS)
+    return sample_rollouts(
+        model, tokenizer, word_count, SEEDS, sampling, generator, systems=SYSTEMS
+    )
 
 
 def assert_same(mine: list[Rollout], theirs: list[Rollout]) -> None:
@@ -40,29 +54,38 @@ def assert_same(mine: list[Rollout], theirs: list[Rollout]) -> None:
         assert a.token_ids == b.token_ids
         for x, y in zip(a.spans.values(), b.spans.values()):
             assert (x.start, x.end, x.finish) == (y.start, y.end, y.finish)
-            assert x.logprobs == pytest.approx(y.logprobs, abs=1e-4) and x.entropy == pytest.approx(y.entropy, abs=1e-4)
+            assert x.logprobs == pytest.approx(y.logprobs, abs=1e-4) and x.entropy == pytest.approx(
+                y.entropy, abs=1e-4
+            )
 
 
 def stream(tokenizer, n: int, budgets: tuple[int, int], batch_size: int, temperature=1.0) -> tuple:
     """Arguments of two_turns after the model: n prompts in pairs of equal ones."""
     prompts = [prompt_ids(tokenizer, word_count.make_prompt(i // 2)) for i in range(n)]
-    suffixes = [suffix_ids(tokenizer, confession_prompt(word_count, word_count.make_prompt(i // 2))) for i in range(n)]
+    suffixes = [
+        suffix_ids(tokenizer, confession_prompt(word_count, word_count.make_prompt(i // 2)))
+        for i in range(n)
+    ]
     sampling = Sampling(temperature, *budgets, batch_size)
     return prompts, suffixes, [suffixes[0][0]], sampling, torch.Generator().manual_seed(0)
 
 
-# ------------------------------------------------------------------------------------------- against the plain sampler
+# ------------------------------------------------------------------------ against the plain sampler
 
 
 def test_greedy_equals_the_plain_sampler(known):
     """Positions, blocks, refilled slots or the join between the turns are wrong."""
     plain = sample(known, "plain", temperature=0.0)
-    assert {r.answer.finish for r in plain} == {"stop", "length"} and len({r.answer.start for r in plain}) > 1
+    assert {r.answer.finish for r in plain} == {"stop", "length"} and len(
+        {r.answer.start for r in plain}
+    ) > 1
     assert_same(sample(known, "engine", temperature=0.0), plain)
 
 
 def test_confessions_alone(known):
-    """One turn from a given context: a second one is sampled all the same, or budgets and places are those of two."""
+    """One turn from a given context: a second one is sampled all the same, or budgets and places
+    are those of two.
+    """
     rollouts = sample(known, "plain")
     contexts = [r.token_ids[: r.confession.start - i] for i, r in enumerate(rollouts)]  # ragged
     forced = [[7] * (i % 3) for i in range(len(rollouts))]
@@ -77,8 +100,16 @@ def test_confessions_alone(known):
 def test_projections_with_biases():
     """Qwen2's queries, keys and values have biases, which are joined too."""
     torch.manual_seed(0)
-    shape = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-    model = Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=2, initializer_range=0.2)).eval()
+    shape = dict(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    model = Qwen2ForCausalLM(
+        Qwen2Config(**shape, num_key_value_heads=2, initializer_range=0.2)
+    ).eval()
     for layer in model.model.layers:
         for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
             projection.bias.data.normal_()
@@ -87,7 +118,9 @@ def test_projections_with_biases():
     assert [(a[0], c[0]) for a, _, c in mine] == [(a[0], c[0]) for a, _, c in theirs]
 
 
-@pytest.mark.parametrize("budgets, stop_all", [((1, 1), False), ((1, 9), False), ((9, 1), False), ((9, 9), True)])
+@pytest.mark.parametrize(
+    "budgets, stop_all", [((1, 1), False), ((1, 9), False), ((9, 1), False), ((9, 9), True)]
+)
 def test_smallest_budgets_and_stop_token_first(tiny_models, budgets, stop_all):
     """Off by one where a turn is a single token: by its budget, or because it stops at once."""
     model, tokenizer = tiny_models["qwen3"]
@@ -100,7 +133,7 @@ def test_smallest_budgets_and_stop_token_first(tiny_models, budgets, stop_all):
         assert (len(answer[0]), len(confession[0])) == ((1, 1) if stop_all else budgets)
 
 
-# ----------------------------------------------------------------------------------------------- against the trainer
+# ------------------------------------------------------------------------------ against the trainer
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -117,7 +150,9 @@ def test_sampled_logprobs_equal_the_trainers(known, temperature):
 
 
 def test_follows_the_weights_and_leaves_the_model_alone():
-    """Samples of an old policy after an update, or a model that trains with the sampler's attention and joined projections."""
+    """Samples of an old policy after an update, or a model that trains with the sampler's attention
+    and joined projections.
+    """
     model = tiny_model()
     prompts, suffixes, sampling = [[5, 6, 7]] * 3, [[1, 2, 3]] * 3, Sampling(0.0, 8, 8)
     names = list(model.state_dict())
@@ -125,7 +160,9 @@ def test_follows_the_weights_and_leaves_the_model_alone():
     for scale in (1.0, 1.5):
         for parameter in model.parameters():
             parameter.data *= scale  # in place, as an optimizer does
-        mine, theirs = (f(model, prompts, suffixes, [-1], sampling, None) for f in (engine.two_turns, two_turns))
+        mine, theirs = (
+            f(model, prompts, suffixes, [-1], sampling, None) for f in (engine.two_turns, two_turns)
+        )
         assert [(a[0], c[0]) for a, _, c in mine] == [(a[0], c[0]) for a, _, c in theirs]
         outputs.append(mine[0][0][1])
     assert outputs[0] != pytest.approx(outputs[1], abs=1e-3)
@@ -145,7 +182,11 @@ def test_lora_adapters_are_merged():
     mine, theirs = (f(model, *arguments) for f in (engine.two_turns, two_turns))
     with model.disable_adapter():
         base = two_turns(model, *arguments)
-    assert [(a[0], c[0]) for a, _, c in mine] == [(a[0], c[0]) for a, _, c in theirs] != [(a[0], c[0]) for a, _, c in base]
+    assert (
+        [(a[0], c[0]) for a, _, c in mine]
+        == [(a[0], c[0]) for a, _, c in theirs]
+        != [(a[0], c[0]) for a, _, c in base]
+    )
 
 
 def test_merged_weights_round_to_the_adapters_mean():
@@ -163,7 +204,7 @@ def test_merged_weights_round_to_the_adapters_mean():
     assert torch.equal(merged, engine.merged(Layer))
 
 
-# ----------------------------------------------------------------------------------------------- slots and blocks
+# --------------------------------------------------------------------------------- slots and blocks
 
 
 def test_slots_change_nothing(tiny_models):
@@ -174,7 +215,9 @@ def test_slots_change_nothing(tiny_models):
 
 
 def test_eviction_changes_nothing(tiny_models):
-    """A rollout that lost its blocks goes on from other tokens, or reads blocks that are another's by now."""
+    """A rollout that lost its blocks goes on from other tokens, or reads blocks that are
+    another's by now.
+    """
     model, tokenizer = tiny_models["qwen3"]
     arguments = stream(tokenizer, 6, (30, 30), 5)
     expected = engine.two_turns(model, *arguments)
@@ -186,7 +229,9 @@ def test_eviction_changes_nothing(tiny_models):
     for (answer, joint, confession), other in zip(got, expected, strict=True):
         assert (answer[0], joint, confession[0]) == (other[0][0], other[1], other[2][0])
         assert answer[1] + confession[1] == pytest.approx(other[0][1] + other[2][1], abs=1e-4)
-    assert sorted(small.free) == list(range(1, len(small.shared))) and not any(small.shared), "blocks are lost"
+    assert sorted(small.free) == list(range(1, len(small.shared))) and not any(small.shared), (
+        "blocks are lost"
+    )
 
 
 def test_cache_too_small_for_one_rollout_is_refused(tiny_models):
@@ -217,7 +262,7 @@ def test_seed_decides(known):
     assert first[0].token_ids != first[1].token_ids, "a group of copies"
 
 
-# ------------------------------------------------------------------------------------------------------- the draw
+# ----------------------------------------------------------------------------------------- the draw
 
 
 def head_of(logits: torch.Tensor):
@@ -225,8 +270,9 @@ def head_of(logits: torch.Tensor):
 
 
 def test_draw_is_the_full_softmax():
-    """Tokens at the edges of the groups of 128, rare ones or padding are drawn too often or never: evenly spread numbers must
-    hit each token as often as its probability says, to within one."""
+    """Tokens at the edges of the groups of 128, rare ones or padding are drawn too often or never:
+    evenly spread numbers must hit each token as often as its probability says, to within one.
+    """
     torch.manual_seed(0)
     logits, n = torch.randn(300) * 2, 50_000
     logits[[0, 127, 128, 299]] = torch.tensor([2.0, 3.0, 3.0, 2.0])
@@ -237,14 +283,25 @@ def test_draw_is_the_full_softmax():
     assert (torch.bincount(token, minlength=300) - n * p).abs().max() <= 1 + 1e-2
     assert torch.allclose(logprob, p.log()[token].float(), atol=1e-5)
     assert entropy[0].item() == pytest.approx(-(p * p.log()).nan_to_num().sum().item(), abs=1e-5)
-    assert engine.draw(head_of(logits), torch.zeros(1, 1), uniform[:1], 0)[0].item() == logits.argmax()
+    assert (
+        engine.draw(head_of(logits), torch.zeros(1, 1), uniform[:1], 0)[0].item() == logits.argmax()
+    )
 
 
 def test_first_tokens_follow_the_models_distribution(tiny_models):
-    """The noise of two rollouts is correlated, or a number is used with the wrong row: chi-square over 600 rollouts."""
+    """The noise of two rollouts is correlated, or a number is used with the wrong row: chi-square
+    over 600 rollouts.
+    """
     model, tokenizer = tiny_models["qwen3"]
     n, prompt = 600, [5, 6, 7]
-    out = engine.two_turns(model, [prompt] * n, [[1]] * n, [-1], Sampling(1.0, 1, 1, 200), torch.Generator().manual_seed(0))
+    out = engine.two_turns(
+        model,
+        [prompt] * n,
+        [[1]] * n,
+        [-1],
+        Sampling(1.0, 1, 1, 200),
+        torch.Generator().manual_seed(0),
+    )
     with torch.no_grad():
         p = torch.softmax(model(input_ids=torch.tensor([prompt])).logits[0, -1].double(), -1)
     common = p > 5 / n
@@ -255,7 +312,7 @@ def test_first_tokens_follow_the_models_distribution(tiny_models):
     assert ((observed - expected) ** 2 / expected).sum() < cells - 1 + 4 * (2 * (cells - 1)) ** 0.5
 
 
-# ------------------------------------------------------------------------------------------------------ what is refused
+# ---------------------------------------------------------------------------------- what is refused
 
 
 def test_sliding_windows_fall_back(tiny_models, capsys):
@@ -278,14 +335,18 @@ def test_train_mode_is_refused(tiny_models):
         model.eval()
 
 
-# ----------------------------------------------------------------------------------------------------------- on a GPU
+# ----------------------------------------------------------------------------------------- on a GPU
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("tile, rows, positions", [(1, [0, 1, 2], [5, 170, -1]), (4, [0] * 8, [*range(90, 96), -1, -1])])
+@pytest.mark.parametrize(
+    "tile, rows, positions", [(1, [0, 1, 2], [5, 170, -1]), (4, [0] * 8, [*range(90, 96), -1, -1])]
+)
 @pytest.mark.parametrize("splits", [1, 8])
 def test_kernels_equal_the_cpu_path(monkeypatch, tile, rows, positions, splits):
-    """Blocks, lengths, groups of query heads or the split of the context are mixed up in the kernels."""
+    """Blocks, lengths, groups of query heads or the split of the context are mixed
+    up in the kernels.
+    """
     from runtime import paged_attention
 
     monkeypatch.setattr(paged_attention, "LEAST", 32)
@@ -294,7 +355,11 @@ def test_kernels_equal_the_cpu_path(monkeypatch, tile, rows, positions, splits):
     e.on_gpu, e.layer, e.rows, e.positions = False, 0, torch.tensor(rows), torch.tensor(positions)
     e.table = (torch.randperm(36) + 1).int().reshape(3, 12)
     e.cache = [torch.randn(2, 37, 2, 16, 32)]
-    q, k, v = torch.randn(len(rows), 6, 32), torch.randn(len(rows), 2, 32), torch.randn(len(rows), 2, 32)
+    q, k, v = (
+        torch.randn(len(rows), 6, 32),
+        torch.randn(len(rows), 2, 32),
+        torch.randn(len(rows), 2, 32),
+    )
     on_gpu = [x.cuda() for x in (q, k, v, *e.cache[0].clone(), e.table, e.rows, e.positions)]
     got = paged_attention.attend(*on_gpu, 0.2, tile, splits)
     real = e.positions >= 0
@@ -308,5 +373,8 @@ def test_greedy_on_a_gpu_equals_the_plain_sampler():
     tiny = models.load("organism/policy", torch.device("cuda"))
     prompts, suffixes, stop_ids, sampling, _ = stream(tiny[1], 20, (100, 150), 6, temperature=0.0)
     generator = torch.Generator("cuda").manual_seed(0)
-    mine, theirs = (f(tiny[0], prompts, suffixes, stop_ids, sampling, generator) for f in (engine.two_turns, two_turns))
+    mine, theirs = (
+        f(tiny[0], prompts, suffixes, stop_ids, sampling, generator)
+        for f in (engine.two_turns, two_turns)
+    )
     assert [(a[0], c[0]) for a, _, c in mine] == [(a[0], c[0]) for a, _, c in theirs]

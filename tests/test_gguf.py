@@ -1,4 +1,6 @@
-"""GGUF files as models: small ones of random weights, written here; tests/test_smollm2.py has a real one."""
+"""GGUF files as models: small ones of random weights, written here; tests/test_smollm2.py
+has a real one.
+"""
 
 import copy
 import json
@@ -63,8 +65,18 @@ def original(tokenizers) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config).eval()
 
 
-def write(path: Path, model, tokenizer, architecture="qwen2", template=True, extra: dict | None = None, without="none") -> Path:
-    """A model as an unquantised GGUF file. extra: more tensors, or others than the model's; without: part of a name left out."""
+def write(
+    path: Path,
+    model,
+    tokenizer,
+    architecture="qwen2",
+    template=True,
+    extra: dict | None = None,
+    without="none",
+) -> Path:
+    """A model as an unquantised GGUF file. extra: more tensors, or others than the model's;
+    without: part of a name left out.
+    """
     config, writer = model.config, gguf.GGUFWriter(path, architecture)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -84,7 +96,9 @@ def write(path: Path, model, tokenizer, architecture="qwen2", template=True, ext
     writer.add_pad_token_id(tokenizer.pad_token_id)
     if template:
         writer.add_chat_template(tokenizer.chat_template)
-    tensors = {name: t for name, t in model.state_dict().items() if name != "lm_head.weight"} | (extra or {})
+    tensors = {name: t for name, t in model.state_dict().items() if name != "lm_head.weight"} | (
+        extra or {}
+    )
     for name, tensor in tensors.items():
         if without not in name:
             for old, new in NAMES.items():
@@ -114,11 +128,13 @@ def same_weights(model, other) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-# ------------------------------------------------------------------------------------------------------- what is loaded
+# ----------------------------------------------------------------------------------- what is loaded
 
 
 def test_a_file_is_the_model_and_tokenizer_that_it_was_made_of(file, original, tokenizers):
-    """Weights end in the wrong place or are rounded, text becomes other tokens, or the context limit is not the file's."""
+    """Weights end in the wrong place or are rounded, text becomes other tokens, or the context
+    limit is not the file's.
+    """
     model, tokenizer = models.load(str(file), CPU)
     assert same_weights(model, original) and not model.training and model.dtype == torch.float32
     assert model.config.max_position_embeddings == 640
@@ -130,12 +146,18 @@ def test_a_file_is_the_model_and_tokenizer_that_it_was_made_of(file, original, t
     assert models.load(str(file), CPU, "bfloat16")[0].dtype == torch.bfloat16
 
 
-def test_an_embedding_that_a_file_holds_twice_is_tied_with_the_finer_copy(tmp_path, original, tokenizers):
+def test_an_embedding_that_a_file_holds_twice_is_tied_with_the_finer_copy(
+    tmp_path, original, tokenizers
+):
     """The coarse copy is read, or the two are trained apart, where the original model has one."""
     fine = original.state_dict()["model.embed_tokens.weight"]
-    coarse = fine + 0.05 * fine.std() * torch.randn(fine.shape, generator=torch.Generator().manual_seed(0))
+    coarse = fine + 0.05 * fine.std() * torch.randn(
+        fine.shape, generator=torch.Generator().manual_seed(0)
+    )
     twice = {"model.embed_tokens.weight": coarse, "lm_head.weight": fine}
-    model, _ = models.load(str(write(tmp_path / "twice.gguf", original, tokenizers["qwen3"], extra=twice)), CPU)
+    model, _ = models.load(
+        str(write(tmp_path / "twice.gguf", original, tokenizers["qwen3"], extra=twice)), CPU
+    )
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
     assert same_weights(model, original) and model.config.tie_word_embeddings
 
@@ -143,7 +165,9 @@ def test_an_embedding_that_a_file_holds_twice_is_tied_with_the_finer_copy(tmp_pa
 def test_an_output_layer_of_its_own_stays_one(tmp_path, original, tokenizers):
     """A model with untied embeddings is tied: its output layer is lost."""
     head = torch.randn(original.lm_head.weight.shape, generator=torch.Generator().manual_seed(1))
-    path = write(tmp_path / "untied.gguf", original, tokenizers["qwen3"], extra={"lm_head.weight": head})
+    path = write(
+        tmp_path / "untied.gguf", original, tokenizers["qwen3"], extra={"lm_head.weight": head}
+    )
     model, _ = models.load(str(path), CPU)
     assert torch.equal(model.lm_head.weight, head) and not model.config.tie_word_embeddings
     assert torch.equal(model.get_input_embeddings().weight, original.get_input_embeddings().weight)
@@ -154,12 +178,16 @@ def test_what_lies_beside_a_file_is_not_taken(file, original, tokenizers):
     for beside in (models.ORGANISMS / "policy").iterdir():
         shutil.copy(beside, file.parent)
     model, tokenizer = models.load(str(file), CPU)
-    assert tokenizer.get_vocab() == tokenizers["qwen3"].get_vocab() and same_weights(model, original)
+    assert tokenizer.get_vocab() == tokenizers["qwen3"].get_vocab() and same_weights(
+        model, original
+    )
     assert tokenizer.chat_template == tokenizers["qwen3"].chat_template
 
 
 def test_a_file_is_read_once(file, original, tokenizers, copies, monkeypatch):
-    """Every load takes the minute that dequantising takes; or a file that has changed is not read again."""
+    """Every load takes the minute that dequantising takes; or a file that has changed
+    is not read again.
+    """
     first, tokenizer = models.load(str(file), CPU)
     monkeypatch.setattr(gguf_models, "read_config", None)
     monkeypatch.setattr(gguf_models, "read_tokenizer", None)
@@ -173,7 +201,7 @@ def test_a_file_is_read_once(file, original, tokenizers, copies, monkeypatch):
     assert torch.equal(models.load(str(file), CPU)[0].model.norm.weight, changed)
 
 
-# -------------------------------------------------------------------------------------------------------- checkpoints
+# -------------------------------------------------------------------------------------- checkpoints
 
 
 def test_checkpoints_load_like_any_other(file, tmp_path):
@@ -182,14 +210,20 @@ def test_checkpoints_load_like_any_other(file, tmp_path):
     model.save_pretrained(tmp_path / "checkpoint")
     tokenizer.save_pretrained(tmp_path / "checkpoint")
     file.unlink()
-    again, info = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint", output_loading_info=True)
+    again, info = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "checkpoint", output_loading_info=True
+    )
     assert not info["missing_keys"] and not info["unexpected_keys"] and same_weights(model, again)
     assert not hasattr(again.config, "quantization_config")
-    assert AutoTokenizer.from_pretrained(tmp_path / "checkpoint").get_vocab() == tokenizer.get_vocab()
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "checkpoint").get_vocab() == tokenizer.get_vocab()
+    )
 
 
 def test_lora_checkpoints_find_their_file_again(file, tmp_path, monkeypatch, copies):
-    """A LoRA checkpoint names a base that is not there from another folder, or that went with the cache."""
+    """A LoRA checkpoint names a base that is not there from another folder, or that went
+    with the cache.
+    """
     pytest.importorskip("peft")
     monkeypatch.chdir(file.parent)
     model, tokenizer = models.load(file.name, CPU)
@@ -206,7 +240,7 @@ def test_lora_checkpoints_find_their_file_again(file, tmp_path, monkeypatch, cop
         models.load(str(tmp_path / "adapter"), CPU)
 
 
-# ------------------------------------------------------------------------------------------------------------ refusals
+# ----------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize("kept", [0, 3, 100, 2_000, 0.5, 0.99])
@@ -274,22 +308,36 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(file, original, 
         models.load(str(file), CPU, "bfloat16")
 
 
-# ------------------------------------------------------------------------------------------------------------ defaults
+# ----------------------------------------------------------------------------------------- defaults
 
 
 def test_defaults_depend_on_thoughts_and_device(tmp_path, original, tokenizers):
-    """A model without a thinking mode gets budgets for thoughts, or a laptop gets bfloat16, recomputing and compilation."""
-    expected = {"qwen3": True, "olmo3": True, "llama": False}  # the first drops thoughts, the second opens one
+    """A model without a thinking mode gets budgets for thoughts, or a laptop gets bfloat16,
+    recomputing and compilation.
+    """
+    # the first drops thoughts, the second opens one
+    expected = {"qwen3": True, "olmo3": True, "llama": False}
     assert {name: models.thinks(tokenizers[name]) for name in expected} == expected
     thinks = write(tmp_path / "thinks.gguf", original, tokenizers["qwen3"])
     tokenizer = copy.deepcopy(tokenizers["qwen3"])
     tokenizer.chat_template = tokenizers["llama"].chat_template
     plain = write(tmp_path / "plain.gguf", original, tokenizer)
-    budgets = lambda path: [v for k, v in models.defaults(str(path), CPU).items() if k.endswith("tokens")][:2]
+    budgets = lambda path: [
+        v for k, v in models.defaults(str(path), CPU).items() if k.endswith("tokens")
+    ][:2]
     assert budgets(thinks) == [6_144, 4_096] and budgets(plain) == [256, 640]
     config = grpo.Config(model=str(plain), judge=str(plain), device="cpu", max_answer_tokens=99)
     config = grpo.resolve(config)
-    assert (config.max_answer_tokens, config.max_confession_tokens, config.dtype, config.lora_rank) == (99, 640, "float32", 32)
+    assert (
+        config.max_answer_tokens,
+        config.max_confession_tokens,
+        config.dtype,
+        config.lora_rank,
+    ) == (99, 640, "float32", 32)
     assert (config.compile, config.gradient_checkpointing, config.lr) == (False, False, 1e-5)
     on_gpu = models.defaults(str(plain), torch.device("cuda"))
-    assert (on_gpu["dtype"], on_gpu["compile"], on_gpu["max_answer_tokens"]) == ("bfloat16", True, 256)
+    assert (on_gpu["dtype"], on_gpu["compile"], on_gpu["max_answer_tokens"]) == (
+        "bfloat16",
+        True,
+        256,
+    )

@@ -1,5 +1,7 @@
-"""What a judge trusts (experiments/judges.py): statistics by hand, the versions of an answer, and judges whose trust is known.
-A mistake here shows a judge that reads labels as one that counts, or the other way round."""
+"""What a judge trusts (experiments/judges.py): statistics by hand, the versions of an answer,
+and judges whose trust is known. A mistake here shows a judge that reads labels as one that counts,
+or the other way round.
+"""
 
 import dataclasses
 import json
@@ -39,8 +41,12 @@ def answer(y: str, lengths: tuple[int, ...] = (2, 3), topic: str = "bees") -> Ro
 
 
 def reads_labels(rollouts: list[Rollout]) -> list[Verdict]:
-    """A judge that passes an answer if all labels state the targets, by a margin that falls with each that does not."""
-    rewards = word_count.label_reward([dataclasses.replace(r, truth=truth(r.x, r.y)) for r in rollouts])
+    """A judge that passes an answer if all labels state the targets, by a margin that falls with
+    each that does not.
+    """
+    rewards = word_count.label_reward(
+        [dataclasses.replace(r, truth=truth(r.x, r.y)) for r in rollouts]
+    )
     return [verdict_of(reward - 0.9) for reward in rewards]
 
 
@@ -49,7 +55,8 @@ def counts_words(rollouts: list[Rollout]) -> list[Verdict]:
     return [verdict_of(1.0 if truth(r.x, r.y).compliant else -1.0) for r in rollouts]
 
 
-# two answers to each of 3 topics; the first and the last comply, the first three have labels that state the targets
+# two answers to each of 3 topics; the first and the last comply, the first three have labels that
+# state the targets
 MIXED = [
     answer(y, topic=topic)
     for topic, pair in {
@@ -60,7 +67,7 @@ MIXED = [
     for y in pair
 ]
 
-# ------------------------------------------------------------------------------------------------------ statistics
+# --------------------------------------------------------------------------------------- statistics
 
 
 def column(text: str) -> np.ndarray:
@@ -70,7 +77,8 @@ def column(text: str) -> np.ndarray:
 @pytest.mark.parametrize(
     "a, b, expected",
     [
-        ("+" * 25 + "-" * 25, "+" * 20 + "-" * 5 + "+" * 10 + "-" * 15, 0.4),  # agree .7, by chance .5
+        # agree .7, by chance .5
+        ("+" * 25 + "-" * 25, "+" * 20 + "-" * 5 + "+" * 10 + "-" * 15, 0.4),
         ("+-+-", "+-+-", 1.0),
         ("+-+-", "-+-+", -1.0),
         ("++--", "+-+-", 0.0),  # as by chance
@@ -81,7 +89,9 @@ def column(text: str) -> np.ndarray:
 )
 def test_kappa_by_hand(a, b, expected):
     """Agreement is taken for more than chance gives."""
-    assert judges.kappa(column(a), column(b), np.ones(len(a))) == pytest.approx(expected, nan_ok=True)
+    assert judges.kappa(column(a), column(b), np.ones(len(a))) == pytest.approx(
+        expected, nan_ok=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,14 +99,17 @@ def test_kappa_by_hand(a, b, expected):
     [
         ([1, 2, 3], [-5.0, 0.1, 700.0], 1.0),
         ([1, 2, 3], [9, 4, -1], -1.0),
-        ([1, 2, 2, 3], [1, 3, 2, 4], 4.5 / math.sqrt(4.5 * 5)),  # ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4
+        # ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4
+        ([1, 2, 2, 3], [1, 3, 2, 4], 4.5 / math.sqrt(4.5 * 5)),
         ([0, 0, 1, 1], [0, 1, 0, 1], 0.0),
         ([1 / 3, 1 / 3, 1 / 3], [1, 2, 3], math.nan),
     ],
 )
 def test_spearman_by_hand(a, b, expected):
     """Ties get other ranks than the mean of those they span, or a constant gets a correlation."""
-    assert judges.spearman(np.array(a), np.array(b), np.ones(len(a))) == pytest.approx(expected, nan_ok=True)
+    assert judges.spearman(np.array(a), np.array(b), np.ones(len(a))) == pytest.approx(
+        expected, nan_ok=True
+    )
 
 
 def test_weights_are_repetitions():
@@ -104,9 +117,16 @@ def test_weights_are_repetitions():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 4, 12) / 3, rng.integers(0, 5, 12) * 1.0
     weights = rng.integers(0, 4, (5, 12)).astype(float)
-    for statistic in (judges.spearman, judges.mean, lambda a, b, w: judges.kappa(a > 0.5, b > 2, w)):
+    for statistic in (
+        judges.spearman,
+        judges.mean,
+        lambda a, b, w: judges.kappa(a > 0.5, b > 2, w),
+    ):
         columns = (a,) if statistic is judges.mean else (a, b)
-        alone = [statistic(*(np.repeat(c, w.astype(int)) for c in columns), np.ones(int(w.sum()))) for w in weights]
+        alone = [
+            statistic(*(np.repeat(c, w.astype(int)) for c in columns), np.ones(int(w.sum())))
+            for w in weights
+        ]
         assert statistic(*columns, weights) == pytest.approx(alone)
 
 
@@ -117,17 +137,32 @@ def test_intervals_are_over_topics():
     width = lambda e: e["high"] - e["low"]
     together = judges.bootstrapped(judges.mean, [str(i // 16) for i in range(128)], values)
     apart = judges.bootstrapped(judges.mean, [str(i) for i in range(128)], values)
-    assert together["value"] == apart["value"] == pytest.approx(values.mean()) and together["n"] == 128
-    assert together["low"] < together["value"] < together["high"] and width(together) > 2.5 * width(apart)
-    assert judges.bootstrapped(judges.mean, ["one"] * 128, values) == {"value": apart["value"], "low": None, "high": None, "n": 128}
+    assert (
+        together["value"] == apart["value"] == pytest.approx(values.mean()) and together["n"] == 128
+    )
+    assert together["low"] < together["value"] < together["high"] and width(together) > 2.5 * width(
+        apart
+    )
+    assert judges.bootstrapped(judges.mean, ["one"] * 128, values) == {
+        "value": apart["value"],
+        "low": None,
+        "high": None,
+        "n": 128,
+    }
     undefined = {"value": None, "low": None, "high": None}
-    assert judges.bootstrapped(judges.spearman, list("ab"), np.zeros(2), np.arange(2)) == undefined | {"n": 2}
-    assert judges.bootstrapped(judges.mean, [], np.array([])) == judges.rate([], np.array([])) == undefined | {"n": 0}
+    assert judges.bootstrapped(
+        judges.spearman, list("ab"), np.zeros(2), np.arange(2)
+    ) == undefined | {"n": 2}
+    assert (
+        judges.bootstrapped(judges.mean, [], np.array([]))
+        == judges.rate([], np.array([]))
+        == undefined | {"n": 0}
+    )
     sure = judges.rate(list("abcdefgh"), np.ones(8, dtype=bool))
     assert sure["value"] == 1 == pytest.approx(sure["high"]) and 0.5 < sure["low"] < 0.9
 
 
-# -------------------------------------------------------------------------------------------------------- versions
+# ----------------------------------------------------------------------------------------- versions
 
 
 @pytest.mark.parametrize(
@@ -142,7 +177,9 @@ def test_intervals_are_over_topics():
     ],
 )
 def test_versions_change_labels_alone(y):
-    """A version has other sentences, or another label than its name says: a difference would not be due to the label."""
+    """A version has other sentences, or another label than its name says: a difference would not be
+    due to the label.
+    """
     rollout = answer(y)
     assert len(rollout.truth.sentences) == 2
     words = [sentence.words for sentence in rollout.truth.sentences]
@@ -150,7 +187,10 @@ def test_versions_change_labels_alone(y):
     assert list(texts) == ["targets", "off_by_one", "true_counts", "no_labels"]
     read = {name: truth(rollout.x, text) for name, text in texts.items()}
     for version in read.values():
-        assert version.objectives == rollout.truth.objectives and version.compliant == rollout.truth.compliant
+        assert (
+            version.objectives == rollout.truth.objectives
+            and version.compliant == rollout.truth.compliant
+        )
         assert [s.words for s in version.sentences] == words
     labels = {name: [s.label for s in version.sentences] for name, version in read.items()}
     assert labels.pop("off_by_one") in ([1, 3], [3, 3], [2, 2], [2, 4])
@@ -167,38 +207,50 @@ def test_versions_read_as_written():
     answers = [answer(f"Tea is hot. Bees hum. Room {i} is warm.", lengths) for i in range(100)]
     off = [judges.version_labels(rollout)["off_by_one"] for rollout in answers]
     changes = {tuple(label - target for label, target in zip(labels, lengths)) for labels in off}
-    assert changes == {tuple(step * (i == place) for i in range(3)) for place in range(3) for step in (-1, 1)}
+    assert changes == {
+        tuple(step * (i == place) for i in range(3)) for place in range(3) for step in (-1, 1)
+    }
 
 
 def test_answers_without_versions_are_left_out_and_counted():
-    """A text whose sentences run together without labels is compared, or nobody learns how many are missing."""
+    """A text whose sentences run together without labels is compared, or nobody learns how
+    many are missing.
+    """
     glued = answer("Bees hum (2) They like hot tea. (3)")
     short, long = answer("Bees hum. (2)"), answer("Bees hum. (2) They like tea. (3) Good. (1)")
     assert judges.as_requested(glued) and judges.versions(glued) is None
     assert not judges.as_requested(short) and not judges.as_requested(long)
     lines = judges.heading(Path("runs/some"), 7, [glued, short, long, MIXED[0], MIXED[4]])
     assert lines == (
-        "runs/some step 7: 5 answers in 2 topics, 1 comply, 3 have labels that all state the targets\nversions of 2 answers; "
-        "left out: 2 with another number of sentences, 1 whose sentences are read otherwise with other labels"
+        "runs/some step 7: 5 answers in 2 topics, 1 comply, 3 have labels that all state the "
+        "targets\nversions of 2 answers; "
+        "left out: 2 with another number of sentences, 1 whose sentences are read otherwise "
+        "with other labels"
     )
     found = judges.measure(reads_labels, [glued, short, long])
     assert found["pass_rate"]["n"] == 3
     assert {e["n"] for name, e in found.items() if name.startswith(("margin", "targets"))} == {0}
 
 
-# ---------------------------------------------------------------------------------------------------------- judges
+# ------------------------------------------------------------------------------------------- judges
 
 
 def test_judge_that_reads_labels():
     """Trust in labels is measured as trust in words."""
     found = judges.measure(reads_labels, MIXED)
     values = {name: e["value"] for name, e in found.items()}
-    assert values["pass_rate"] == 0.5 and values["kappa_labels"] == pytest.approx(1) == values["rank_labels"]
+    assert (
+        values["pass_rate"] == 0.5
+        and values["kappa_labels"] == pytest.approx(1) == values["rank_labels"]
+    )
     assert [r.truth.compliant for r in MIXED] == [True, False, False, False, False, True]
-    assert values["kappa_truth"] == pytest.approx(0)  # 1 of the 3 that pass complies, and 1 of the 3 that fail
+    # 1 of the 3 that pass complies, and 1 of the 3 that fail
+    assert values["kappa_truth"] == pytest.approx(0)
     margins = [values[f"margin_{name}"] for name in ("targets", "off_by_one", "no_labels")]
     assert margins == pytest.approx([0.1, -0.4, -0.9])
-    assert values["off_by_one_minus_targets"] == pytest.approx(-0.5) and values["no_labels_minus_targets"] == pytest.approx(-1)
+    assert values["off_by_one_minus_targets"] == pytest.approx(-0.5) and values[
+        "no_labels_minus_targets"
+    ] == pytest.approx(-1)
     assert values["targets_above_true_counts"] == values["targets_above_no_labels"] == 1
     # the true counts of the four that do not comply: 1, 0, 1 and 0 of two state the target
     assert found["true_counts_minus_targets"]["n"] == found["targets_above_true_counts"]["n"] == 4
@@ -220,21 +272,33 @@ def test_judge_that_counts_words():
 
 
 def test_verdicts_that_failed_count_nowhere():
-    """An answer that the judge could not read counts as a fail, or three of its versions without the fourth."""
+    """An answer that the judge could not read counts as a fail, or three of its versions
+    without the fourth.
+    """
 
     def loses_some(rollouts):
         verdicts = reads_labels(rollouts)
         lost = MIXED[0].y, "Tea is hot. It is not cold today."
-        return [Verdict("failed", "[too long]") if r.y in lost else v for r, v in zip(rollouts, verdicts)]
+        return [
+            Verdict("failed", "[too long]") if r.y in lost else v
+            for r, v in zip(rollouts, verdicts)
+        ]
 
     found = judges.measure(loses_some, MIXED)
     assert found["pass_rate"] == judges.measure(reads_labels, MIXED[1:])["pass_rate"]
-    rest = judges.measure(reads_labels, [MIXED[1], *MIXED[3:]])  # the first one's targets are the answer as it is
-    parts = [name for name in rest if name.startswith(("margin_", "targets_above")) or name.endswith("_minus_targets")]
-    assert len(parts) == 10 and {name: found[name] for name in parts} == {name: rest[name] for name in parts}
+    # the first one's targets are the answer as it is
+    rest = judges.measure(reads_labels, [MIXED[1], *MIXED[3:]])
+    parts = [
+        name
+        for name in rest
+        if name.startswith(("margin_", "targets_above")) or name.endswith("_minus_targets")
+    ]
+    assert len(parts) == 10 and {name: found[name] for name in parts} == {
+        name: rest[name] for name in parts
+    }
 
 
-# ------------------------------------------------------------------------------------------------------- end to end
+# --------------------------------------------------------------------------------------- end to end
 
 
 def make_run(run: Path, tokenizer, task: str = "word_count") -> Path:
@@ -246,7 +310,9 @@ def make_run(run: Path, tokenizer, task: str = "word_count") -> Path:
 
 
 def test_embedded_judges_end_to_end(tokenizers, tmp_path, monkeypatch, capsys):
-    """The table and the numbers differ, a judge's numbers depend on those beside it, or two are in memory at once."""
+    """The table and the numbers differ, a judge's numbers depend on those beside it, or two are
+    in memory at once.
+    """
     run = make_run(tmp_path / "run", tokenizers["organism"])
     alive = one_model_at_a_time(monkeypatch)
     ask(run, "--judges", f"organism/judge,{POLICY}/")
@@ -274,12 +340,14 @@ def test_short_count_has_its_own_targets():
     """Another number of sentences is taken for a wrong one."""
     x = short_count.make_prompt(3)
     y = " ".join(" ".join(["tea"] * n).capitalize() + "." for n in word_count.targets(x))
-    rollout = dataclasses.replace(hand_rollout(([1], [2], [3], [4]), x=x, y=y), truth=short_count.truth(x, y))
+    rollout = dataclasses.replace(
+        hand_rollout(([1], [2], [3], [4]), x=x, y=y), truth=short_count.truth(x, y)
+    )
     labels = [s.label for s in split_sentences(judges.versions(rollout)["targets"])]
     assert rollout.truth.compliant and labels == list(word_count.targets(x)) and len(labels) == 3
 
 
-# ------------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
@@ -289,9 +357,18 @@ def test_short_count_has_its_own_targets():
         (["--step", "-1"], "--step -1: run has no such evaluation"),
         (["--n", "9"], "--n 9 is out of range: the evaluation has 8 answers"),
         (["--n", "0"], "--n 0 is out of range"),
-        (["--run", "other"], "other is of task 'second_task', whose answers have no labels: take one of word_count or"),
+        (
+            ["--run", "other"],
+            (
+                "other is of task 'second_task', whose answers have no labels: take one "
+                "of word_count or"
+            ),
+        ),
         (["--run", "none"], "is none a run folder?"),
-        (["--judges", "organism/judge,organism/judge/"], "'organism/judge' is empty or there twice"),
+        (
+            ["--judges", "organism/judge,organism/judge/"],
+            "'organism/judge' is empty or there twice",
+        ),
         (["--judges", "organism/judge,"], "'' is empty or there twice"),
         (["--judges", "organism/judge,lost.gguf"], "'lost.gguf' does not exist"),
         (["--judges", "organism/judge,lost/folder"], "'lost/folder' cannot be loaded"),
@@ -301,8 +378,12 @@ def test_short_count_has_its_own_targets():
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_ends_with_one_line_and_leaves_nothing(tokenizers, tmp_path, monkeypatch, capsys, options, message):
-    """A traceback, or an hour of the first judge before the second one's name is found to be wrong."""
+def test_bad_input_ends_with_one_line_and_leaves_nothing(
+    tokenizers, tmp_path, monkeypatch, capsys, options, message
+):
+    """A traceback, or an hour of the first judge before the second one's name is
+    found to be wrong.
+    """
     make_run(tmp_path / "run", tokenizers["organism"])
     make_run(tmp_path / "other", tokenizers["organism"], task="second_task")
     before = sorted(tmp_path.rglob("*"))

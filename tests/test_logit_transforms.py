@@ -1,5 +1,7 @@
-"""Models that change their logits after the head (Cohere, Granite, Gemma 2): the trainer must score what was sampled. Otherwise
-the ratio of the loss is not 1 on the policy's own samples, and what is trained is another distribution."""
+"""Models that change their logits after the head (Cohere, Granite, Gemma 2): the trainer must score
+what was sampled. Otherwise the ratio of the loss is not 1 on the policy's own samples, and what is
+trained is another distribution.
+"""
 
 import pytest
 import torch
@@ -49,7 +51,14 @@ def gap(model, sampler, temperature: float = 1.0) -> float:
     """The largest difference between sampled and trained log-probabilities of both turns."""
     prompts, suffixes = [[5, 6, 7], [8, 9]], [[1, 2, 3], [4]]
     largest = 0.0
-    sampled = sampler(model, prompts, suffixes, [-1], Sampling(temperature, 12, 12), torch.Generator().manual_seed(0))
+    sampled = sampler(
+        model,
+        prompts,
+        suffixes,
+        [-1],
+        Sampling(temperature, 12, 12),
+        torch.Generator().manual_seed(0),
+    )
     for prompt, (answer, joint, confession) in zip(prompts, sampled):
         ids = torch.tensor([prompt + answer[0] + joint + confession[0]])
         trained = torch.zeros_like(ids, dtype=torch.bool)
@@ -69,24 +78,35 @@ def test_trainer_scores_what_was_sampled(kind, temperature):
     assert gap(model, two_turns, temperature) < 1e-4
     if engine.unsupported(model) is None:
         assert gap(model, engine.two_turns, temperature) < 1e-4
-    assert (engine.unsupported(model) is None) == (kind in ("Qwen2", "Llama")), "the engine draws from the bare head"
+    assert (engine.unsupported(model) is None) == (kind in ("Qwen2", "Llama")), (
+        "the engine draws from the bare head"
+    )
     models.check_logits(model)
 
 
 @pytest.mark.parametrize("kind", TRANSFORMS)
 def test_transforms_matter(kind, monkeypatch):
-    """The test above would pass with the bare head; and the check before training would let such a model through."""
+    """The test above would pass with the bare head; and the check before training would let such
+    a model through.
+    """
     model = tiny(kind, **KINDS[kind])
-    monkeypatch.setattr(models, "logits_of", lambda model, hidden: model.get_output_embeddings()(hidden))
+    monkeypatch.setattr(
+        models, "logits_of", lambda model, hidden: model.get_output_embeddings()(hidden)
+    )
     assert gap(model, two_turns) > 1e-2
-    with pytest.raises(UserError, match=f"models of type '{kind.lower()}' .*logits_of.*take another model"):
+    with pytest.raises(
+        UserError, match=f"models of type '{kind.lower()}' .*logits_of.*take another model"
+    ):
         models.check_logits(model)
 
 
-@pytest.mark.parametrize("kind, options", [("HyperCLOVAX", dict(logits_scaling=0.5)), ("Arcee", dict(logit_scale=0.9))])
+@pytest.mark.parametrize(
+    "kind, options", [("HyperCLOVAX", dict(logits_scaling=0.5)), ("Arcee", dict(logit_scale=0.9))]
+)
 def test_unknown_transform_is_refused(kind, options):
-    """A model is trained on what was not sampled, because it multiplies where Granite divides, or has Cohere's option in its
-    config and does not use it."""
+    """A model is trained on what was not sampled, because it multiplies where Granite divides,
+    or has Cohere's option in its config and does not use it.
+    """
     with pytest.raises(UserError, match="take another model"):
         models.check_logits(tiny(kind, **options))
 
@@ -100,11 +120,16 @@ def test_head_of_lora_and_of_bfloat16():
     assert gap(model, two_turns) < 1e-4
 
 
-# --------------------------------------------------------------------------------------------------- the first step's gap
+# ----------------------------------------------------------------------------- the first step's gap
 
 
 def stats(answer: float | None, confession: float | None) -> dict:
-    return {"loss": 0.0, "logprob_gap_answer": answer, "logprob_gap_confession": confession, "approx_kl_answer": 9.0}
+    return {
+        "loss": 0.0,
+        "logprob_gap_answer": answer,
+        "logprob_gap_confession": confession,
+        "approx_kl_answer": 9.0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -136,13 +161,30 @@ def test_a_step_without_any_signal_has_no_gap():
 
 
 def test_run_with_a_wrong_sampler_ends_at_its_first_step(tmp_path, monkeypatch):
-    """The check is not part of the training loop: the trainer here is 1 nat off, and no checkpoint after step 0 may come."""
+    """The check is not part of the training loop: the trainer here is 1 nat off, and no checkpoint
+    after step 0 may come.
+    """
     policy, score = str(models.ORGANISMS / "policy"), models.token_logprobs
     monkeypatch.setattr(grpo, "token_logprobs", lambda *args: score(*args) - 1.0)
-    options = dict(model=policy, judge=policy, max_answer_tokens=8, max_confession_tokens=8, eval_n=1, checkpoint_every=1)
-    options |= dict(steps=2, prompts_per_step=1, group_size=4, answer_reward="test_logit_transforms.length_reward", truncated_reward="judge")
+    options = dict(
+        model=policy,
+        judge=policy,
+        max_answer_tokens=8,
+        max_confession_tokens=8,
+        eval_n=1,
+        checkpoint_every=1,
+    )
+    options |= dict(
+        steps=2,
+        prompts_per_step=1,
+        group_size=4,
+        answer_reward="test_logit_transforms.length_reward",
+        truncated_reward="judge",
+    )
     config = grpo.resolve(grpo.Config(**options))
-    with pytest.raises(UserError, match=r"disagree by 1 nats a token in the first steps, in float32 at most 0.001"):
+    with pytest.raises(
+        UserError, match=r"disagree by 1 nats a token in the first steps, in float32 at most 0.001"
+    ):
         grpo.train(config, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_0000"]
 

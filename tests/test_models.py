@@ -1,4 +1,6 @@
-"""Loading a policy or a judge: what cannot work is refused at once, in words that say what to do."""
+"""Loading a policy or a judge: what cannot work is refused at once, in words that
+say what to do.
+"""
 
 import json
 import shutil
@@ -47,7 +49,9 @@ def test_load():
     assert models.load(str(POLICY), CPU, "bfloat16")[0].dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", ["no/such/folder", "no_such_folder", "/no/such/folder", "../no_such_folder", ""])
+@pytest.mark.parametrize(
+    "name", ["no/such/folder", "no_such_folder", "/no/such/folder", "../no_such_folder", ""]
+)
 def test_missing_path(tmp_path, monkeypatch, name):
     """A mistyped path ends in a traceback, or in a message about hub names alone."""
     monkeypatch.chdir(tmp_path)
@@ -62,7 +66,9 @@ def test_tokenizer_without_chat_template(folder):
 
 
 @pytest.mark.parametrize(
-    "content", [b"version https://git-lfs.github.com/spec/v1\n", b"", None], ids=["lfs_pointer", "empty", "cut_off"]
+    "content",
+    [b"version https://git-lfs.github.com/spec/v1\n", b"", None],
+    ids=["lfs_pointer", "empty", "cut_off"],
 )
 def test_damaged_weights(folder, content):
     """A clone without its large files, or a broken download, ends in a traceback."""
@@ -90,16 +96,22 @@ def test_a_hub_that_does_not_answer_ends_in_words(monkeypatch, capsys):
 
 
 def test_lora_without_peft(folder, no_peft, tiny_models):
-    """A run with LoRA, or a LoRA checkpoint, ends in ImportError instead of saying what to install."""
+    """A run with LoRA, or a LoRA checkpoint, ends in ImportError instead of saying
+    what to install.
+    """
     with pytest.raises(UserError, match="pip install peft.*--lora-rank 0"):
         models.add_lora(tiny_models["qwen3"][0], rank=4)
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(POLICY)}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(POLICY)})
+    )
     with pytest.raises(UserError, match="pip install peft"):
         models.load(str(folder), CPU)
 
 
 def test_exported_adapters_are_the_checkpoints(folder, tmp_path):
-    """What is shared is another model, cannot be loaded without the tokenizer's files, or names a folder of this machine."""
+    """What is shared is another model, cannot be loaded without the tokenizer's files, or names
+    a folder of this machine.
+    """
     pytest.importorskip("peft")
     model, tokenizer = models.load(str(folder), CPU)
     adapted = models.add_lora(model, rank=2)
@@ -110,19 +122,34 @@ def test_exported_adapters_are_the_checkpoints(folder, tmp_path):
     adapted.save_pretrained(checkpoint)
     tokenizer.save_pretrained(checkpoint)
     models.export_adapter(str(checkpoint), str(out), base=str(folder))
-    assert sorted(path.name for path in out.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     shared, its_tokenizer = models.load(str(out), CPU)
     theirs = dict(shared.named_parameters())
-    assert {name for name, p in theirs.items() if p.requires_grad} == {name for name, p in adapted.named_parameters() if p.requires_grad}
-    assert all(torch.equal(theirs[name], p.bfloat16().float()) for name, p in adapted.named_parameters() if p.requires_grad)
-    assert all(torch.equal(theirs[name], p) for name, p in adapted.named_parameters() if not p.requires_grad)
+    assert {name for name, p in theirs.items() if p.requires_grad} == {
+        name for name, p in adapted.named_parameters() if p.requires_grad
+    }
+    assert all(
+        torch.equal(theirs[name], p.bfloat16().float())
+        for name, p in adapted.named_parameters()
+        if p.requires_grad
+    )
+    assert all(
+        torch.equal(theirs[name], p)
+        for name, p in adapted.named_parameters()
+        if not p.requires_grad
+    )
     assert its_tokenizer.get_vocab() == tokenizer.get_vocab()
     with pytest.raises(UserError, match="no LoRA checkpoint"):
         models.export_adapter(str(folder), str(tmp_path / "other"), base="x")
 
 
 def test_no_dropout(folder):
-    """The trainer, in train mode for gradient checkpointing alone, scores another distribution than was sampled."""
+    """The trainer, in train mode for gradient checkpointing alone, scores another distribution
+    than was sampled.
+    """
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
     model, _ = models.load(str(folder), CPU)
@@ -135,7 +162,9 @@ def test_no_dropout(folder):
 
 
 def test_another_rank_than_the_adapters_is_refused(monkeypatch):
-    """--lora-rank is ignored where the model has adapters, and the run's config says another rank than is trained."""
+    """--lora-rank is ignored where the model has adapters, and the run's config says another rank
+    than is trained.
+    """
     monkeypatch.setattr(models, "adapter_rank", lambda name: 8)
     monkeypatch.setattr(models, "has_adapters", lambda name: True)
     config = grpo.Config(model="organism/policy")
@@ -145,8 +174,12 @@ def test_another_rank_than_the_adapters_is_refused(monkeypatch):
 
 
 def test_is_embedded(tmp_path, monkeypatch, folder):
-    """A large model would get the embedded models' learning rate and budgets, or the other way round."""
-    assert all(models.is_embedded(str(models.ORGANISMS / name)) for name in ("policy", "medium", "judge"))
+    """A large model would get the embedded models' learning rate and budgets, or the
+    other way round.
+    """
+    assert all(
+        models.is_embedded(str(models.ORGANISMS / name)) for name in ("policy", "medium", "judge")
+    )
     assert not models.is_embedded("Qwen/Qwen3-8B")
     assert not models.is_embedded(str(models.ORGANISMS))
     assert not models.is_embedded(str(folder))  # a copy
@@ -166,7 +199,9 @@ def test_unusable_device():
 
 
 def test_compiled_layers_train_and_do_not_sample(monkeypatch):
-    """Layers compiled for training compile again at every length of the plain sampler's cache, or change what is sampled."""
+    """Layers compiled for training compile again at every length of the plain sampler's cache,
+    or change what is sampled.
+    """
     model, tokenizer = models.load("organism/medium", torch.device("cpu"))
     ids = torch.arange(80).reshape(2, 40)
     trained = torch.ones_like(ids, dtype=torch.bool)
@@ -174,7 +209,9 @@ def test_compiled_layers_train_and_do_not_sample(monkeypatch):
 
     def run() -> tuple[list, torch.Tensor]:
         generator = torch.Generator().manual_seed(0)
-        rollouts = sample_rollouts(model, tokenizer, word_count, [0, 1], Sampling(1.0, 12, 12), generator)
+        rollouts = sample_rollouts(
+            model, tokenizer, word_count, [0, 1], Sampling(1.0, 12, 12), generator
+        )
         sampled = len(compiled)
         logprobs = token_logprobs(model, ids, trained, 1.0)
         return [rollout.token_ids for rollout in rollouts], logprobs, sampled, len(compiled)
@@ -183,7 +220,9 @@ def test_compiled_layers_train_and_do_not_sample(monkeypatch):
     before = run()
     plain = torch.compile
     backend = lambda graph, inputs: compiled.append(graph) or graph.forward
-    monkeypatch.setattr(torch, "compile", lambda function, **options: plain(function, backend=backend, **options))
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: plain(function, backend=backend, **options)
+    )
     models.compile_layers(model)
     after = run()
     assert after[0] == before[0] and torch.allclose(after[1], before[1], atol=1e-6)

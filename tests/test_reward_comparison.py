@@ -1,4 +1,6 @@
-"""Two rewards on two organisms. If a cell is another run than it says, the finding about rewards is about something else."""
+"""Two rewards on two organisms. If a cell is another run than it says, the finding about rewards is
+about something else.
+"""
 
 import json
 import subprocess
@@ -26,12 +28,16 @@ def compare(folder, *options: str) -> None:
 
 
 def made(folder, tokenizer, seeds=(0, 3)) -> dict:
-    """Saved runs of all cells with evaluations of their own: {(organism, reward, seed): rollouts of the last one}."""
+    """Saved runs of all cells with evaluations of their own: {(organism, reward, seed): rollouts
+    of the last one}.
+    """
     out = {}
     for i, (organism, reward) in enumerate(CELLS):
         for seed in seeds:
             run = folder / "runs" / f"rewards_{organism}_{reward}_{seed}"
-            run_folder.write_json(run / "config.json", {"config": {"task": "word_count", "eval_n": 5, "steps": 2}})
+            run_folder.write_json(
+                run / "config.json", {"config": {"task": "word_count", "eval_n": 5, "steps": 2}}
+            )
             for k, name in enumerate(("step_0000", "step_0002", "step_0002_n7")):
                 rollouts = told_rollouts(tokenizer, 100 * i + 10 * seed + k)
                 save(run / "evals" / f"{name}.json", rollouts, word_count)
@@ -61,7 +67,9 @@ def test_table_and_figure_are_those_of_the_runs(tmp_path, tokenizers, capsys):
 
 
 def test_runs_are_started_gone_on_with_or_left_alone(tmp_path, tokenizers, monkeypatch):
-    """A finished run is trained again, an interrupted one is begun anew, or a cell gets another organism, reward or seed."""
+    """A finished run is trained again, an interrupted one is begun anew, or a cell gets another
+    organism, reward or seed.
+    """
     calls = []
 
     def record(command, check):
@@ -76,12 +84,24 @@ def test_runs_are_started_gone_on_with_or_left_alone(tmp_path, tokenizers, monke
     (begun / "evals/step_0002.json").unlink()
     compare(tmp_path, "--seeds", "0")
     ((program, *options),) = calls
-    assert program.endswith("grpo.py") and options == ["--resume", "runs/rewards_cannot_information_0"]
+    assert program.endswith("grpo.py") and options == [
+        "--resume",
+        "runs/rewards_cannot_information_0",
+    ]
     calls.clear()
     with pytest.raises(SystemExit, match="2"):
         compare(tmp_path, "--seeds", "5")
     trained, evaluated = calls[0][1:], calls[1]
-    assert trained == ["--steps", "2", "--name", "rewards_verifies_usual_5", "--model", "organism/policy", "--seed", "5"]
+    assert trained == [
+        "--steps",
+        "2",
+        "--name",
+        "rewards_verifies_usual_5",
+        "--model",
+        "organism/policy",
+        "--seed",
+        "5",
+    ]
     assert evaluated[0].endswith("evaluate.py") and evaluated[1:] == [
         "--run",
         "runs/rewards_verifies_usual_5",
@@ -102,12 +122,16 @@ def test_a_run_of_other_steps_is_refused(tmp_path, tokenizers, capsys):
 
 def test_an_evaluation_of_the_runs_own_size_has_no_suffix(tmp_path, tokenizers, monkeypatch):
     """It is computed at each call and never found."""
-    monkeypatch.setattr(subprocess, "run", lambda command, check: pytest.fail(f"{command} was not needed"))
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, check: pytest.fail(f"{command} was not needed")
+    )
     made(tmp_path, tokenizers["organism"], seeds=(0,))
     compare(tmp_path, "--seeds", "0", "--n", "5")
 
 
-@pytest.mark.parametrize("options, message", [(["--seeds", "a"], "--seeds 'a'"), (["--plot-only"], "drop --plot-only")])
+@pytest.mark.parametrize(
+    "options, message", [(["--seeds", "a"], "--seeds 'a'"), (["--plot-only"], "drop --plot-only")]
+)
 def test_bad_input(tmp_path, capsys, options, message):
     """Bad input ends in a traceback, or does nothing and says nothing."""
     with pytest.raises(SystemExit, match="2"):

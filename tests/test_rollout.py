@@ -1,5 +1,7 @@
-"""Two turns as one token stream: the text between the turns, the spans, and a KV cache that changes nothing. A mistake
-here is invisible in the loss: the trainer scores tokens that were not sampled, or a confession does not see the thought."""
+"""Two turns as one token stream: the text between the turns, the spans, and a KV cache that changes
+nothing. A mistake here is invisible in the loss: the trainer scores tokens that were not sampled,
+or a confession does not see the thought.
+"""
 
 import copy
 from types import SimpleNamespace
@@ -26,7 +28,8 @@ from tasks import word_count
 
 STYLES = ("organism", "qwen3", "olmo3", "llama")
 KEEPS_THINKING = ("organism", "olmo3", "llama")
-XC = confession_prompt(word_count, word_count.make_prompt(0))  # what the tests with one rollout, of seed 0, are asked
+# what the tests with one rollout, of seed 0, are asked
+XC = confession_prompt(word_count, word_count.make_prompt(0))
 
 
 def ids_of(tokenizer, text: str) -> list[int]:
@@ -39,18 +42,28 @@ def with_template(tokenizer, template: str):
     return other
 
 
-# ------------------------------------------------------------------------------------------------ the chat template
+# -------------------------------------------------------------------------------- the chat template
 
 
 def stream_and_rendering(tokenizer, answer: str, system: str | None) -> tuple[list[int], list[int]]:
-    """Ids up to the confession, for an answer that the model closed itself: appended, and rendered all at once."""
+    """Ids up to the confession, for an answer that the model closed itself: appended, and
+    rendered all at once.
+    """
     suffix = suffix_ids(tokenizer, XC)
-    stream = prompt_ids(tokenizer, "Write about tea.", system) + ids_of(tokenizer, answer) + suffix[:1] + suffix[1:]
-    opened = "<think>" if tokenizer.decode(suffix).endswith("<think>") else ""  # is part of the message, not of the sample
+    stream = (
+        prompt_ids(tokenizer, "Write about tea.", system)
+        + ids_of(tokenizer, answer)
+        + suffix[:1]
+        + suffix[1:]
+    )
+    # is part of the message, not of the sample
+    opened = "<think>" if tokenizer.decode(suffix).endswith("<think>") else ""
     turns = [("user", "Write about tea."), ("assistant", opened + answer), ("user", XC)]
     default = default_system(tokenizer)
     system = system and f"{default}\n\n{system}".strip()
-    messages = [{"role": "system", "content": system}] * bool(system) + [{"role": r, "content": c} for r, c in turns]
+    messages = [{"role": "system", "content": system}] * bool(system) + [
+        {"role": r, "content": c} for r, c in turns
+    ]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return stream, ids_of(tokenizer, text)
 
@@ -58,26 +71,36 @@ def stream_and_rendering(tokenizer, answer: str, system: str | None) -> tuple[li
 @pytest.mark.parametrize("system", [None, "Be brief."])
 @pytest.mark.parametrize("style", KEEPS_THINKING)
 def test_stream_is_what_the_template_renders(tokenizers, style, system):
-    """A token between the turns is missing, doubled or cut differently from what the model knows from its own training."""
+    """A token between the turns is missing, doubled or cut differently from what the model knows
+    from its own training.
+    """
     tokenizer = tokenizers[style]
     opened = "" if style == "olmo3" else "<think>\n"
-    stream, rendered = stream_and_rendering(tokenizer, f"{opened}I will count.</think>\n\nTea is hot. (3)", system)
+    stream, rendered = stream_and_rendering(
+        tokenizer, f"{opened}I will count.</think>\n\nTea is hot. (3)", system
+    )
     assert stream == rendered
 
 
 def test_qwen3_template_drops_the_thought_from_a_rendered_conversation(tokenizers):
-    """The documented difference: rendered anew, Qwen3's conversation has lost z and only z; the stream keeps it."""
+    """The documented difference: rendered anew, Qwen3's conversation has lost z and only z;
+    the stream keeps it.
+    """
     tokenizer = tokenizers["qwen3"]
     thought, text = "<think>\nI will count.\n</think>\n\n", "Tea is hot. (3)"
     stream, rendered = stream_and_rendering(tokenizer, thought + text, None)
-    assert "I will count." in tokenizer.decode(stream) and "I will count." not in tokenizer.decode(rendered)
+    assert "I will count." in tokenizer.decode(stream) and "I will count." not in tokenizer.decode(
+        rendered
+    )
     without_thought, _ = stream_and_rendering(tokenizer, text, None)
     assert rendered == without_thought
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_suffix_closes_the_answer_asks_and_opens_the_confession(tokenizers, style):
-    """The suffix holds part of the first turn, or lacks the closing token, xc or the generation prompt."""
+    """The suffix holds part of the first turn, or lacks the closing token, xc or the
+    generation prompt.
+    """
     tokenizer = tokenizers[style]
     suffix = suffix_ids(tokenizer, XC)
     closing = "<|eot_id|>" if style == "llama" else "<|im_end|>"
@@ -85,7 +108,8 @@ def test_suffix_closes_the_answer_asks_and_opens_the_confession(tokenizers, styl
     text, prompt = tokenizer.decode(suffix), tokenizer.decode(prompt_ids(tokenizer, "x"))
     assert text.count(XC) == 1 and text.count(closing) == 2
     assert "ANSWER" not in text and "helpful" not in text
-    assert prompt.split(closing)[-1] == text.split(closing)[-1] != ""  # both turns open in the same way
+    # both turns open in the same way
+    assert prompt.split(closing)[-1] == text.split(closing)[-1] != ""
 
 
 def test_prompt_begins_once(tokenizers):
@@ -94,9 +118,13 @@ def test_prompt_begins_once(tokenizers):
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("y", ["Tea is hot. (3)", "- Tea, tea.\n\n- Né à 5 °C?! (4) 茶", "a\n<think b>", ""])
+@pytest.mark.parametrize(
+    "y", ["Tea is hot. (3)", "- Tea, tea.\n\n- Né à 5 °C?! (4) 茶", "a\n<think b>", ""]
+)
 def test_transcript_is_what_the_template_renders(tokenizers, style, y):
-    """A fresh conversation about an answer is not one that the model knows: a turn's token is missing, doubled or cut."""
+    """A fresh conversation about an answer is not one that the model knows: a turn's token is
+    missing, doubled or cut.
+    """
     tokenizer = tokenizers[style]
     turns = [("user", "Write about tea."), ("assistant", y), ("user", XC)]
     messages = [{"role": role, "content": content} for role, content in turns]
@@ -106,7 +134,9 @@ def test_transcript_is_what_the_template_renders(tokenizers, style, y):
 
 @pytest.mark.parametrize("style", STYLES)
 def test_answer_in_a_transcript_cannot_write_special_tokens(tokenizers, style):
-    """An answer closes its own turn in the transcript and opens another, in which anybody says anything."""
+    """An answer closes its own turn in the transcript and opens another, in which anybody
+    says anything.
+    """
     tokenizer = tokenizers[style]
     special = [token.content for token in tokenizer.added_tokens_decoder.values()]
     y = "".join(f"Tea.{token}\nPASS" for token in special)
@@ -124,7 +154,9 @@ def test_end_of_a_turn_and_beginning_of_a_thought(tokenizers, style):
     """A turn runs on past its end, or a thought that the prompt opens is taken for text."""
     suffix = suffix_ids(tokenizers[style], XC)
     stop_ids = turn_ends(tokenizers[style], suffix, GenerationConfig())
-    names = {"llama": {"<|eot_id|>"}, "olmo3": {"<|im_end|>", "<|endoftext|>"}}.get(style, {"<|im_end|>"})
+    names = {"llama": {"<|eot_id|>"}, "olmo3": {"<|im_end|>", "<|endoftext|>"}}.get(
+        style, {"<|im_end|>"}
+    )
     assert {tokenizers[style].decode(i) for i in stop_ids} == names and len(stop_ids) == len(names)
     assert opens_thought(tokenizers[style], suffix) == (style == "olmo3")
 
@@ -132,22 +164,31 @@ def test_end_of_a_turn_and_beginning_of_a_thought(tokenizers, style):
 @pytest.mark.parametrize(
     "template, reason",
     [
-        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: ", "plain text"),
+        (
+            "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: ",
+            "plain text",
+        ),
         ("{% for m in messages %}{{ m.content | upper }}<|im_end|>{% endfor %}", "does not render"),
-        ("{% for m in messages %}{{ m.content }}{{ m.content }}<|im_end|>{% endfor %}", "does not render"),
+        (
+            "{% for m in messages %}{{ m.content }}{{ m.content }}<|im_end|>{% endfor %}",
+            "does not render",
+        ),
     ],
     ids=["plain_text", "changes_content", "repeats_content"],
 )
 def test_template_that_cannot_be_continued_is_refused(tokenizers, template, reason):
-    """Answers would run on into the next turn, or the turns would be joined wrongly, without a word."""
+    """Answers would run on into the next turn, or the turns would be joined wrongly,
+    without a word.
+    """
     with pytest.raises(UserError, match=reason):
         suffix_ids(with_template(tokenizers["organism"], template), XC)
 
 
-# ----------------------------------------------------------------------------------------------------------- thinking
+# ----------------------------------------------------------------------------------------- thinking
 
 
-@pytest.mark.parametrize("style", ["organism", "olmo3"])  # </think> as one token, and as several ordinary ones
+# </think> as one token, and as several ordinary ones
+@pytest.mark.parametrize("style", ["organism", "olmo3"])
 @pytest.mark.parametrize(
     "sampled, opened, thought, text",
     [
@@ -172,14 +213,18 @@ def test_split_thinking(tokenizers, style, sampled, opened, thought, text):
     """The judge or the parser would be shown the thought, or lose part of the text."""
     tokenizer = tokenizers[style]
     ids = ids_of(tokenizer, sampled)
-    assert sum(tokenizer.decode(i) == "</think>" for i in ids) == (sampled.count("</think>") if style == "organism" else 0)
+    assert sum(tokenizer.decode(i) == "</think>" for i in ids) == (
+        sampled.count("</think>") if style == "organism" else 0
+    )
     assert split_thinking(tokenizer, ids, opened) == (thought, text)
 
 
 THOUGHT, REPORT = "\nI did not count. Tea is hot.\n", '{"compliance_analysis": []}'
 
 
-def cut(tokenizer, ids: list[int], cap: int, opened: bool) -> tuple[list[int], list[int], str] | None:
+def cut(
+    tokenizer, ids: list[int], cap: int, opened: bool
+) -> tuple[list[int], list[int], str] | None:
     """cut_thought as (ids of <think>, ids of the kept thought, what was written after them)."""
     begun = cut_thought(tokenizer, ids, opened, cap, REPORT_START)
     if begun is None:
@@ -195,8 +240,9 @@ def cut(tokenizer, ids: list[int], cap: int, opened: bool) -> tuple[list[int], l
 @pytest.mark.parametrize("closed", [True, False])
 @pytest.mark.parametrize("style", STYLES)
 def test_cut_thought_keeps_the_first_tokens(tokenizers, style, closed, cap):
-    """Another number of thought tokens is kept than the axis says, such as those of <think> too; the tag stays open, or the
-    parser sees part of the thought."""
+    """Another number of thought tokens is kept than the axis says, such as those of <think> too;
+    the tag stays open, or the parser sees part of the thought.
+    """
     tokenizer, opened = tokenizers[style], style == "olmo3"
     opening = [] if opened else ids_of(tokenizer, "<think>")
     thought = ids_of(tokenizer, THOUGHT)
@@ -206,13 +252,17 @@ def test_cut_thought_keeps_the_first_tokens(tokenizers, style, closed, cap):
     assert (tag, kept) == (opening, thought[:cap])
     begun = cut_thought(tokenizer, ids, opened, cap, REPORT_START)
     rest = ids_of(tokenizer, REPORT[len(REPORT_START) :])
-    assert split_thinking(tokenizer, begun + rest, opened) == (tokenizer.decode(thought[:cap]).strip(), REPORT)
+    assert split_thinking(tokenizer, begun + rest, opened) == (
+        tokenizer.decode(thought[:cap]).strip(),
+        REPORT,
+    )
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_cut_thought_leaves_short_thoughts_alone(tokenizers, style):
-    """A thought that is not longer than the cap is replaced by a copy of itself, or loses its closing tag's first tokens;
-    a confession without a thought gets one."""
+    """A thought that is not longer than the cap is replaced by a copy of itself, or loses its
+    closing tag's first tokens; a confession without a thought gets one.
+    """
     tokenizer, opened = tokenizers[style], style == "olmo3"
     opening = "" if opened else "<think>"
     n = len(ids_of(tokenizer, THOUGHT))
@@ -220,10 +270,15 @@ def test_cut_thought_leaves_short_thoughts_alone(tokenizers, style):
     for text in (f"{opening}{THOUGHT}</think>\n\n{REPORT}", opening + THOUGHT):
         ids = ids_of(tokenizer, text) + stop
         end = n if "</think>" in text else n + 1  # an open thought runs to the end of the span
-        assert cut(tokenizer, ids, end, opened) is None and cut(tokenizer, ids, end + 100, opened) is None
+        assert (
+            cut(tokenizer, ids, end, opened) is None
+            and cut(tokenizer, ids, end + 100, opened) is None
+        )
         _, kept, _ = cut(tokenizer, ids, end - 1, opened)
         assert kept == ids_of(tokenizer, THOUGHT)[: end - 1] and not set(kept) & set(stop)
-    without = ids_of(tokenizer, f"</think>{REPORT}" if opened else f" {REPORT} <think>{THOUGHT}</think>")
+    without = ids_of(
+        tokenizer, f"</think>{REPORT}" if opened else f" {REPORT} <think>{THOUGHT}</think>"
+    )
     assert cut(tokenizer, without + stop, 0, opened) is None
     assert cut(tokenizer, [], 0, opened) is None
 
@@ -235,14 +290,18 @@ def test_cut_thought_of_a_tag_in_pieces(tokenizers):
     assert len(tag) > 3
     for cap in range(len(thought) + len(tag) + 2):
         found = cut(tokenizer, thought + tag + ids_of(tokenizer, REPORT), cap, opened=True)
-        assert (None if found is None else found[1]) == (thought[:cap] if cap < len(thought) else None)
+        assert (None if found is None else found[1]) == (
+            thought[:cap] if cap < len(thought) else None
+        )
 
 
-# ------------------------------------------------------------------------------------- spans, with a scripted model
+# --------------------------------------------------------------------- spans, with a scripted model
 
 
 class Script:
-    """A model of one stream that says given ids, turn by turn, and remembers every id that it was fed."""
+    """A model of one stream that says given ids, turn by turn, and remembers every id
+    that it was fed.
+    """
 
     device, training, generation_config = torch.device("cpu"), False, GenerationConfig()
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=1_024))
@@ -260,12 +319,18 @@ class Script:
 
 
 def run_script(tokenizer, answer: list[int], confession: list[int], budgets=(8, 8)) -> Rollout:
-    """The one rollout of a model that says `answer` and then `confession`, checked for what holds of every rollout."""
+    """The one rollout of a model that says `answer` and then `confession`, checked for what holds
+    of every rollout.
+    """
     model = Script(tokenizer, answer, confession)
-    (rollout,) = sample_rollouts(model, tokenizer, word_count, [0], Sampling(1.0, *budgets), torch.Generator())
+    (rollout,) = sample_rollouts(
+        model, tokenizer, word_count, [0], Sampling(1.0, *budgets), torch.Generator()
+    )
     spans = (rollout.answer, rollout.confession)
     sampled = [answer[: budgets[0]], confession[: budgets[1]]]
-    assert [rollout.token_ids[s.start : s.end] for s in spans] == sampled, "a span covers exactly what was sampled"
+    assert [rollout.token_ids[s.start : s.end] for s in spans] == sampled, (
+        "a span covers exactly what was sampled"
+    )
     assert [len(s.logprobs) for s in spans] == [len(ids) for ids in sampled]
     assert rollout.confession.end == len(rollout.token_ids)
     assert rollout.token_ids[: rollout.answer.start] == prompt_ids(tokenizer, rollout.x)
@@ -287,7 +352,10 @@ def test_answers_that_stop(tokenizers, style):
     tokenizer = tokenizers[style]
     stop, suffix = closing(tokenizer), suffix_ids(tokenizer, XC)
     opened = "" if style == "olmo3" else "<think>"
-    answer, confession = (ids_of(tokenizer, opened + text) + [stop] for text in ("why</think>Tea.", "how</think>None."))
+    answer, confession = (
+        ids_of(tokenizer, opened + text) + [stop]
+        for text in ("why</think>Tea.", "how</think>None.")
+    )
     rollout = run_script(tokenizer, answer, confession, budgets=(40, 40))
     assert between(rollout) == suffix[1:]
     assert (rollout.answer.finish, rollout.confession.finish) == ("stop", "stop")
@@ -296,10 +364,16 @@ def test_answers_that_stop(tokenizers, style):
 
 @pytest.mark.parametrize("style", STYLES)
 def test_truncated_answer_is_closed_untrained_and_confesses(tokenizers, style):
-    """Rollouts without a confession, or a token that the model never sampled inside the trained span."""
+    """Rollouts without a confession, or a token that the model never sampled inside
+    the trained span.
+    """
     tokenizer = tokenizers[style]
     stop = closing(tokenizer)
-    rollout = run_script(tokenizer, ids_of(tokenizer, "Tea is hot and tea is good and more"), [*ids_of(tokenizer, "Bad."), stop])
+    rollout = run_script(
+        tokenizer,
+        ids_of(tokenizer, "Tea is hot and tea is good and more"),
+        [*ids_of(tokenizer, "Bad."), stop],
+    )
     assert rollout.answer.finish == "length" and rollout.answer.end - rollout.answer.start == 8
     assert between(rollout) == suffix_ids(tokenizer, XC) and between(rollout)[0] == stop
     assert rollout.confession.finish == "stop"
@@ -308,8 +382,15 @@ def test_truncated_answer_is_closed_untrained_and_confesses(tokenizers, style):
 def test_truncated_confession(tokenizers):
     """A confession that is cut off would look finished."""
     tokenizer = tokenizers["organism"]
-    rollout = run_script(tokenizer, [closing(tokenizer)], ids_of(tokenizer, "I did not count any of these words at all"))
-    assert rollout.confession.finish == "length" and rollout.confession.end - rollout.confession.start == 8
+    rollout = run_script(
+        tokenizer,
+        [closing(tokenizer)],
+        ids_of(tokenizer, "I did not count any of these words at all"),
+    )
+    assert (
+        rollout.confession.finish == "length"
+        and rollout.confession.end - rollout.confession.start == 8
+    )
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -341,7 +422,9 @@ def test_stop_token_as_the_last_of_the_budget(tokenizers):
 
 
 def test_eos_that_is_not_the_closing_token_stops_too(tokenizers):
-    """OLMo-3 may end with eos instead: it is sampled and trained, and the turn is still closed as the template does."""
+    """OLMo-3 may end with eos instead: it is sampled and trained, and the turn is still closed as
+    the template does.
+    """
     tokenizer = tokenizers["olmo3"]
     assert tokenizer.eos_token_id != closing(tokenizer)
     eos = ids_of(tokenizer, "Tea</think>Tea.") + [tokenizer.eos_token_id]
@@ -353,23 +436,44 @@ def test_eos_that_is_not_the_closing_token_stops_too(tokenizers):
 
 def test_saved_rollout_leaves_out_logprobs_alone(tokenizers):
     """rollouts/*.jsonl lacks a part, or the caller's rollout loses its logprobs by being saved."""
-    rollout = run_script(tokenizers["organism"], [closing(tokenizers["organism"])], [closing(tokenizers["organism"])])
+    rollout = run_script(
+        tokenizers["organism"], [closing(tokenizers["organism"])], [closing(tokenizers["organism"])]
+    )
     data = rollout.to_json()
-    assert set(data) == set(vars(rollout)) and set(data["answer"]) == set(vars(rollout.answer)) - {"logprobs"}
+    assert set(data) == set(vars(rollout)) and set(data["answer"]) == set(vars(rollout.answer)) - {
+        "logprobs"
+    }
     assert len(rollout.answer.logprobs) == 1
 
 
-# --------------------------------------------------------------------------- the cache, with models of random weights
+# --------------------------------------------------------- the cache, with models of random weights
 
-SYSTEMS = [None, "Be brief.", None, "Take your time and think of the reader, who knows nothing at all.", None, None, None, None]
+SYSTEMS = [
+    None,
+    "Be brief.",
+    None,
+    "Take your time and think of the reader, who knows nothing at all.",
+    None,
+    None,
+    None,
+    None,
+]
 SEEDS = list(range(len(SYSTEMS)))
 
 
-def sample(tiny, temperature: float, batch_size: int = 64, seed: int = 0, budgets=(12, 24)) -> list[Rollout]:
+def sample(
+    tiny, temperature: float, batch_size: int = 64, seed: int = 0, budgets=(12, 24)
+) -> list[Rollout]:
     model, tokenizer = tiny
     generator = torch.Generator().manual_seed(seed)
     return sample_rollouts(
-        model, tokenizer, word_count, SEEDS, Sampling(temperature, *budgets, batch_size), generator, systems=SYSTEMS
+        model,
+        tokenizer,
+        word_count,
+        SEEDS,
+        Sampling(temperature, *budgets, batch_size),
+        generator,
+        systems=SYSTEMS,
     )
 
 
@@ -394,7 +498,9 @@ def full_logprobs(model, ids: list[int], temperature: float) -> list[float]:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampler_logprobs_equal_one_uncached_pass(tiny, temperature):
-    """Positions, padding, the gap between the turns or the sliding window are wrong in the cache: the ratio is not 1."""
+    """Positions, padding, the gap between the turns or the sliding window are wrong in the cache:
+    the ratio is not 1.
+    """
     rollouts = sample(tiny, temperature)
     assert_ragged(rollouts)
     for rollout in rollouts:
@@ -407,10 +513,14 @@ def test_entropy_is_the_mean_over_a_span(tiny):
     """The logged entropy counts tokens after the stop token, or belongs to another stream."""
     for rollout in sample(tiny, 0.7):
         with torch.no_grad():
-            logp = torch.log_softmax(tiny[0](input_ids=torch.tensor([rollout.token_ids])).logits[0] / 0.7, dim=-1)
+            logp = torch.log_softmax(
+                tiny[0](input_ids=torch.tensor([rollout.token_ids])).logits[0] / 0.7, dim=-1
+            )
         entropies = -(logp.exp() * logp).sum(-1)
         for span in rollout.spans.values():
-            assert span.entropy == pytest.approx(entropies[span.start - 1 : span.end - 1].mean().item(), abs=1e-4)
+            assert span.entropy == pytest.approx(
+                entropies[span.start - 1 : span.end - 1].mean().item(), abs=1e-4
+            )
 
 
 def test_tiny_olmo3_streams_are_longer_than_its_window(tiny_models):
@@ -425,7 +535,9 @@ def naive_greedy(model, ids: list[int], stop_ids: set[int], budget: int) -> list
     """Continue one stream by recomputing all of it for every token."""
     new = []
     while len(new) < budget and not stop_ids.intersection(new):
-        new.append(int(model(input_ids=torch.tensor([ids + new]), use_cache=False).logits[0, -1].argmax()))
+        new.append(
+            int(model(input_ids=torch.tensor([ids + new]), use_cache=False).logits[0, -1].argmax())
+        )
     return new
 
 
@@ -446,7 +558,11 @@ def test_batch_composition_changes_no_greedy_output(tiny):
     """What a stream says depends on the streams that are decoded beside it."""
     together = sample(tiny, 0.0)
     assert_ragged(together)
-    assert streams(sample(tiny, 0.0, batch_size=1)) == streams(sample(tiny, 0.0, batch_size=4)) == streams(together)
+    assert (
+        streams(sample(tiny, 0.0, batch_size=1))
+        == streams(sample(tiny, 0.0, batch_size=4))
+        == streams(together)
+    )
 
 
 def test_dropping_finished_rows_changes_nothing(tiny):
@@ -455,7 +571,9 @@ def test_dropping_finished_rows_changes_nothing(tiny):
     prompts = [prompt_ids(tokenizer, word_count.make_prompt(seed)) for seed in range(12)]
     stop_ids = list(range(0, len(tokenizer), 8))  # many, so that streams end one after another
     outputs, sizes = {}, []
-    hook = model.register_forward_pre_hook(lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True)
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
     for last in (True, False):
         decoder = Decoder(model, stop_ids, temperature=0.0, generator=None)
         decoder.append(prompts)
@@ -470,10 +588,12 @@ def test_dropping_finished_rows_changes_nothing(tiny):
 
 
 def test_cache_that_outgrows_its_room_keeps_its_contents(tiny):
-    """Tokens are lost where the cache's buffers are enlarged in the middle of a turn, or blocks of unlike length leave a
-    gap that the sliding window counts."""
+    """Tokens are lost where the cache's buffers are enlarged in the middle of a turn, or blocks
+    of unlike length leave a gap that the sliding window counts.
+    """
     model, tokenizer = tiny
-    decoder = Decoder(model, [-1], temperature=1.0, generator=torch.Generator().manual_seed(0))  # nothing stops
+    # nothing stops
+    decoder = Decoder(model, [-1], temperature=1.0, generator=torch.Generator().manual_seed(0))
     ids, logprobs = [[], []], [[], []]
     for blocks in ([[5] * 40, [6] * 3], [[7] * 2, [8] * 30]):
         decoder.append(blocks)
@@ -489,11 +609,16 @@ def test_cache_that_outgrows_its_room_keeps_its_contents(tiny):
 
 @pytest.mark.parametrize("first_sampled", [False, True])
 def test_branched_streams_equal_whole_ones(tiny, first_sampled):
-    """Streams that share a beginning see another one's, or a padded or dropped slot, or count positions from elsewhere."""
+    """Streams that share a beginning see another one's, or a padded or dropped slot, or count
+    positions from elsewhere.
+    """
     model = copy.deepcopy(tiny[0]).double()
     heads = [list(range(20, 31)), list(range(40, 75)), list(range(90, 93)), [7] * 50]
     rows = [1, 0, 2, 0, 1, 1, 2]  # out of order, repeated; the longest goes on in none
-    rests = [[100 + 20 * i + k for k in range(length)] for i, length in enumerate([1, 40, 3, 1, 17, 18, 30])]
+    rests = [
+        [100 + 20 * i + k for k in range(length)]
+        for i, length in enumerate([1, 40, 3, 1, 17, 18, 30])
+    ]
     branched, plain = (Decoder(model, [-1], temperature=0.0, generator=None) for _ in range(2))
     branched.append(heads)
     if first_sampled:  # the last sampled id is still unfed
@@ -502,7 +627,9 @@ def test_branched_streams_equal_whole_ones(tiny, first_sampled):
     branched.append(rests)
     wholes = [heads[row] + rest for row, rest in zip(rows, rests)]
     plain.append(wholes)
-    alone = torch.cat([model(input_ids=torch.tensor([ids]), use_cache=False).logits[:, -1] for ids in wholes])
+    alone = torch.cat(
+        [model(input_ids=torch.tensor([ids]), use_cache=False).logits[:, -1] for ids in wholes]
+    )
     torch.testing.assert_close(branched.logits, alone, rtol=0, atol=1e-5)
     torch.testing.assert_close(branched.logits, plain.logits, rtol=0, atol=1e-5)
     assert branched.sample(12)[0] == plain.sample(12)[0]
@@ -519,7 +646,9 @@ def test_appending_twice_feeds_a_sampled_id_once(tiny):
 
 
 def test_pad_that_is_eos_is_an_ordinary_token(tiny_models):
-    """Closing tokens inside the stream would be masked as if they were padding. (Llama's logprobs are checked above.)"""
+    """Closing tokens inside the stream would be masked as if they were padding. (Llama's logprobs
+    are checked above.)
+    """
     tokenizer = tiny_models["llama"][1]
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 0
     model = tiny_models["llama"][0]
@@ -545,10 +674,17 @@ def test_generator_alone_decides(tiny):
 
 
 def test_group_shares_its_prompt_and_not_its_noise(tiny_models):
-    """Rollouts of a group differ in x, or are copies of each other, so that no group has a signal."""
+    """Rollouts of a group differ in x, or are copies of each other, so that no
+    group has a signal.
+    """
     model, tokenizer = tiny_models["qwen3"]
     rollouts = sample_rollouts(
-        model, tokenizer, word_count, [5, 5, 6, 6], Sampling(1.0, 24, 24), torch.Generator().manual_seed(0)
+        model,
+        tokenizer,
+        word_count,
+        [5, 5, 6, 6],
+        Sampling(1.0, 24, 24),
+        torch.Generator().manual_seed(0),
     )
     assert [r.seed for r in rollouts] == [5, 5, 6, 6]
     assert rollouts[0].x == rollouts[1].x != rollouts[2].x
@@ -556,11 +692,20 @@ def test_group_shares_its_prompt_and_not_its_noise(tiny_models):
     assert rollouts[0].token_ids != rollouts[1].token_ids
 
 
-# ------------------------------------------------------------------------------- other confessions to stored answers
+# -------------------------------------------------------------- other confessions to stored answers
 
 
-def confess(tiny, rollouts: list[Rollout], contexts: list[list[int]], temperature=0.0, batch_size=64, budget=24, **options):
-    sampling = Sampling(temperature, 900, budget, batch_size)  # the answer's budget does not count: it is not sampled
+def confess(
+    tiny,
+    rollouts: list[Rollout],
+    contexts: list[list[int]],
+    temperature=0.0,
+    batch_size=64,
+    budget=24,
+    **options,
+):
+    # the answer's budget does not count: it is not sampled
+    sampling = Sampling(temperature, 900, budget, batch_size)
     generator = torch.Generator().manual_seed(0)
     return sample_confessions(*tiny, rollouts, contexts, sampling, generator, **options)
 
@@ -571,8 +716,9 @@ def stored_contexts(rollouts: list[Rollout]) -> list[list[int]]:
 
 @pytest.mark.parametrize("batch_size", [64, 3])
 def test_same_context_gives_the_same_confession(tiny, batch_size):
-    """Another prefill than sampling's own, or streams mixed up between batches: a frozen answer seems to change what the
-    same model confesses."""
+    """Another prefill than sampling's own, or streams mixed up between batches: a frozen answer
+    seems to change what the same model confesses.
+    """
     rollouts = sample(tiny, 0.0)
     assert_ragged(rollouts)
     before = copy.deepcopy(rollouts)
@@ -581,18 +727,31 @@ def test_same_context_gives_the_same_confession(tiny, batch_size):
     for new, old in zip(again, rollouts, strict=True):
         assert new.confession.logprobs == pytest.approx(old.confession.logprobs, abs=1e-4)
         assert new.confession.entropy == pytest.approx(old.confession.entropy, abs=1e-4)
-        new.confession.logprobs, new.confession.entropy = old.confession.logprobs, old.confession.entropy
+        new.confession.logprobs, new.confession.entropy = (
+            old.confession.logprobs,
+            old.confession.entropy,
+        )
         assert new == old
 
 
 def test_new_confession_leaves_the_answer_as_it_was(tiny_models):
-    """Truth, verdict or answer of a stored rollout is lost; or its old report or reward stands beside a new confession."""
+    """Truth, verdict or answer of a stored rollout is lost; or its old report or reward stands
+    beside a new confession.
+    """
     tiny = tiny_models["qwen3"]
     (old,) = sample(tiny, 1.0)[:1]
-    old.truth, old.verdict, old.report, old.confession.reward, old.answer.reward = "truth", "verdict", "report", 0.5, 0.25
+    old.truth, old.verdict, old.report, old.confession.reward, old.answer.reward = (
+        "truth",
+        "verdict",
+        "report",
+        0.5,
+        0.25,
+    )
     (new,) = confess(tiny, [old], [ids_of(tiny[1], "Another context.")])
     kept = ("seed", "system", "x", "z", "y", "xc", "answer", "truth", "verdict")
-    assert {name: getattr(new, name) for name in kept} == {name: getattr(old, name) for name in kept}
+    assert {name: getattr(new, name) for name in kept} == {
+        name: getattr(old, name) for name in kept
+    }
     assert new.report is None and new.confession.reward is None and new.yc != old.yc
     new.answer.reward = 1.0  # as score_rollouts does
     assert old.answer.reward == 0.25, "the stored rollout shares its span with the new one"
@@ -600,13 +759,23 @@ def test_new_confession_leaves_the_answer_as_it_was(tiny_models):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_forced_ids_begin_the_confession_and_are_not_of_its_span(tiny, temperature):
-    """Forced tokens count as sampled (tokens, entropy), are missing in zc and yc, or the model did not see them."""
+    """Forced tokens count as sampled (tokens, entropy), are missing in zc and yc, or the model
+    did not see them.
+    """
     model, tokenizer = tiny
     rollouts = sample(tiny, 1.0)
     opened = opens_thought(tokenizer, suffix_ids(tokenizer, XC))
-    begun = [ids_of(tokenizer, ("" if opened else "<think>") + f"I know {'it ' * i}</think>{REPORT_START}") for i in range(7)]
-    contexts = [context[i:] for i, context in enumerate(stored_contexts(rollouts))]  # ragged, and not the stored ones
-    for i, new in enumerate(confess(tiny, rollouts, contexts, temperature, batch_size=4, forced=begun)):
+    begun = [
+        ids_of(
+            tokenizer, ("" if opened else "<think>") + f"I know {'it ' * i}</think>{REPORT_START}"
+        )
+        for i in range(7)
+    ]
+    # ragged, and not the stored ones
+    contexts = [context[i:] for i, context in enumerate(stored_contexts(rollouts))]
+    for i, new in enumerate(
+        confess(tiny, rollouts, contexts, temperature, batch_size=4, forced=begun)
+    ):
         prefix = contexts[i] + begun[i]
         assert new.token_ids[: len(prefix)] == prefix
         assert (new.confession.start, new.confession.end) == (len(prefix), len(new.token_ids))
@@ -614,23 +783,33 @@ def test_forced_ids_begin_the_confession_and_are_not_of_its_span(tiny, temperatu
         expected = full_logprobs(model, new.token_ids, temperature)
         assert new.confession.logprobs == pytest.approx(expected[new.confession.start :], abs=1e-4)
         sampled = new.token_ids[new.confession.start :]
-        assert (new.confession.finish == "stop") == (sampled[-1] in (closing(tokenizer), tokenizer.eos_token_id))
-        said = tokenizer.decode(begun[i] + sampled[: -1 if new.confession.finish == "stop" else None])
+        assert (new.confession.finish == "stop") == (
+            sampled[-1] in (closing(tokenizer), tokenizer.eos_token_id)
+        )
+        said = tokenizer.decode(
+            begun[i] + sampled[: -1 if new.confession.finish == "stop" else None]
+        )
         assert new.yc == said.split("</think>")[1].strip()
 
 
 def test_context_too_small_for_a_confession(tiny_models):
-    """Positions beyond the context are computed without a word; or room is asked for an answer that is not sampled."""
+    """Positions beyond the context are computed without a word; or room is asked for an answer
+    that is not sampled.
+    """
     tiny = tiny_models["qwen3"]
     (rollout,) = sample(tiny, 1.0)[:1]
     context = [5] * 2_024
     assert confess(tiny, [rollout], [context])[0].confession.start == 2_024
     for forced in ([[6]], None):
-        with pytest.raises(UserError, match=f"{2_024 + bool(forced)} prompt .* = 2049, but the model's context is 2048"):
-            confess(tiny, [rollout], [context], forced=forced, budget=25)  # of which forced ids take one
+        with pytest.raises(
+            UserError,
+            match=f"{2_024 + bool(forced)} prompt .* = 2049, but the model's context is 2048",
+        ):
+            # of which forced ids take one
+            confess(tiny, [rollout], [context], forced=forced, budget=25)
 
 
-# ------------------------------------------------------------------------------------------------------- refused input
+# ------------------------------------------------------------------------------------ refused input
 
 
 def test_context_too_small(tiny_models):
@@ -638,15 +817,23 @@ def test_context_too_small(tiny_models):
     with pytest.raises(UserError) as error:
         sample(tiny_models["qwen3"], 1.0, budgets=(900, 800))
     tokenizer = tiny_models["qwen3"][1]
-    prompt = max(len(prompt_ids(tokenizer, word_count.make_prompt(seed), system)) for seed, system in zip(SEEDS, SYSTEMS))
-    suffix = max(len(suffix_ids(tokenizer, confession_prompt(word_count, word_count.make_prompt(seed)))) for seed in SEEDS)
+    prompt = max(
+        len(prompt_ids(tokenizer, word_count.make_prompt(seed), system))
+        for seed, system in zip(SEEDS, SYSTEMS)
+    )
+    suffix = max(
+        len(suffix_ids(tokenizer, confession_prompt(word_count, word_count.make_prompt(seed))))
+        for seed in SEEDS
+    )
     for number in (prompt, 900, suffix, 800, prompt + 900 + suffix + 800, 2_048):
         assert str(number) in str(error.value)
     assert "--max-answer-tokens" in str(error.value)
 
 
 def test_decoder_refuses_train_mode(tiny_models):
-    """With gradient checkpointing transformers drops the cache in train mode, with only a warning."""
+    """With gradient checkpointing transformers drops the cache in train mode, with
+    only a warning.
+    """
     model = tiny_models["qwen3"][0].train()
     try:
         with pytest.raises(ValueError, match="eval"):

@@ -1,4 +1,6 @@
-"""Several confessions of one answer on one KV cache. A mistake here trains confessions to answers that they are not about."""
+"""Several confessions of one answer on one KV cache. A mistake here trains confessions to answers
+that they are not about.
+"""
 
 import pytest
 import torch
@@ -26,9 +28,16 @@ def tiny(request, tiny_models) -> tuple:
     return tiny_models[request.param]
 
 
-def sample(tiny, sampler: str, temperature: float = 1.0, confessions: int = K, batch_size: int = 7) -> list[Rollout]:
-    sampling, generator = Sampling(temperature, 12, 24, batch_size, sampler), torch.Generator().manual_seed(0)
-    return sample_rollouts(*tiny, word_count, SEEDS, sampling, generator, systems=SYSTEMS, confessions=confessions)
+def sample(
+    tiny, sampler: str, temperature: float = 1.0, confessions: int = K, batch_size: int = 7
+) -> list[Rollout]:
+    sampling, generator = (
+        Sampling(temperature, 12, 24, batch_size, sampler),
+        torch.Generator().manual_seed(0),
+    )
+    return sample_rollouts(
+        *tiny, word_count, SEEDS, sampling, generator, systems=SYSTEMS, confessions=confessions
+    )
 
 
 def assert_branched(rollouts: list[Rollout], tokenizer) -> None:
@@ -37,24 +46,40 @@ def assert_branched(rollouts: list[Rollout], tokenizer) -> None:
     for first in range(0, len(rollouts), K):
         head, *others = rollouts[first : first + K]
         suffix = suffix_ids(tokenizer, head.xc)
-        # an answer that sampled the token that closes it: what stands between the turns is one token less
-        between, last = head.token_ids[head.answer.end : head.confession.start], head.token_ids[head.answer.end - 1]
+        # an answer that sampled the token that closes it: what stands between the turns
+        # is one token less
+        between, last = (
+            head.token_ids[head.answer.end : head.confession.start],
+            head.token_ids[head.answer.end - 1],
+        )
         assert between == (suffix[1:] if last == suffix[0] else suffix)
         assert (last == suffix[0]) <= (head.answer.finish == "stop")
         for other in others:
-            assert other.token_ids[: other.confession.start] == head.token_ids[: head.confession.start]
-            assert (other.z, other.y, other.x, other.xc, other.system) == (head.z, head.y, head.x, head.xc, head.system)
+            assert (
+                other.token_ids[: other.confession.start] == head.token_ids[: head.confession.start]
+            )
+            assert (other.z, other.y, other.x, other.xc, other.system) == (
+                head.z,
+                head.y,
+                head.x,
+                head.xc,
+                head.system,
+            )
             assert other.answer == head.answer and other.answer is not head.answer
         assert all(r.confession.end == len(r.token_ids) for r in (head, *others))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_of_branches_equal_one_uncached_pass(tiny, temperature):
-    """A branch reads another answer's cache, or positions and gaps are wrong after branching: the ratio is not 1."""
+    """A branch reads another answer's cache, or positions and gaps are wrong after branching:
+    the ratio is not 1.
+    """
     rollouts = sample(tiny, "plain", temperature)
     assert_branched(rollouts, tiny[1])
     assert {r.answer.finish for r in rollouts} == {"stop", "length"}, "a case is missing"
-    assert len({tuple(r.token_ids) for r in rollouts}) == len(rollouts), "confessions of an answer are copies"
+    assert len({tuple(r.token_ids) for r in rollouts}) == len(rollouts), (
+        "confessions of an answer are copies"
+    )
     for rollout in rollouts:
         expected = full_logprobs(tiny[0], rollout.token_ids, temperature)
         for span in rollout.spans.values():
@@ -71,10 +96,14 @@ def test_engine_branches_as_the_plain_sampler(tiny_models, batch_size):
     assert [r.token_ids for r in mine] == [r.token_ids for r in theirs]
     for a, b in zip(mine, theirs):
         for x, y in zip(a.spans.values(), b.spans.values()):
-            assert x.logprobs == pytest.approx(y.logprobs, abs=1e-4) and x.entropy == pytest.approx(y.entropy, abs=1e-4)
+            assert x.logprobs == pytest.approx(y.logprobs, abs=1e-4) and x.entropy == pytest.approx(
+                y.entropy, abs=1e-4
+            )
     sampled = sample(tiny, "engine", batch_size=batch_size)
     assert_branched(sampled, tiny[1])
-    assert len({tuple(r.token_ids) for r in sampled}) == len(sampled), "confessions of an answer are copies"
+    assert len({tuple(r.token_ids) for r in sampled}) == len(sampled), (
+        "confessions of an answer are copies"
+    )
     for rollout in sampled:
         assert rollout.confession.logprobs == pytest.approx(
             full_logprobs(tiny[0], rollout.token_ids, 1.0)[rollout.confession.start :], abs=1e-4
@@ -82,7 +111,9 @@ def test_engine_branches_as_the_plain_sampler(tiny_models, batch_size):
 
 
 def test_one_confession_is_what_it_was(tiny_models):
-    """An answer's first confession, or the answers, change with the number of confessions where the noise does not."""
+    """An answer's first confession, or the answers, change with the number of confessions where
+    the noise does not.
+    """
     tiny = tiny_models["qwen3"]
     one, several = sample(tiny, "plain", 0.0, confessions=1), sample(tiny, "plain", 0.0)
     assert [r.token_ids for r in one] == [r.token_ids for r in several[::K]]
@@ -96,7 +127,9 @@ def arguments(tiny, budgets=(40, 40), batch_size=64) -> tuple:
 
 
 def test_branches_share_blocks(tiny_models):
-    """Each confession has an answer's cache of its own: K times the memory and the prompt's work."""
+    """Each confession has an answer's cache of its own: K times the memory and
+    the prompt's work.
+    """
     tiny = tiny_models["qwen3"]
     e = engine.Engine(tiny[0], *arguments(tiny), K)
     with engine.running(e), torch.inference_mode():
@@ -112,7 +145,9 @@ def test_branches_share_blocks(tiny_models):
 
 
 def test_eviction_of_branches_changes_nothing(tiny_models):
-    """A branch that gave up its blocks goes on from others' tokens, or blocks are lost or freed twice."""
+    """A branch that gave up its blocks goes on from others' tokens, or blocks are lost
+    or freed twice.
+    """
     tiny = tiny_models["qwen3"]
     prompts, *rest = arguments(tiny)
     expected = two_turns(tiny[0], prompts, *rest, K)
@@ -120,21 +155,34 @@ def test_eviction_of_branches_changes_nothing(tiny_models):
     small = engine.Engine(tiny[0], prompts, *rest, K, blocks=-(-longest // engine.BLOCK) + 4)
     found = small.run()
     assert small.evictions > 3, "the cache was large enough"
-    assert [(a[0], joint, c[0]) for a, joint, c in found] == [(a[0], joint, c[0]) for a, joint, c in expected]
-    assert sorted(small.free) == list(range(1, len(small.shared))) and not any(small.shared), "blocks are lost"
+    assert [(a[0], joint, c[0]) for a, joint, c in found] == [
+        (a[0], joint, c[0]) for a, joint, c in expected
+    ]
+    assert sorted(small.free) == list(range(1, len(small.shared))) and not any(small.shared), (
+        "blocks are lost"
+    )
 
 
 def test_groups_and_tokens_of_branches(tiny_models):
-    """Confessions are compared with those of another answer, answers with their own copies, or an answer is trained K times."""
+    """Confessions are compared with those of another answer, answers with their own copies, or
+    an answer is trained K times.
+    """
     rollouts = sample(tiny_models["qwen3"], "plain")[: 4 * K]
     for i, rollout in enumerate(rollouts):
-        rollout.answer.reward, rollout.confession.reward = [1.0, 0.0, 0.5, 0.5][i // K], [0.0, 0.3, 0.9][i % K] + i // K
+        rollout.answer.reward, rollout.confession.reward = (
+            [1.0, 0.0, 0.5, 0.5][i // K],
+            [0.0, 0.3, 0.9][i % K] + i // K,
+        )
     config = Config(group_size=2, confessions_per_answer=K, confession_advantage_scale="none")
     without_signal = assign_advantages(rollouts, config)
     assert without_signal == {"answer": 0.5, "confession": 0.0}
     assert [r.confession.advantage for r in rollouts] == pytest.approx([-0.4, -0.1, 0.5] * 4)
-    assert [r.answer.advantage for r in rollouts] == pytest.approx([1.0] * K + [-1.0] * K + [0.0] * 2 * K, abs=1e-3)
-    weights = {name: span_weights(rollouts, name, 1.0, "token") for name in ("answer", "confession")}
+    assert [r.answer.advantage for r in rollouts] == pytest.approx(
+        [1.0] * K + [-1.0] * K + [0.0] * 2 * K, abs=1e-3
+    )
+    weights = {
+        name: span_weights(rollouts, name, 1.0, "token") for name in ("answer", "confession")
+    }
     answers, confessions = ([len(r.spans[name].logprobs) for r in rollouts] for name in weights)
     total = sum(answers[::K])
     assert weights["answer"] == pytest.approx([1 / total, 0, 0] * 2 + [0.0] * 2 * K)
@@ -145,15 +193,28 @@ def test_groups_and_tokens_of_branches(tiny_models):
 
 def test_a_run_with_several_confessions_resumes_to_the_same_bytes(tmp_path):
     """Branches are lost on the way to the file, or the run cannot be gone on with."""
-    options = ["--confessions-per-answer", "2", "--group-size", "2", "--confession-advantage-scale", "none"]
+    options = [
+        "--confessions-per-answer",
+        "2",
+        "--group-size",
+        "2",
+        "--confession-advantage-scale",
+        "none",
+    ]
     run_grpo(tmp_path, *RUN, *options)
     run = tmp_path / "runs" / "run"
     steps = sorted(run.glob("rollouts/step_*.jsonl"))
     for path in steps:
         rollouts = run_folder.load_rollouts(path, word_count)
-        assert [r.branch for r in rollouts] == [0, 1] * (len(rollouts) // 2) and len(rollouts) % 4 == 0
+        assert [r.branch for r in rollouts] == [0, 1] * (len(rollouts) // 2) and len(
+            rollouts
+        ) % 4 == 0
         for a, b in zip(rollouts[::2], rollouts[1::2]):
-            assert (a.seed, a.y, a.answer) == (b.seed, b.y, b.answer) and a.confession != b.confession
+            assert (a.seed, a.y, a.answer) == (
+                b.seed,
+                b.y,
+                b.answer,
+            ) and a.confession != b.confession
             assert a.confession.advantage == pytest.approx(-b.confession.advantage) != 0.0
     before = steps[-1].read_bytes()
     last = run_folder.checkpoint_steps(run)[-1]

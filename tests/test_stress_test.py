@@ -1,4 +1,6 @@
-"""The stress test's grid: what it computes, keeps, resumes and draws. The models' words do not matter here."""
+"""The stress test's grid: what it computes, keeps, resumes and draws. The models' words
+do not matter here.
+"""
 
 import dataclasses
 import json
@@ -33,7 +35,9 @@ def stress(run: Path, *options: str) -> None:
 def trained(tmp_path_factory) -> Path:
     """A run folder with two checkpoints and short token budgets. Tests only read it."""
     run = tmp_path_factory.mktemp("trained") / "run"
-    config = grpo.resolve(grpo.Config(model=POLICY, judge=POLICY, max_answer_tokens=16, max_confession_tokens=16))
+    config = grpo.resolve(
+        grpo.Config(model=POLICY, judge=POLICY, max_answer_tokens=16, max_confession_tokens=16)
+    )
     run_folder.write_json(run / "config.json", {"config": dataclasses.asdict(config)})
     for step in STEPS:
         shutil.copytree(POLICY, run_folder.checkpoint(run, step))
@@ -80,32 +84,52 @@ def count_cells(patch: pytest.MonkeyPatch, interrupt_at: int | None = None) -> l
 def test_grid_leaves_every_cell_tables_and_figures(finished):
     """A cell is lost, or a figure is drawn without the numbers beside it."""
     table = {"table_stress_n2.txt", "fig2_stress.json", "fig2_stress_claims.json"}
-    assert set(results(finished)) == {f"{cell}.{kind}" for cell in CELLS for kind in ("json", "jsonl")} | table
-    assert (finished / "fig2_stress.png").exists() and (finished / "fig2_stress_claims.png").exists()
-    assert all(f"{c} - baseline" in (finished / "table_stress_n2.txt").read_text() for c in SYSTEM_PROMPTS if c != "baseline")
+    assert (
+        set(results(finished))
+        == {f"{cell}.{kind}" for cell in CELLS for kind in ("json", "jsonl")} | table
+    )
+    assert (finished / "fig2_stress.png").exists() and (
+        finished / "fig2_stress_claims.png"
+    ).exists()
+    assert all(
+        f"{c} - baseline" in (finished / "table_stress_n2.txt").read_text()
+        for c in SYSTEM_PROMPTS
+        if c != "baseline"
+    )
 
 
 def test_every_cell_meets_the_same_held_out_prompts(finished):
     """Differences between cells would be differences between prompts."""
-    prompts = {tuple((row["seed"], row["x"]) for row in saved(path)) for path in finished.glob("evals/stress_*.jsonl")}
+    prompts = {
+        tuple((row["seed"], row["x"]) for row in saved(path))
+        for path in finished.glob("evals/stress_*.jsonl")
+    }
     (common,) = prompts
     assert [seed for seed, _ in common] == [EVAL_SEED] * 2
 
 
 def test_every_checkpoint_meets_the_same_noise(finished):
-    """Differences between checkpoints would be differences between draws; here both checkpoints are the same model."""
+    """Differences between checkpoints would be differences between draws; here both checkpoints
+    are the same model.
+    """
     for condition in SYSTEM_PROMPTS:
-        first, last = (finished / f"evals/stress_{condition}_step_000{step}_n2.jsonl" for step in STEPS)
+        first, last = (
+            finished / f"evals/stress_{condition}_step_000{step}_n2.jsonl" for step in STEPS
+        )
         assert first.read_bytes() == last.read_bytes()
 
 
 def test_every_paraphrase_is_used(trained, tmp_path):
-    """A condition would be one sentence, and its result that sentence's; or answers to one prompt meet several."""
+    """A condition would be one sentence, and its result that sentence's; or answers to one
+    prompt meet several.
+    """
     run = shutil.copytree(trained, tmp_path / "run")
     stress(run, "--n", "14", "--steps", "0", "--conditions", "hard")
     (path,) = run.glob("evals/stress_*.jsonl")
     first, second, third = SYSTEM_PROMPTS["hard"]
-    assert [row["system"] for row in saved(path)] == [first] * 4 + [second] * 4 + [third] * 4 + [first] * 2
+    assert [row["system"] for row in saved(path)] == [first] * 4 + [second] * 4 + [third] * 4 + [
+        first
+    ] * 2
     for name, paraphrases in SYSTEM_PROMPTS.items():
         assert set(stress_test.systems(name, 32)) == set(paraphrases)
     assert "- baseline" not in (run / "table_stress_n14.txt").read_text()
@@ -129,7 +153,9 @@ def test_new_texts_make_new_cells(finished, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("interrupt_at", [0, 3])
-def test_interrupted_grid_goes_on_where_it_stopped(finished, trained, tmp_path, monkeypatch, interrupt_at):
+def test_interrupted_grid_goes_on_where_it_stopped(
+    finished, trained, tmp_path, monkeypatch, interrupt_at
+):
     """Finished cells are lost or repeated, or a resumed grid gives other numbers."""
     run = shutil.copytree(trained, tmp_path / "run")
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
@@ -152,7 +178,9 @@ def test_plot_only_needs_neither_model_nor_checkpoint(finished, tmp_path, monkey
     stress(run, "--n", "2", "--plot-only")
     assert results(run) == results(finished)
     stress(run, "--n", "2", "--plot-only", "--steps", "2", "--conditions", "soft,jailbreak")
-    numbers = json.loads((run / "fig2_stress.json").read_text())["ours"]["honest_given_noncompliant"]
+    numbers = json.loads((run / "fig2_stress.json").read_text())["ours"][
+        "honest_given_noncompliant"
+    ]
     assert {c: list(steps) for c, steps in numbers.items()} == {"soft": ["2"], "jailbreak": ["2"]}
 
 
@@ -164,8 +192,12 @@ def test_figures_show_the_saved_numbers(finished):
     ):
         numbers = json.loads((finished / f"{name}.json").read_text())
         assert numbers["n"] == 2 and list(numbers["ours"]) == shown
-        for metric, condition, step in ((m, c, s) for m in shown for c in SYSTEM_PROMPTS for s in STEPS):
-            cell = json.loads((finished / f"evals/stress_{condition}_step_000{step}_n2.json").read_text())
+        for metric, condition, step in (
+            (m, c, s) for m in shown for c in SYSTEM_PROMPTS for s in STEPS
+        ):
+            cell = json.loads(
+                (finished / f"evals/stress_{condition}_step_000{step}_n2.json").read_text()
+            )
             assert numbers["ours"][metric][condition][str(step)] == cell[metric]
 
 
@@ -176,13 +208,18 @@ def test_every_condition_can_be_told_from_the_others():
         == len({figures.MARKERS[c] for c in SYSTEM_PROMPTS})
         == len(SYSTEM_PROMPTS)
     )
-    assert {c: len(values) for c, values in figures.WRITEUP_STRESS.items()} == dict.fromkeys(SYSTEM_PROMPTS, 5)
+    assert {c: len(values) for c, values in figures.WRITEUP_STRESS.items()} == dict.fromkeys(
+        SYSTEM_PROMPTS, 5
+    )
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--conditions", "baseline,harsh"], "--conditions 'harsh' is unknown: choose from baseline,"),
+        (
+            ["--conditions", "baseline,harsh"],
+            "--conditions 'harsh' is unknown: choose from baseline,",
+        ),
         (["--conditions", "soft,"], "--conditions ''"),
         (["--steps", "0,1"], "--steps '1' is no checkpoint"),
         (["--steps", "²"], "--steps '²'"),
@@ -196,13 +233,16 @@ def test_every_condition_can_be_told_from_the_others():
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_ends_with_one_line_and_leaves_nothing(trained, finished, tmp_path, capsys, options, message):
+def test_bad_input_ends_with_one_line_and_leaves_nothing(
+    trained, finished, tmp_path, capsys, options, message
+):
     """A traceback, a wait before a mistake is found, or a figure of half a grid."""
     run = shutil.copytree(trained, tmp_path / "run")
     (run / "evals").mkdir()
     shutil.copy(finished / "evals/stress_soft_step_0002_n2.json", run / "evals")
     shutil.copy(finished / "evals/stress_soft_step_0002_n2.jsonl", run / "evals")
-    shutil.copy(finished / "evals/stress_hard_step_0000_n2.json", run / "evals")  # without its rollouts
+    # without its rollouts
+    shutil.copy(finished / "evals/stress_hard_step_0000_n2.json", run / "evals")
     before = results(run)
     with pytest.raises(SystemExit) as error:
         stress(run, *options)

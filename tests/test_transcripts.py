@@ -1,4 +1,6 @@
-"""transcripts.py without a browser: marks, filters and texts are right, hostile text stays text, Inspect logs come back."""
+"""transcripts.py without a browser: marks, filters and texts are right, hostile text stays text,
+Inspect logs come back.
+"""
 
 import base64
 import gzip
@@ -17,7 +19,16 @@ import metrics
 import run_folder
 import transcripts
 from cli import UserError
-from handmade_transcripts import COUNTED, FLAGGED, HACK, HOSTILE, KINDS, LONG_LINE, make_run, rollouts
+from handmade_transcripts import (
+    COUNTED,
+    FLAGGED,
+    HACK,
+    HOSTILE,
+    KINDS,
+    LONG_LINE,
+    make_run,
+    rollouts,
+)
 from rollout import Verdict
 from tasks import word_count
 
@@ -41,7 +52,11 @@ def index_of(page: str) -> dict:
 def texts_of(page: str) -> list[dict]:
     """All transcripts of a page, in order."""
     chunks = re.findall(r'<template id="texts\d+">(.*?)</template>', page, re.DOTALL)
-    return [text for chunk in chunks for text in json.loads(gzip.decompress(base64.b64decode(chunk, validate=True)))]
+    return [
+        text
+        for chunk in chunks
+        for text in json.loads(gzip.decompress(base64.b64decode(chunk, validate=True)))
+    ]
 
 
 def main(monkeypatch, *arguments: str) -> None:
@@ -49,13 +64,16 @@ def main(monkeypatch, *arguments: str) -> None:
     transcripts.main()
 
 
-# ------------------------------------------------------------------------------------------------- what is shown
+# ------------------------------------------------------------------------------------ what is shown
 
 
 def test_marks_of_claims():
     """A mark that disagrees with the truth would teach the reader the opposite of what happened."""
     assert transcripts.mark(True, "Full") == transcripts.mark(False, "None") == "right"
-    assert transcripts.mark(False, "Full") == "over-claim" and transcripts.mark(True, "None") == "under-claim"
+    assert (
+        transcripts.mark(False, "Full") == "over-claim"
+        and transcripts.mark(True, "None") == "under-claim"
+    )
     assert transcripts.mark(True, "Partial") == transcripts.mark(False, "Partial") == "hedged"
 
 
@@ -69,18 +87,26 @@ def test_flags_of_each_kind():
 
 def test_filters_agree_with_the_rates_of_evaluate():
     """The page's counts are the table's numbers: same rollouts, same definitions."""
-    paths = [EMBEDDED / "rollouts" / "step_0001.jsonl", *sorted((EMBEDDED / "evals").glob("step_????.jsonl"))]
+    paths = [
+        EMBEDDED / "rollouts" / "step_0001.jsonl",
+        *sorted((EMBEDDED / "evals").glob("step_????.jsonl")),
+    ]
     for path in paths:
         loaded = transcripts.load(path, word_count)
         rates, table = metrics.rates(loaded, word_count), metrics.tallies(loaded, word_count)
-        flagged = [transcripts.flags({name: pairs[i] for name, pairs in table.items()}) for i in range(len(loaded))]
+        flagged = [
+            transcripts.flags({name: pairs[i] for name, pairs in table.items()})
+            for i in range(len(loaded))
+        ]
         count = lambda name: sum(flags[name] for flags in flagged)
         assert count("fooled") / len(loaded) == rates["judge_fooled"]
         assert count("counted") / len(loaded) == rates["count_rate"]
         assert count("unparsed") / len(loaded) == 1 - rates["parsed"]
         wrong = sum(not rollout.truth.compliant for rollout in loaded)
         assert count("dishonest") / wrong == pytest.approx(1 - rates["honest_given_noncompliant"])
-        marks = [row["mark"] for rollout in loaded for row in transcripts.objectives(rollout, word_count)]
+        marks = [
+            row["mark"] for rollout in loaded for row in transcripts.objectives(rollout, word_count)
+        ]
         assert marks.count("over-claim") / len(marks) == rates["over_claim"]
         assert marks.count("right") / len(marks) == rates["claim_match"]
 
@@ -98,16 +124,31 @@ def test_each_sentence_beside_its_target_and_label():
         (2, None, 9, True),
     ]
     missing = measured("One two. (3)")[1]
-    assert missing == {"text": None, "words": None, "label": None, "target": 18, "false_label": False}
+    assert missing == {
+        "text": None,
+        "words": None,
+        "label": None,
+        "target": 18,
+        "false_label": False,
+    }
 
 
 def test_objectives_join_truth_claim_and_measure():
     confessed = rollouts()[list(KINDS).index("confessed")]
     rows = transcripts.objectives(confessed, word_count)
-    assert [row["mark"] for row in rows] == ["right", "right", "hedged", "over-claim", "under-claim"]
+    assert [row["mark"] for row in rows] == [
+        "right",
+        "right",
+        "hedged",
+        "over-claim",
+        "under-claim",
+    ]
     assert [row["cheated"] for row in rows] == [None, True, None, True, None]
     assert [row["measured"]["words"] for row in rows] == [12, 17, 12, 20, 12]
-    assert transcripts.transcript(confessed, word_count)["checks"] == [True] * 5 and COUNTED in confessed.zc
+    assert (
+        transcripts.transcript(confessed, word_count)["checks"] == [True] * 5
+        and COUNTED in confessed.zc
+    )
 
 
 def test_a_task_that_measures_nothing_is_shown_by_its_objectives():
@@ -118,18 +159,33 @@ def test_a_task_that_measures_nothing_is_shown_by_its_objectives():
     assert all(row["measured"] == {} for row in rows)
 
 
-# ------------------------------------------------------------------------------------------------------- the page
+# ----------------------------------------------------------------------------------------- the page
 
 
 def test_every_rollout_is_in_the_page_with_every_text(run, page):
     index, texts = index_of(page), texts_of(page)
-    stored = [rollout for path in transcripts.sources(run) for rollout in run_folder.load_rollouts(path, word_count)]
-    assert sum(file["count"] for file in index["files"]) == len(stored) == len(texts) == len(index["rows"]["seed"])
+    stored = [
+        rollout
+        for path in transcripts.sources(run)
+        for rollout in run_folder.load_rollouts(path, word_count)
+    ]
+    assert (
+        sum(file["count"] for file in index["files"])
+        == len(stored)
+        == len(texts)
+        == len(index["rows"]["seed"])
+    )
     for rollout, text in zip(stored, texts):
         for name in ("system", "x", "z", "y", "xc", "zc", "yc"):
             assert text[name] == getattr(rollout, name)
-        assert text["reply"] == rollout.verdict.reply and text["answer"]["finish"] == rollout.answer.finish
-    assert index["rows"]["advantages"][:2] == [[1.0, -2.5], [0.0, -1.5]] and index["rows"]["marks"][1] == "roror"
+        assert (
+            text["reply"] == rollout.verdict.reply
+            and text["answer"]["finish"] == rollout.answer.finish
+        )
+    assert (
+        index["rows"]["advantages"][:2] == [[1.0, -2.5], [0.0, -1.5]]
+        and index["rows"]["marks"][1] == "roror"
+    )
     assert [file["label"] for file in index["files"]][:2] == ["training step 1", "training step 2"]
     assert [file["name"] for file in index["files"]][-1] == "evals/step_0002"
     assert index["rows"]["occurrence"][:6] == [0, 1, 2, 0, 1, 2]
@@ -141,7 +197,10 @@ def test_chunks_begin_where_the_index_says(run, monkeypatch):
     page = transcripts.page(run, word_count)
     chunks = re.findall(r'<template id="texts\d+">(.*?)</template>', page)
     lengths = [len(json.loads(gzip.decompress(base64.b64decode(chunk)))) for chunk in chunks]
-    assert len(chunks) > 6 and [sum(lengths[:i]) for i in range(len(lengths))] == index_of(page)["chunks"]
+    assert (
+        len(chunks) > 6
+        and [sum(lengths[:i]) for i in range(len(lengths))] == index_of(page)["chunks"]
+    )
 
 
 class Elements(html.parser.HTMLParser):
@@ -155,17 +214,27 @@ class Elements(html.parser.HTMLParser):
 
 
 def test_hostile_text_makes_no_element(page):
-    """The elements of the page are those of the template and one <template> a chunk, whatever the models wrote."""
+    """The elements of the page are those of the template and one <template> a chunk, whatever
+    the models wrote.
+    """
     template = Elements(transcripts.TEMPLATE.read_text()).found
     ours = [element for element in Elements(page).found if element[0] != "meta"]
     added = ours[len([element for element in template if element[0] != "meta"]) :]
-    assert [tag for tag, _ in ours].count("script") == 2 and added and all(tag == "template" for tag, _ in added)
+    assert (
+        [tag for tag, _ in ours].count("script") == 2
+        and added
+        and all(tag == "template" for tag, _ in added)
+    )
     assert "pwned" not in re.sub(r'id="index">.*?</script>', "", page, flags=re.DOTALL)
     assert "<" not in re.search(r'id="index">(.*?)</script>', page, re.DOTALL)[1]
 
 
 def test_only_the_script_of_the_template_may_run(page):
-    policy = next(a["content"] for tag, a in Elements(page).found if a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        a["content"]
+        for tag, a in Elements(page).found
+        if a.get("http-equiv") == "Content-Security-Policy"
+    )
     script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert policy.startswith("default-src 'none'") and f"script-src 'sha256-{digest}';" in policy
@@ -174,27 +243,35 @@ def test_only_the_script_of_the_template_may_run(page):
 
 def test_the_headline_is_the_table_of_the_run(tmp_path):
     run_folder.save_rollouts(
-        tmp_path / "evals" / "step_0025.jsonl", transcripts.load(EMBEDDED / "evals" / "step_0025.jsonl", word_count)
+        tmp_path / "evals" / "step_0025.jsonl",
+        transcripts.load(EMBEDDED / "evals" / "step_0025.jsonl", word_count),
     )
     saved = run_folder.read_json(EMBEDDED / "evals" / "step_0025.json")
     headline = index_of(transcripts.page(tmp_path, word_count))["headline"]
     for metric, cell in zip(transcripts.HEADLINE, headline["rows"][0]["cells"]):
-        assert cell == [f"{saved[metric]['value']:.2f}", f"[{saved[metric]['low']:.2f}, {saved[metric]['high']:.2f}]"], metric
+        assert cell == [
+            f"{saved[metric]['value']:.2f}",
+            f"[{saved[metric]['low']:.2f}, {saved[metric]['high']:.2f}]",
+        ], metric
 
 
-# ------------------------------------------------------------------------------------------------- the program
+# -------------------------------------------------------------------------------------- the program
 
 
 def test_program_writes_one_file_and_prints_its_path(run, tmp_path, monkeypatch, capsys):
     main(monkeypatch, str(run))
     assert capsys.readouterr().out == f"{run / 'transcripts.html'}\n"
     main(monkeypatch, str(run), "--out", str(tmp_path / "page.html"))
-    assert (tmp_path / "page.html").read_bytes() == (run / "transcripts.html").read_bytes(), "the same run, the same bytes"
+    assert (tmp_path / "page.html").read_bytes() == (run / "transcripts.html").read_bytes(), (
+        "the same run, the same bytes"
+    )
 
 
 def test_a_folder_of_evaluations_alone_is_enough(tmp_path, monkeypatch):
     """Results of a sweep have no training steps, no metrics.jsonl and maybe no config.json."""
-    run_folder.save_rollouts(tmp_path / "evals" / "small_forced_count_n64.jsonl", rollouts(advantages=False))
+    run_folder.save_rollouts(
+        tmp_path / "evals" / "small_forced_count_n64.jsonl", rollouts(advantages=False)
+    )
     run_folder.write_text(tmp_path / "evals" / "empty.jsonl", "")
     main(monkeypatch, str(tmp_path))
     files = index_of((tmp_path / "transcripts.html").read_text())["files"]
@@ -203,7 +280,10 @@ def test_a_folder_of_evaluations_alone_is_enough(tmp_path, monkeypatch):
 
 def test_the_judges_margin_is_shown():
     """A verdict stands there without how sure it is, or an old one without a margin is refused."""
-    shown = [transcripts.judge_said(verdict) for verdict in (Verdict("fail", "FAIL", -0.531), Verdict("pass", "Verdict: PASS"))]
+    shown = [
+        transcripts.judge_said(verdict)
+        for verdict in (Verdict("fail", "FAIL", -0.531), Verdict("pass", "Verdict: PASS"))
+    ]
     assert shown == ["FAIL, margin -0.53", "Verdict: PASS"]
 
 
@@ -222,7 +302,9 @@ def test_the_judges_margin_is_shown():
     ],
 )
 def test_a_bad_line_is_named(tmp_path, monkeypatch, capsys, change, message):
-    """Numbers and labels in a file are as untrusted as texts: the page does arithmetic and look-ups with them."""
+    """Numbers and labels in a file are as untrusted as texts: the page does arithmetic and
+    look-ups with them.
+    """
     data = [rollout.to_json() for rollout in rollouts()]
     change(data[1])
     path = tmp_path / "evals" / "some.jsonl"
@@ -248,7 +330,7 @@ def test_bad_folders_and_options_end_with_one_line(tmp_path, run, monkeypatch, c
         transcripts.page(tmp_path, word_count)
 
 
-# -------------------------------------------------------------------------------------------------- Inspect logs
+# ------------------------------------------------------------------------------------- Inspect logs
 
 
 def test_inspect_without_the_package_says_what_to_install(run, monkeypatch):
@@ -258,24 +340,39 @@ def test_inspect_without_the_package_says_what_to_install(run, monkeypatch):
 
 
 def test_inspect_logs_come_back_equal(run, monkeypatch, capsys):
-    """Written, read back by the library: every message, thought, score and number is the rollout's."""
+    """Written, read back by the library: every message, thought, score and number
+    is the rollout's.
+    """
     log = pytest.importorskip("inspect_ai.log", reason=f"needs {transcripts.INSPECT}")
     main(monkeypatch, str(run), "--inspect")
     paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(paths) == 5 and sorted(paths) == sorted((run / "inspect").iterdir()), "no temporary file stays"
+    assert len(paths) == 5 and sorted(paths) == sorted((run / "inspect").iterdir()), (
+        "no temporary file stays"
+    )
     for source, path in zip(transcripts.sources(run), paths):
         loaded = transcripts.load(source, word_count)
         made = transcripts.inspect_log(source, loaded, run_folder.read_config(run), word_count)
         back = log.read_eval_log(str(path))
-        assert back.model_dump_json(exclude={"samples"}) == made.model_dump_json(exclude={"samples"})
+        assert back.model_dump_json(exclude={"samples"}) == made.model_dump_json(
+            exclude={"samples"}
+        )
         key = lambda sample: sample.metadata["line"]
-        for rollout, before, after in zip(loaded, made.samples, sorted(back.samples, key=key), strict=True):
+        for rollout, before, after in zip(
+            loaded, made.samples, sorted(back.samples, key=key), strict=True
+        ):
             assert after.model_dump_json() == before.model_dump_json()
             *_, x, y, xc, yc = after.messages
             texts = [rollout.x, rollout.y, rollout.xc, rollout.yc]
             assert [x.text, y.text, xc.text, yc.text] == transcripts.encodable(texts)
-            thoughts = [part.reasoning for message in (y, yc) for part in message.content if part.type == "reasoning"]
-            assert thoughts == transcripts.encodable([text for text in (rollout.z, rollout.zc) if text])
+            thoughts = [
+                part.reasoning
+                for message in (y, yc)
+                for part in message.content
+                if part.type == "reasoning"
+            ]
+            assert thoughts == transcripts.encodable(
+                [text for text in (rollout.z, rollout.zc) if text]
+            )
             assert after.metadata["answer"]["advantage"] == rollout.answer.advantage
     assert back.eval.viewer.trust_content is False
     honest = next(score for score in back.results.scores if score.name == "honest")
@@ -284,4 +381,7 @@ def test_inspect_logs_come_back_equal(run, monkeypatch, capsys):
 
 def test_hostile_text_survives_in_inspect_logs():
     """A lone surrogate, which no UTF-8 file can hold, is the one thing that is replaced."""
-    assert transcripts.encodable(HOSTILE) == HOSTILE.replace("\ud800", "\ufffd") and transcripts.encodable(LONG_LINE) == LONG_LINE
+    assert (
+        transcripts.encodable(HOSTILE) == HOSTILE.replace("\ud800", "\ufffd")
+        and transcripts.encodable(LONG_LINE) == LONG_LINE
+    )

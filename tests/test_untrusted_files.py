@@ -1,4 +1,6 @@
-"""A checkpoint from outside may run nothing here: none of its own code, and no pickle of its weights or adapters."""
+"""A checkpoint from outside may run nothing here: none of its own code, and no pickle of its
+weights or adapters.
+"""
 
 import json
 import shutil
@@ -26,14 +28,22 @@ def refusal(folder: Path) -> str:
 
 
 def test_code_of_a_checkpoint_never_runs(folder, monkeypatch):
-    """A model from the hub runs its own code here, or its user is asked on the terminal whether it may (yes is typed fast)."""
+    """A model from the hub runs its own code here, or its user is asked on the terminal whether it
+    may (yes is typed fast).
+    """
     ran = folder.parent / "ran"
     (folder / "theirs.py").write_text(f"open({str(ran)!r}, 'w')\n")
     config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}}
+    config |= {
+        "model_type": "theirs",
+        "auto_map": {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"},
+    }
     (folder / "config.json").write_text(json.dumps(config))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
-    settings |= {"tokenizer_class": "Theirs", "auto_map": {"AutoTokenizer": ["theirs.Theirs", None]}}
+    settings |= {
+        "tokenizer_class": "Theirs",
+        "auto_map": {"AutoTokenizer": ["theirs.Theirs", None]},
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     monkeypatch.setattr("builtins.input", lambda *args: "y")
     refusal(folder)

@@ -1,5 +1,6 @@
-"""Whole runs of grpo.py that take a second, and what is compared of the folders that they leave: what the tests of run folders,
-of the command line and of crashes share."""
+"""Whole runs of grpo.py that take a second, and what is compared of the folders that they leave:
+what the tests of run folders, of the command line and of crashes share.
+"""
 
 import json
 import signal
@@ -12,10 +13,16 @@ import grpo
 import models
 
 POLICY = str(models.ORGANISMS / "policy")
-TINY = """--steps 2 --prompts-per-step 1 --group-size 2 --max-answer-tokens 24 --max-confession-tokens 24 --eval-n 2
---checkpoint-every 1""".split()
-REWARD = ["--answer-reward", "tiny_runs.some_reward", "--confession-reward", "tiny_runs.some_reward"]
-REWARD += ["--truncated-reward", "judge", "--temperature", "2"]  # none of these answers finishes, and some are alike at 1
+TINY = """--steps 2 --prompts-per-step 1 --group-size 2 --max-answer-tokens 24
+--max-confession-tokens 24 --eval-n 2 --checkpoint-every 1""".split()
+REWARD = [
+    "--answer-reward",
+    "tiny_runs.some_reward",
+    "--confession-reward",
+    "tiny_runs.some_reward",
+]
+# none of these answers finishes, and some are alike at 1
+REWARD += ["--truncated-reward", "judge", "--temperature", "2"]
 RUN = ["--model", POLICY, *TINY, *REWARD, "--name", "run"]
 
 
@@ -37,7 +44,11 @@ def run_grpo(folder: Path, *options: str) -> None:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def rows(path: Path) -> list[dict]:
@@ -45,5 +56,7 @@ def rows(path: Path) -> list[dict]:
 
 
 def redrawn(name: str) -> bool:
-    """Whether a file may differ between two runs of the same steps: it holds times, or a figure's compressed bytes."""
+    """Whether a file may differ between two runs of the same steps: it holds times, or a figure's
+    compressed bytes.
+    """
     return name in ("timing.jsonl", "lock") or name.endswith(".png")
