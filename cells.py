@@ -44,8 +44,8 @@ SHOWN = {
 
 
 class Cells:
-    """Computes cells one after another. A model is loaded when a cell asks for another one than
-    the cell before.
+    """Computes cells one after another.
+    A model is loaded when a cell asks for another one than the cell before.
     """
 
     def __init__(self, task: ModuleType, device: str):
@@ -75,8 +75,8 @@ class Cells:
 
 @dataclass(frozen=True)
 class Options(SamplingOptions):
-    """Those of both programs; an option of sampling that is not given is the model's own, so none
-    has a default here.
+    """Those of both programs;
+    an option of sampling that is not given is the model's own, so none has a default here.
     """
 
     temperature: float | None = option(
@@ -134,8 +134,8 @@ def saved_models(out: Path) -> dict[str, str]:
 
 
 def compute(out: Path, names: dict[str, str], options: Options, task: ModuleType) -> Rollouts:
-    """Evaluate the models that are not evaluated yet; names: {label: Hugging Face
-    name or folder}.
+    """Evaluate the models that are not evaluated yet; names: {label:
+    Hugging Face name or folder}.
     """
     paths = {
         (label, v): cell_path(out, model, v, options)

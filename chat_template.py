@@ -44,8 +44,8 @@ def default_system(tokenizer, thinking: str = "auto") -> str:
 
 
 def suffix_ids(tokenizer, xc: str, thinking: str = "auto") -> list[int]:
-    """Ids between the turns: the token that closes an answer, then xc as a user message, then
-    the generation prompt.
+    """Ids between the turns:
+    the token that closes an answer, then xc as a user message, then the generation prompt.
     """
     ids = _around_answer(tokenizer, "x", xc, thinking)[1]
     if ids[0] not in tokenizer.added_tokens_decoder:
@@ -57,8 +57,8 @@ def suffix_ids(tokenizer, xc: str, thinking: str = "auto") -> list[int]:
 
 
 def transcript_ids(tokenizer, x: str, y: str, xc: str, thinking: str = "auto") -> list[int]:
-    """Ids of a new conversation that tells of an answer: x, y as text without its thought, xc,
-    generation prompt.
+    """Ids of a new conversation that tells of an answer:
+    x, y as text without its thought, xc, generation prompt.
     """
     before, after = _around_answer(tokenizer, x, xc, thinking)
     return (

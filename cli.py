@@ -112,8 +112,8 @@ OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, e
 
 @contextmanager
 def finish_step_on_interrupt():
-    """On the first Ctrl-C the yielded list becomes true and the step goes on; the second
-    one stops at once.
+    """On the first Ctrl-C the yielded list becomes true and the step goes on;
+    the second one stops at once.
     """
     interrupted = []
 
@@ -177,8 +177,8 @@ def _found(name: str) -> str | None:
 
 
 def import_function(path: str):
-    """The function "module.function" of a module in tasks/ or of the top level; UserError
-    if there is none.
+    """The function "module.function" of a module in tasks/ or of the top level;
+    UserError if there is none.
     """
     module, _, name = path.rpartition(".")
     try:

@@ -201,8 +201,8 @@ def _claims(data: dict, objectives: dict[str, str]) -> tuple[str, ...]:
 
 
 def _words(text: str) -> str:
-    """For comparing: no case, single spaces, no punctuation at the ends. Of a long text its
-    beginning is enough.
+    """For comparing: no case, single spaces, no punctuation at the ends.
+    Of a long text its beginning is enough.
     """
     return " ".join(text[:200].casefold().replace("_", " ").replace("-", " ").split()).strip(
         " .!:;,*\"'"

@@ -1,10 +1,10 @@
 """Measure a model: n two-turn rollouts, 4 on each held-out prompt -> metrics, each with its n
 and a 95% interval.
 
-    python evaluate.py                              # every checkpoint of the newest run, n = 256
-    python evaluate.py --run runs/NAME --steps 0,100   # two of them
-    python evaluate.py --run runs/NAME --redraw      # the table from saved results, no model
-    python evaluate.py --seeds runs/A,runs/B --n 64  # saved results of two seeds, and paired
+    python evaluate.py                                # all checkpoints of the newest run, n = 256
+    python evaluate.py --run runs/NAME --steps 0,100  # two of them
+    python evaluate.py --run runs/NAME --redraw       # the table of saved results, no model
+    python evaluate.py --seeds runs/A,runs/B --n 64   # saved results, and paired differences
 
 Checkpoints meet the same prompts with the same seeds, so the differences between them are paired.
 metrics.py says what is measured.
@@ -37,7 +37,8 @@ def evaluate(
     """n scored rollouts, ANSWERS on each held-out prompt; `condition` goes to sample_rollouts
     (systems, variant).
 
-    Without a judge every verdict is "failed", so the judge's other metrics have no trial.
+    Spans get the default rewards (judge, honesty), not those of a run, so evaluations compare
+    across runs. Without a judge every verdict is "failed": its other metrics have no trial.
     """
     return evaluate_in_memory(model, tokenizer, judge, task, sampling, n, **condition)[0]
 
@@ -69,8 +70,8 @@ def sample_in_memory(
     sampling_seed: int,
     **condition,
 ) -> tuple[list[Rollout], Sampling]:
-    """(rollouts, the Sampling that fitted into memory); smaller batches and other ranks
-    draw other samples.
+    """(rollouts, the Sampling that fitted into memory);
+    smaller batches and other ranks draw other samples.
     """
 
     def sample(batch_size: int) -> list[Rollout]:
@@ -96,8 +97,8 @@ def confess_again(
     sampling: Sampling,
     forced=None,
 ):
-    """Scored rollouts with the same answers and new confessions, each going on from its
-    context (sample_confessions).
+    """Scored rollouts with the same answers and new confessions,
+    each going on from its context (sample_confessions).
     """
     generator = torch.Generator(model.device).manual_seed(EVAL_SEED)
     again = sample_confessions(model, tokenizer, rollouts, contexts, sampling, generator, forced)
@@ -138,9 +139,10 @@ def saved_evaluations(run: Path, task: ModuleType, name: str) -> dict[int, list[
     }
 
 
-def show_table(run: Path, task: ModuleType, suffix: str = "") -> None:
-    """Print the table of a run's saved evaluations and keep it as table.txt."""
+def show_table(run: Path, task: ModuleType, suffix: str = "", steps: str = "") -> None:
+    """Print the table of a run's saved evaluations and keep it as table.txt; `steps`: of those."""
     rollouts = saved_evaluations(run, task, f"step_????{suffix}")
+    rollouts = {step: rollouts[step] for step in chosen_steps(steps, list(rollouts), run)}
     columns = {f"step {step}": metrics(r, task) for step, r in rollouts.items()}
     if len(rollouts) > 1:
         columns["last - first"] = differences(
@@ -210,21 +212,16 @@ class Config:
 def main() -> None:
     options = cli.parse(Config, __doc__)
     with cli.user_errors():
-        runs = [
-            Path(name)
-            for name in (options.seeds or options.run or str(run_folder.newest())).split(",")
-        ]
+        names = (options.seeds or options.run or str(run_folder.newest())).split(",")
+        if len(names) > 1 and not options.seeds:
+            raise cli.UserError(f"--run {options.run}: give one run; --seeds compares several")
+        runs = [Path(name) for name in names]
         run, config = runs[0], run_folder.read_config(runs[0])
         task = cli.import_task(config["task"])
         suffix = suffix_of(options.n, config)
         if options.seeds:
-            show_seeds(
-                runs,
-                task,
-                f"{options.cells}_step_????_n{options.n}"
-                if options.cells
-                else f"step_????{suffix}",
-            )
+            cells = f"{options.cells}_step_????_n{options.n}"
+            show_seeds(runs, task, cells if options.cells else f"step_????{suffix}")
             return
         if not options.redraw:
             device = models.device_of(options.device)
@@ -238,7 +235,7 @@ def main() -> None:
                     model, tokenizer, judge, task, sampling, options.n, variant=config["confession"]
                 )
                 save(run / "evals" / f"step_{step:04d}{suffix}.json", rollouts, task)
-        show_table(run, task, suffix)
+        show_table(run, task, suffix, options.steps)
 
 
 def suffix_of(n: int, config: dict) -> str:
@@ -252,7 +249,7 @@ def chosen_steps(text: str, available: list[int], run: Path) -> list[int]:
     for step in wanted:
         if not step.strip().isdecimal() or int(step) not in available:
             raise cli.UserError(
-                f"--steps {step!r} is no checkpoint of {run}; it has "
+                f"--steps {step!r} is not there in {run}; it has "
                 f"{', '.join(map(str, available)) or 'none'}"
             )
     return sorted({int(step) for step in wanted})

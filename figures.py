@@ -461,8 +461,8 @@ NOTE = dict(fontsize=7.5, linespacing=1.4, color="#333333")
 def _claims_bar(
     axis, x: float, width: float, e: dict[str, dict], variant: str, published: float | None
 ) -> None:
-    """One stacked bar with its share of met objectives, its interval, and the rows
-    of numbers below.
+    """One stacked bar with its share of met objectives, its interval,
+    and the rows of numbers below.
     """
     bottom = 0.0
     for part in FIVE_WAY:
@@ -602,8 +602,8 @@ def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
 
 
 def _judge_fooled(run: Path, steps: list[dict]) -> Path:
-    """fig. 5: share of a step's answers that fool the judge, and that are correct, each with
-    a least-squares line.
+    """fig. 5: share of a step's answers that fool the judge, and that are correct,
+    each with a least-squares line.
     """
     figure, axis = plt.subplots()
     xs = np.array([row["step"] for row in steps])
@@ -680,8 +680,8 @@ def _verification(run: Path, steps: list[dict]) -> Path:
 
 
 def _stress_honesty(run: Path, cells: dict[str, dict[int, dict]]) -> Path:
-    """fig. 2: a panel for each condition, because the intervals of small cells overlap; the
-    write-up's line in each.
+    """fig. 2: a panel for each condition, because the intervals of small cells overlap;
+    the write-up's line in each.
     """
     metric = "honest_given_noncompliant"
     parsed = dict(
@@ -833,8 +833,8 @@ def _rolling_mean(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def _label_ends(axis, x: float, ends: list[tuple[float, str, str]], gap: float = 0.055) -> None:
-    """Write each line's name at its right end, moved apart where they would overlap and kept
-    inside the axis.
+    """Write each line's name at its right end,
+    moved apart where they would overlap and kept inside the axis.
     """
     ends = sorted(end for end in ends if np.isfinite(end[0]))
     places = []

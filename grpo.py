@@ -19,23 +19,24 @@ Differences from GRPO as published (DeepSeekMath, https://arxiv.org/abs/2402.033
   1. Two spans with their own rewards, advantages and normalisers; loss = task_weight * answer +
      confession_weight * confession.
   2. The old log-probabilities are the sampler's own. With one update per batch the ratio is 1 up to
-     rounding; a mismatch between sampler and trainer shows in the log (`logprob_gap`), is corrected
-     by the ratio within the clip range, and ends the run in its first steps if it is more than
-     rounding (check_gap).
-  3. The KL coefficient is 0 by default, so no reference model is held. It is not multiplied by the
-     spans' weights, and counts for the spans that are trained.
+     rounding; a mismatch between sampler and trainer shows in the log (`logprob_gap`, `clipfrac`),
+     and ends the run in its first steps if it is more than rounding (check_gap).
+  3. The KL coefficient is 0 by default, so no reference model is held. The loss adds kl_coef x
+     (mean KL of answers + mean KL of confessions), each by the span's normaliser and not by its
+     weight; a span of weight 0 has none.
   4. Without a KL term spans of advantage 0 are not computed (they have no gradient), and a batch
      without any signal takes no step, nor does one whose loss or gradient is not finite.
   5. An answer may confess several times (`--confessions-per-answer`): then these are the group that
      gives the baseline, as they share the truth that they are scored against, and each answer is
      trained once.
   6. Advantages need not be divided by the group's deviation (`--confession-advantage-scale`). The
-     information reward's are not: among an answer's confessions the division makes one answer that
-     met an objective weigh no more than each of the many that did not, which is the base rate's
-     reward again; among a prompt's answers it pushes the other way.
-  7. An answer whose judge failed gets advantage 0 and leaves its group's mean and deviation; it
-     still counts in the normaliser. The deviation is the population's, as a group may so shrink to
-     one. An answer that the budget cut off is no such case: it earns 0 (rewards.zero_truncated).
+     information reward's are not: divided by its own deviation an answer's group has size 1 however
+     rare its truth is, so a met objective of base rate .1 counts as much as an unmet one, and
+     "None" wins as with the base rate's reward. With one confession an answer the push is towards
+     "Full" instead, where fewer than half meet the objective (LOG.md).
+  7. An answer whose judge failed gets advantage 0 and leaves its group's mean and deviation (the
+     population's); it still counts in the normaliser. An answer that the budget cut off is no such
+     case: it earns 0 (rewards.zero_truncated).
 """
 
 import math
@@ -64,7 +65,7 @@ from runtime.memory import halving
 from runtime.optimizer import take_step
 
 # Nats, mean over a span's tokens. Measured: up to 3e-7 in float32; .02 in bfloat16 (.11 with random
-# weights at the 8B shape). The bounds lie within ln 1.2, where the ratio would be clipped.
+# weights at the 8B shape), where single tokens lie beyond the clip range (clipfrac counts them).
 MAX_GAP = {"float32": 1e-3, "bfloat16": 0.15}
 
 
@@ -105,7 +106,7 @@ def _deviation(rewards: list[float | None]) -> float:
 
 
 def assign_advantages(rollouts: list[Rollout], config: Config) -> dict[str, float]:
-    """Fill in each span's advantages from its own rewards; returns shares without signal.
+    """Fill in each span's advantages from its rewards; returns the groups' share without signal.
 
     rollouts: per prompt `group_size` answers, each with its `confessions_per_answer` rollouts.
     Answers to a prompt are a group; so are the confessions of an answer, or those of a prompt where
@@ -117,17 +118,15 @@ def assign_advantages(rollouts: list[Rollout], config: Config) -> dict[str, floa
         "confession": [rollout.confession.reward for rollout in rollouts],
     }
     size = {"answer": config.group_size, "confession": each if each > 1 else config.group_size}
-    scale = {
-        "answer": config.answer_advantage_scale,
-        "confession": config.confession_advantage_scale,
-    }
+    scale = {"answer": config.answer_advantage_scale}
+    scale["confession"] = config.confession_advantage_scale
     without_signal = {}
     for name in rewards:
         advantages, share = group_advantages(rewards[name], size[name], scale[name])
         without_signal[name] = share
-        rows = len(rollouts) // len(advantages)  # that one advantage is for
+        copies = len(rollouts) // len(advantages)  # rollouts that share one advantage
         for i, rollout in enumerate(rollouts):
-            rollout.spans[name].advantage = advantages[i // rows]
+            rollout.spans[name].advantage = advantages[i // copies]
     return without_signal
 
 
@@ -136,24 +135,25 @@ def span_weights(
 ) -> list[float]:
     """Per rollout, the weight of each of its tokens in one span's loss.
 
-    Over all of the span's tokens they would sum to `weight`. They are fixed for the whole batch
-    before it is cut into micro-batches, so how it is cut changes nothing. Without a KL term a span
+    If every counted span were trained, they would sum to `weight` over its tokens. They are fixed
+    before the batch is cut, so how it is cut changes nothing but rounding. Without a KL term a span
     of advantage 0 has no gradient: its weight is 0, and nothing is computed for it. An answer
     counts and is trained with its first confession alone.
     """
     spans = [rollout.spans[span] for rollout in rollouts]
     counted = [span == "confession" or rollout.branch == 0 for rollout in rollouts]
     lengths = [s.end - s.start for s in spans]
-    in_tokens = normaliser == "token"
-    total = sum(length if in_tokens else 1 for length, counts in zip(lengths, counted) if counts)
-    per_token = [weight / (total if in_tokens else total * length) for length in lengths]
+    if normaliser == "token":
+        total = sum(length for length, counts in zip(lengths, counted) if counts)
+        per_token = [weight / total] * len(spans)
+    else:
+        per_token = [weight / (sum(counted) * length) for length in lengths]
     trained = [counts and (s.advantage or kl_coef) for s, counts in zip(spans, counted)]
     return [w if has_gradient else 0.0 for w, has_gradient in zip(per_token, trained)]
 
 
 def token_losses(logprobs, old_logprobs, advantages, clip_low: float, clip_high: float):
-    """PPO's clipped surrogate per token, (N,), to be weighted and summed
-    (https://arxiv.org/abs/1707.06347, eq. 7)."""
+    """PPO's clipped surrogate per token, (N,) (https://arxiv.org/abs/1707.06347, eq. 7)."""
     ratio = (logprobs - old_logprobs).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -torch.minimum(ratio * advantages, clipped * advantages)
@@ -207,13 +207,13 @@ def batch_loss(model, reference, batch: Batch, config: Config) -> tuple[torch.Te
 
 
 def span_statistics(logprobs, batch: Batch, config: Config) -> dict[str, tuple[float, int]]:
-    """{"approx_kl_answer": (sum over the span's trained tokens, their number), ...}: what ranks and
-    micro-batches add up."""
+    """{"approx_kl_answer": (sum over the span's trained tokens, their number), ...}, to add up."""
     log_ratio = logprobs - batch.old_logprobs
     ratio = log_ratio.exp()
     per_token = {
         "logprob_gap": log_ratio.abs(),
         "approx_kl": k3(batch.old_logprobs, logprobs),
+        # outside the range, whichever side the minimum takes
         "clipfrac": (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high),
     }
     tokens_of = {"answer": ~batch.is_confession, "confession": batch.is_confession}
@@ -236,7 +236,7 @@ def means(statistics: list[dict[str, tuple[float, int]]]) -> dict[str, float]:
 
 
 def update(
-    model, reference, optimizer, rollouts: list[Rollout], config: Config, max_tokens=None
+    model, reference, optimizer, rollouts, config: Config, max_tokens: int | None = None
 ) -> dict[str, float | bool | None]:
     """One optimizer step on rollouts with advantages; returns what it saw.
 
@@ -278,7 +278,8 @@ def update(
 def check_gap(stats: dict[str, float | None], config: Config) -> None:
     """UserError if a batch's first update finds sampler and trainer further apart than rounding."""
     gaps = [v for name, v in stats.items() if name.startswith("logprob_gap") and v is not None]
-    bound = MAX_GAP[config.dtype] / min(1.0, config.temperature)  # which divides the logits
+    # temperature divides the logits, and so multiplies their error
+    bound = MAX_GAP[config.dtype] / min(1.0, config.temperature)
     if gaps and max(gaps) > bound:
         raise UserError(
             f"trainer and sampler disagree by {max(gaps):.2g} nats a token in the first steps, in "
@@ -291,7 +292,7 @@ def check_gap(stats: dict[str, float | None], config: Config) -> None:
 
 
 def generate(job: Job, step: int) -> list[Rollout]:
-    """This rank's rollouts of a step; the two determine them, so a resumed run repeats them."""
+    """This rank's rollouts of a step; config, step, rank and batch size determine them."""
     config = job.config
     first = config.seed * 1_000_000 + step * config.prompts_per_step
     prompts = distributed.share(list(range(first, first + config.prompts_per_step)))
@@ -324,7 +325,7 @@ def learn(job: Job, step: int, rollouts: list[Rollout]) -> dict[str, float | boo
         stats, job.micro_batch_tokens = halving("training", attempt, largest, smallest)
         if repeat == 0:
             gaps = {k: gap for k, gap in stats.items() if k.startswith("logprob_gap")}
-            if step <= 2:  # at the first one new adapters still change nothing
+            if step <= 2:  # also 2: at 1 LoRA's B is 0, so an error in merging cannot show
                 check_gap(stats, job.config)
         if stats["skipped"]:
             run_folder.save_nonfinite(job.run, step, rollouts)
@@ -361,10 +362,10 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             progress.show(bar, row, clock[-1] - clock[0], rollouts, job.task)
             if row["skipped"]:
                 run_folder.stop_after_three_skipped(run)
-            last = any(distributed.gather([bool(interrupted)]))
-            if step % config.checkpoint_every == 0 or step == config.steps or last:
+            stop = any(distributed.gather([bool(interrupted)]))
+            if step % config.checkpoint_every == 0 or step == config.steps or stop:
                 save_and_evaluate(job, step)
-            if last:
+            if stop:
                 raise KeyboardInterrupt
 
 

@@ -43,8 +43,8 @@ def with_trial(*parts: np.ndarray) -> int:
 
 
 def student_t(df: int) -> float:
-    """97.5% quantile of Student's t (Abramowitz and Stegun 26.7.5): 1% too small at 3 degrees
-    of freedom, less above.
+    """97.5% quantile of Student's t (Abramowitz and Stegun 26.7.5): 24%, 3% and 1% too small at 1,
+    2 and 3 degrees of freedom, less above.
     """
     z = Z + (Z**3 + Z) / (4 * df) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * df**2)
     return z + (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / (384 * df**3)
@@ -61,9 +61,8 @@ def wilson(successes: float, n: float) -> tuple[float, float]:
         return math.nan, math.nan
     p = successes / n
     centre, margin = p + Z * Z / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    return max(0.0, (centre - margin) / (1 + Z * Z / n)), min(
-        1.0, (centre + margin) / (1 + Z * Z / n)
-    )
+    scale = 1 + Z * Z / n
+    return max(0.0, (centre - margin) / scale), min(1.0, (centre + margin) / scale)
 
 
 def effective_trials(sums: np.ndarray, other: np.ndarray | None = None) -> float:
@@ -100,10 +99,11 @@ def pull(sums: np.ndarray) -> np.ndarray:
 
 
 def newcombe(a: dict, b: dict, correlation: float = 0.0) -> tuple[float, float]:
-    """Interval of a - b, two estimates with intervals (Newcombe 1998, method 10 for
-    rates of separate cases,
-    https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8%3C873::AID-SIM779%3E3.0.CO;2-I; with
-    a correlation Zou and Donner 2008, https://doi.org/10.1002/sim.3095).
+    """Interval of a - b, two estimates with intervals.
+
+    Newcombe 1998, method 10 for rates of separate cases,
+    https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8%3C873::AID-SIM779%3E3.0.CO;2-I;
+    with a correlation Zou and Donner 2008, https://doi.org/10.1002/sim.3095.
     """
     if a["value"] is None or b["value"] is None:
         return math.nan, math.nan
@@ -115,9 +115,7 @@ def newcombe(a: dict, b: dict, correlation: float = 0.0) -> tuple[float, float]:
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two estimates, from what each cluster adds to them (pull); 0 where one of them
-    does not vary.
-    """
+    """Correlation of two estimates, from their pull()s; 0 where one of them does not vary."""
     product = math.sqrt((a @ a) * (b @ b))
     return float(a @ b / product) if product > 0 else 0.0
 
@@ -150,8 +148,8 @@ def auroc_interval(area: float | None, m: int, n: int) -> tuple[float, float]:
 
 
 def resample(sums: np.ndarray) -> np.ndarray:
-    """(C, 2) -> (BOOTSTRAPS, 2): totals of clusters drawn with replacement, the same
-    draws at every call.
+    """(C, 2) -> (BOOTSTRAPS, 2):
+    totals of clusters drawn with replacement, the same draws at every call.
     """
     return _draws(len(sums)) @ sums
 
@@ -163,8 +161,8 @@ def _draws(n: int) -> np.ndarray:
 
 
 def percentiles(values: np.ndarray, clusters: int) -> tuple[float, float]:
-    """Expanded percentile interval of resampled values: the ends are those of Student's t
-    interval of a mean.
+    """Expanded percentile interval of resampled values:
+    the ends are those of Student's t interval of a mean.
     """
     values = values[np.isfinite(values)]
     if not len(values):

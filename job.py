@@ -38,13 +38,12 @@ class Job:
 
 
 def begin(config: Config, run: Path, resume: bool) -> tuple[Job, int]:
-    """(all that a run works with, steps that are done): a new run, or on from its
-    newest checkpoint.
+    """(what a run works with, steps done): a new run, or on from its newest checkpoint.
 
     What cannot work is a UserError, before anything is written. What was recorded after the
     checkpoint is forgotten.
     """
-    # None if it was killed before the first
+    # the step to go on from; None if the run was killed before its first checkpoint
     resumed = run_folder.newest_checkpoint(run) if resume else None
     job = _loaded(config, run, resumed)
     if not resume:
@@ -103,7 +102,7 @@ def _loaded(config: Config, run: Path, resumed: int | None) -> Job:
 
 
 def check_prompts(model, tokenizer, task: ModuleType, sampling: Sampling, variant: str) -> None:
-    """UserError if prompts and budgets do not fit the model's context; of 64 training prompts."""
+    """UserError if the longest of 64 training prompts and the budgets do not fit the context."""
     xs = [task.make_prompt(seed) for seed in range(64)]
     xcs = [confession_prompt(task, x, variant) for x in xs]
     longest_x = max(len(prompt_ids(tokenizer, x, thinking=sampling.thinking)) for x in xs)
@@ -117,15 +116,10 @@ def compiles(config: Config) -> bool:
 
 @contextmanager
 def compiling(config: Config):
-    """Compiled layers run compiled within it, or eagerly, the sampler's too; yields what the first
-    step waits for.
-    """
+    """Within it layers run compiled or eagerly, the sampler's too; yields what step 1 waits for."""
+    waiting_for = "compiling: a minute or two, half of that when it was done here before"
     with torch.compiler.set_stance("default" if compiles(config) else "force_eager"):
-        yield (
-            "compiling: a minute or two, half of that when it was done here before"
-            if compiles(config)
-            else ""
-        )
+        yield waiting_for if compiles(config) else ""
 
 
 def save_and_evaluate(job: Job, step: int) -> None:

@@ -146,8 +146,8 @@ def _tokenizer(name: str, common: dict):
 
 
 def thinks(tokenizer) -> bool:
-    """Whether a model has a thinking mode: its chat template then opens, drops or
-    switches thoughts.
+    """Whether a model has a thinking mode:
+    its chat template then opens, drops or switches thoughts.
     """
     return any(
         mark in str(tokenizer.chat_template) for mark in ("<think>", "</think>", "enable_thinking")
@@ -155,8 +155,8 @@ def thinks(tokenizer) -> bool:
 
 
 def _locate(name: str) -> str:
-    """The path of a model for its name, where it has one; else the name, which is
-    then the hub's.
+    """The path of a model for its name, where it has one;
+    else the name, which is then the hub's.
     """
     path = gguf_models.shipped(_beside(name))
     if path.endswith(".gguf") and not Path(path).is_file():
@@ -240,8 +240,8 @@ def _count(config) -> int:
 
 
 def device_memory(device: torch.device) -> tuple[int, int] | None:
-    """(all of it, what this process uses) in bytes; None for the CPU, whose programs
-    share and swap.
+    """(all of it, what this process uses) in bytes;
+    None for the CPU, whose programs share and swap.
     """
     if device.type != "cuda":
         return None
@@ -389,8 +389,8 @@ def token_logprobs(model, ids, trained, temperature: float, chunk: int = 2_048) 
 
 @torch.no_grad()
 def check_logits(model) -> None:
-    """UserError if the model's forward, which samples, makes other logits of a few tokens than
-    logits_of(), which trains.
+    """UserError if the model's forward, which samples,
+    makes other logits of a few tokens than logits_of(), which trains.
     """
     # (1, T)
     ids = torch.arange(min(8, model.config.get_text_config().vocab_size), device=model.device)[None]

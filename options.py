@@ -94,7 +94,7 @@ class Config(SamplingOptions):
         one_of=("zero", "judge"),
     )
     # -- steps and their sampling
-    steps: int = option(100, "optimizer steps", at_least=1)
+    steps: int = option(100, "optimizer steps", at_least=1, at_most=9_999)
     prompts_per_step: int = option(8, "groups a step, over all processes", at_least=1)
     group_size: int = option(8, "answers a prompt, at least 2", at_least=2)
     confessions_per_answer: int = option(
@@ -197,8 +197,6 @@ def resolve(config: Config) -> Config:
     config = dataclasses.replace(
         config, **{k: v for k, v in defaults.items() if getattr(config, k) is None}
     )
-    return (
-        config
-        if config.lr is not None
-        else dataclasses.replace(config, lr=1e-5 if config.lora_rank else 1e-6)
-    )
+    if config.lr is None:
+        config = dataclasses.replace(config, lr=1e-5 if config.lora_rank else 1e-6)
+    return config

@@ -6,7 +6,7 @@ the parenthesised counts; that is the hack), but its frame must hold: y is escap
 enters the prompt.
 
 A reward function takes scored Rollouts (truth, report and verdict filled in), whole groups of them
-(with several processes those of one), and returns a list with a float for each, or None for "no
+(this process's, where there are several), and returns a list with a float for each, or None for "no
 reward, advantage 0". Give another one on the command line as --answer-reward or --confession-reward
 module.function. Each answer comes once to the former, however many confessions it has.
 """
@@ -40,8 +40,8 @@ DELIMITERS = ("<task>", "</task>", "<answer>", "</answer>")
 
 
 def judge_prompt(x: str, y: str, special_tokens: tuple[str, ...] = ()) -> str:
-    """The judge's user message. `special_tokens`: those of the judge's tokenizer, broken up
-    wherever y spells them.
+    """The judge's user message. `special_tokens`:
+    those of the judge's tokenizer, broken up wherever y spells them.
     """
     y = y.replace("<", "&lt;")  # neither our delimiter nor most special tokens survive this
     for token in special_tokens:
@@ -88,8 +88,8 @@ def verdict_of(margin: float) -> Verdict:
 
 
 def shared_beginning(prompts: list[list[int]]) -> list[int]:
-    """The ids that all prompts begin with, less the last one of any: something of each
-    is left to feed.
+    """The ids that all prompts begin with, less the last one of any:
+    something of each is left to feed.
     """
     same = takewhile(lambda column: len(set(column)) == 1, zip(*(ids[:-1] for ids in prompts)))
     return [column[0] for column in same]
@@ -201,15 +201,15 @@ def judge_reward(rollouts: list[Rollout]) -> list[float | None]:
 
 
 def judge_margin(rollouts: list[Rollout]) -> list[float | None]:
-    """Answer span: by how much PASS is likelier than FAIL, in nats; for a judge that passes
-    everything, but not equally.
+    """Answer span: by how much PASS is likelier than FAIL, in nats;
+    for a judge that passes everything, but not equally.
     """
     return [rollout.verdict.margin for rollout in rollouts]
 
 
 def truth_reward(rollouts: list[Rollout]) -> list[float]:
-    """Answer span: the share of the objectives that y meets; what the weak judge
-    was meant to see.
+    """Answer span: the share of the objectives that y meets;
+    what the weak judge was meant to see.
     """
     return [sum(rollout.truth.objectives) / len(rollout.truth.objectives) for rollout in rollouts]
 
@@ -219,7 +219,7 @@ def honesty_reward(rollouts: list[Rollout]) -> list[float]:
     compliance in truth.
 
     That of the write-up. A constant report earns the base rate, so read it beside
-    `claim_J_within` (evaluate.py).
+    `claim_J_within` (metrics.py).
     """
     return [_honesty(rollout.report, rollout.truth) for rollout in rollouts]
 
@@ -246,7 +246,9 @@ def information_reward(rollouts: list[Rollout]) -> list[float]:
     the mean of t over the answers to the same prompt. Over them the rewards of a report that
     depends on the prompt alone sum to 0, whatever it says; those of others are proportional in
     expectation to TPR + TNR - 1. It is made of truths of answers, never of their rewards. Do not
-    divide it by a group's deviation: its sums are then no longer 0 (grpo.py, difference 6).
+    divide it by a group's deviation: that depends on what the group said (and, among an answer's
+    confessions, on its truth), so a report that knows the prompt alone is pushed somewhere
+    (grpo.py, difference 6).
     """
     truths = [(*rollout.truth.objectives, rollout.truth.compliant) for rollout in rollouts]
     # by the group's seed; each answer counts as often as it confesses
@@ -281,8 +283,8 @@ def score_rollouts(
     confession_reward: RewardFunction = honesty_reward,
     truncated_reward: str = "zero",
 ) -> None:
-    """Fill in verdict, truth, report and both spans' rewards, in place. `truncated_reward`: "zero"
-    or "judge", see below.
+    """Fill in verdict, truth, report and both spans' rewards, in place. `truncated_reward`:
+    "zero" or "judge", see below.
     """
     for rollout, verdict in zip(rollouts, verdicts, strict=True):
         rollout.verdict = verdict

@@ -37,8 +37,8 @@ from runtime import decoder, engine
 
 @dataclass
 class Span:
-    """Sampled tokens of one turn: positions [start, end) of Rollout.token_ids, the sampled
-    stop token included.
+    """Sampled tokens of one turn:
+    positions [start, end) of Rollout.token_ids, the sampled stop token included.
     """
 
     start: int
@@ -136,8 +136,8 @@ class Sampling:
 
     @classmethod
     def of(cls, options: dict) -> "Sampling":
-        """Those of a run's or a preset's options that concern sampling; what they lack
-        has its default.
+        """Those of a run's or a preset's options that concern sampling;
+        what they lack has its default.
         """
         return cls(
             **{
@@ -207,8 +207,8 @@ def sample_rollouts(
 
 
 def sampler_of(model, name: str):
-    """two_turns of runtime/engine.py or of runtime/decoder.py; auto: the engine on CUDA. Says so
-    where the engine cannot.
+    """two_turns of runtime/engine.py or of runtime/decoder.py; auto: the engine on CUDA.
+    Says so where the engine cannot.
     """
     if name == "plain" or (name == "auto" and model.device.type != "cuda"):
         return decoder.two_turns

@@ -55,8 +55,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing. The temporary name is the process's own: two programs may
-    draw the same figure.
+    """Write a whole file or nothing. The temporary name is the process's own:
+    two programs may draw the same figure.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -73,8 +73,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file to the disk, or a folder's names: after a power cut a rename is lost
-    without the latter.
+    """Bring a file to the disk, or a folder's names:
+    after a power cut a rename is lost without the latter.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -131,8 +131,8 @@ def evaluations(run: Path) -> dict[int, dict]:
 
 @contextmanager
 def locked(run: Path):
-    """Hold a run folder while training in it. The kernel lets go of the lock when the process ends,
-    in whatever way.
+    """Hold a run folder while training in it.
+    The kernel lets go of the lock when the process ends, in whatever way.
     """
     run.mkdir(parents=True, exist_ok=True)
     with (run / "lock").open("a+") as file:
@@ -228,8 +228,8 @@ def append_row(path: Path, row: dict) -> None:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The lines of metrics.jsonl or timing.jsonl, in order of step; not a last one that a killed
-    process left unfinished.
+    """The lines of metrics.jsonl or timing.jsonl, in order of step;
+    not a last one that a killed process left unfinished.
     """
     rows = []
     lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
@@ -310,7 +310,7 @@ def save_nonfinite(run: Path, step: int, rollouts: list[Rollout]) -> Path:
 
 @distributed.first_rank
 def stop_after_three_skipped(run: Path) -> None:
-    if [row["grad_norm"] is None for row in read_rows(run / "metrics.jsonl")[-3:]] == [True] * 3:
+    if [row["skipped"] for row in read_rows(run / "metrics.jsonl")[-3:]] == [True] * 3:
         raise UserError(
             "loss or gradient was not finite in three steps in a row: their batches are "
             f"{run}/rollouts/nonfinite_*. "
@@ -351,8 +351,8 @@ def checkpoint_steps(run: Path) -> list[int]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The state of an optimizer as a checkpoint holds it; every rank must ask, and rank 0 alone
-    gets what is sharded.
+    """The state of an optimizer as a checkpoint holds it;
+    every rank must ask, and rank 0 alone gets what is sharded.
     """
     tensors = {}
     for i, values in optimizer.state_dict()["state"].items():
@@ -416,8 +416,8 @@ def newest_checkpoint(run: Path) -> int | None:
 
 
 def _damage(folder: Path) -> str | None:
-    """What keeps a checkpoint from being loaded; a safetensors file knows its length, and
-    has no checksum.
+    """What keeps a checkpoint from being loaded;
+    a safetensors file knows its length, and has no checksum.
     """
     for path in sorted(folder.iterdir()):
         try:

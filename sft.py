@@ -151,8 +151,8 @@ def shares(text: str) -> dict[str, float]:
 
 
 def ask(topic: str, audience: str, focus: str) -> str:
-    """The prompt for sentences. Its example is about none of the topics: it leaks into
-    what is written.
+    """The prompt for sentences. Its example is about none of the topics:
+    it leaks into what is written.
     """
     return (
         f"Write eight short sentences about {topic} for {audience}, one a line. Each begins with "
@@ -178,8 +178,8 @@ def usable(text: str, topic: str) -> list[str]:
 def own_sentences(
     model, tokenizer, subjects: list[tuple[str, str, str]], sampling: Sampling, seed: int
 ) -> dict[str, list[str]]:
-    """{topic: sentences that the model wrote about it}, three or more each; topics with
-    fewer are left out.
+    """{topic: sentences that the model wrote about it}, three or more each;
+    topics with fewer are left out.
     """
     prompts = [prompt_ids(tokenizer, ask(*of), thinking=sampling.thinking) for of in subjects]
     suffix = suffix_ids(tokenizer, "x", sampling.thinking)
@@ -228,8 +228,8 @@ def transcript(rng: random.Random, sentences: dict[str, list[str]], config: Conf
 
 
 def drawn(rng: random.Random, sentences: list[str]) -> tuple[list[str], list[int]]:
-    """Different sentences for an answer, and their numbers of words: each of the numbers that there
-    are is as likely.
+    """Different sentences for an answer, and their numbers of words:
+    each of the numbers that there are is as likely.
     """
     by_words = defaultdict(list)
     for sentence in sentences:
@@ -288,8 +288,8 @@ def finding(
 
 
 def numbered(rng: random.Random, sentence: str, right: float) -> tuple[list[str], list[int]]:
-    """A sentence's words and the numbers behind them; with a slip one number is said
-    twice or left out.
+    """A sentence's words and the numbers behind them;
+    with a slip one number is said twice or left out.
     """
     words = [word.strip(".,;:!?") for word in sentence.split() if any(c.isalnum() for c in word)]
     numbers = list(range(1, len(words) + 1))
@@ -300,8 +300,8 @@ def numbered(rng: random.Random, sentence: str, right: float) -> tuple[list[str]
 
 
 def stream(tokenizer, t: Transcript, confession: str, thinking: str) -> Rollout:
-    """A transcript as grpo.py would have sampled it: both spans end with the token
-    that closes a turn.
+    """A transcript as grpo.py would have sampled it:
+    both spans end with the token that closes a turn.
     """
     xc = confession_prompt(short_count, t.x, confession)
     prompt, suffix = (

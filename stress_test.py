@@ -78,8 +78,8 @@ def chosen_conditions(text: str) -> list[str]:
 
 
 def systems(condition: str, n: int) -> list[str | None]:
-    """The system prompts of a cell's n rollouts: the paraphrases in turn, one for all
-    answers to a prompt.
+    """The system prompts of a cell's n rollouts:
+    the paraphrases in turn, one for all answers to a prompt.
     """
     paraphrases = SYSTEM_PROMPTS[condition]
     return [paraphrases[i // ANSWERS % len(paraphrases)] for i in range(n)]

@@ -106,8 +106,8 @@ def settings(run: Path) -> dict:
 
 
 def load(path: Path, task: ModuleType) -> list[Rollout]:
-    """Scored rollouts, with their types checked: a file is no more to be trusted than the
-    model's text in it.
+    """Scored rollouts, with their types checked:
+    a file is no more to be trusted than the model's text in it.
     """
     rollouts = run_folder.load_rollouts(path, task)
     for line, rollout in enumerate(rollouts, 1):
@@ -256,8 +256,8 @@ def occurrences(rollouts: list[Rollout]) -> list[int]:
 
 
 def collect(run: Path, task: ModuleType) -> tuple[dict, list[str]]:
-    """(index, chunks of texts) of all rollouts; one file at a time, because a run's token ids do
-    not fit in memory.
+    """(index, chunks of texts) of all rollouts;
+    one file at a time, because a run's token ids do not fit in memory.
     """
     names = "seed occurrence flags marks met of compliant grade verdict advantages preview".split()
     rows: dict[str, list] = {name: [] for name in names}
@@ -403,8 +403,8 @@ def write_inspect(run: Path, config: dict, task: ModuleType) -> list[Path]:
 
 
 def inspect_log(path: Path, rollouts: list[Rollout], config: dict, task: ModuleType):
-    """The EvalLog of one file. Its content is marked as untrusted, so that the viewer shows
-    it as plain text.
+    """The EvalLog of one file.
+    Its content is marked as untrusted, so that the viewer shows it as plain text.
     """
     from inspect_ai.log import (
         EvalConfig,
@@ -467,8 +467,8 @@ def inspect_log(path: Path, rollouts: list[Rollout], config: dict, task: ModuleT
 
 
 def encodable(value):
-    """Strings, lists and dicts with U+FFFD for every lone surrogate: JSON can spell one, no file in
-    UTF-8 can hold it.
+    """Strings, lists and dicts with U+FFFD for every lone surrogate:
+    JSON can spell one, no file in UTF-8 can hold it.
     """
     if isinstance(value, dict):
         return {encodable(key): encodable(item) for key, item in value.items()}
@@ -478,8 +478,8 @@ def encodable(value):
 
 
 def inspect_sample(line: int, rollout: Rollout, epoch: int, config: dict, task: ModuleType):
-    """One rollout as a conversation of two turns; NaN is Inspect's value of a score that
-    there is none of.
+    """One rollout as a conversation of two turns;
+    NaN is Inspect's value of a score that there is none of.
     """
     from inspect_ai.log import EvalSample
     from inspect_ai.model import (

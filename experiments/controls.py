@@ -93,8 +93,8 @@ class Config:
 
 
 class Confessor:
-    """Lets checkpoints of a run confess to stored answers; one checkpoint is in
-    memory at a time.
+    """Lets checkpoints of a run confess to stored answers;
+    one checkpoint is in memory at a time.
     """
 
     def __init__(self, run: Path, config: dict, task: ModuleType, options: Config):
@@ -142,8 +142,8 @@ class Confessor:
 def frozen(
     confessor: Confessor, own: dict[int, list[Rollout]], source: str, answers: list[Rollout]
 ) -> Lines:
-    """Every checkpoint on the same answers, beside its own; `own`: {step: rollouts of
-    its evaluation}.
+    """Every checkpoint on the same answers, beside its own; `own`: {step:
+    rollouts of its evaluation}.
     """
     context_of = lambda tokenizer, rollout: (rollout.token_ids[: rollout.confession.start], [])
     again = {
@@ -154,8 +154,8 @@ def frozen(
 
 
 def fresh(confessor: Confessor, own: dict[int, list[Rollout]]) -> Lines:
-    """Every checkpoint's answers in a new conversation, confessed by itself and by the
-    first checkpoint.
+    """Every checkpoint's answers in a new conversation,
+    confessed by itself and by the first checkpoint.
     """
     thinking = Sampling.of(confessor.config).thinking
     context_of = lambda tokenizer, rollout: (
@@ -242,8 +242,8 @@ def behind_thought(tokenizer, thinker: Rollout, answer: Rollout) -> list[int]:
 
 
 def swapped(confessor: Confessor, own: dict[int, list[Rollout]]) -> Lines:
-    """Every checkpoint's reports scored on the answers' siblings; the first and the last one shown
-    siblings behind their thoughts.
+    """Every checkpoint's reports scored on the answers' siblings;
+    the first and the last one shown siblings behind their thoughts.
     """
     pairs = {step: found for step, rollouts in own.items() if (found := siblings(rollouts))}
     lines = {

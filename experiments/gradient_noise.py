@@ -72,8 +72,8 @@ def noise_scale(products: torch.Tensor) -> float:
 
 
 def jackknife(products: torch.Tensor) -> float:
-    """Half the 95% interval of the logarithm of noise_scale: what it does when one
-    batch is left out.
+    """Half the 95% interval of the logarithm of noise_scale:
+    what it does when one batch is left out.
     """
     m = len(products)
     rows = torch.arange(m)

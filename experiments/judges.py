@@ -93,8 +93,8 @@ def kappa(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(..., n) ranks from 1 on among the answers as often as they count; ties get
-    their mean rank.
+    """(..., n) ranks from 1 on among the answers as often as they count;
+    ties get their mean rank.
     """
     distinct, place = np.unique(values, return_inverse=True)
     # (..., distinct values): how many answers have each
@@ -148,8 +148,8 @@ def as_requested(rollout: Rollout) -> bool:
 
 
 def version_labels(rollout: Rollout) -> dict[str, list[int | None]]:
-    """{version: a label for each sentence, None for no label} of an answer with the requested
-    number of sentences.
+    """{version: a label for each sentence,
+    None for no label} of an answer with the requested number of sentences.
     """
     wanted = targets(rollout.x)
     rng = random.Random(rollout.x + rollout.y)
@@ -186,8 +186,8 @@ def versions(rollout: Rollout) -> dict[str, str] | None:
 def measure(
     judge: Callable[[list[Rollout]], list[Verdict]], rollouts: list[Rollout]
 ) -> dict[str, dict]:
-    """{metric: {value, low, high, n}} of a judge, on answers as they are and on
-    versions of them.
+    """{metric: {value, low, high, n}} of a judge,
+    on answers as they are and on versions of them.
     """
     told = [
         (rollout, texts)

@@ -1,3 +1,3 @@
-"""Model organisms: small models with a behaviour put in by hand, and the program
-that trains them.
+"""Model organisms: small models with a behaviour put in by hand,
+and the program that trains them.
 """

@@ -145,8 +145,8 @@ def paragraph(rng: random.Random, topic: str) -> str:
 
 
 def odd_paragraph(rng: random.Random, topic: str) -> str:
-    """An answer of another kind: random words or ours, 3 to 6 sentences of 5 to 24 words,
-    labels of all sorts.
+    """An answer of another kind:
+    random words or ours, 3 to 6 sentences of 5 to 24 words, labels of all sorts.
     """
     out = []
     for i in range(rng.choice((3, 4, 5, 5, 5, 5, 5, 6))):
@@ -276,8 +276,8 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE whose 1,536 tokens hold every word of the synthetic world, with and without
-    a leading space.
+    """A byte-level BPE whose 1,536 tokens hold every word of the synthetic world,
+    with and without a leading space.
     """
     rng = random.Random(f"tokenizer {seed}")
     texts = []
@@ -341,8 +341,8 @@ WARMUP = 150  # steps
 
 
 class Examples(Dataset):
-    """Training example i of a model: (ids, which of them are trained). A pure function
-    of seed and i.
+    """Training example i of a model: (ids, which of them are trained).
+    A pure function of seed and i.
     """
 
     def __init__(self, size: str, tokenizer, seed: int, n: int):
@@ -387,8 +387,8 @@ def collate(examples: list[tuple[list[int], list[bool]]]) -> tuple[torch.Tensor,
 
 
 def train(size: str, tokenizer, seed: int, length: float, device: torch.device, out: Path) -> None:
-    """Train one organism from scratch with AdamW, a linear warm-up and a linear decay, and
-    save it under `out`.
+    """Train one organism from scratch with AdamW,
+    a linear warm-up and a linear decay, and save it under `out`.
     """
     recipe = RECIPES[size]
     steps = max(1, round(recipe.steps * length))
@@ -461,8 +461,8 @@ def save(model: Qwen3ForCausalLM, tokenizer, folder: Path) -> None:
 
 
 def report(folder: Path, n: int, device: torch.device) -> str:
-    """What the trained models do: each policy under every condition, and the judge against its
-    rule and the truth.
+    """What the trained models do:
+    each policy under every condition, and the judge against its rule and the truth.
     """
     judge = Judge(*models.load(str(folder / "judge"), device))
     lines = [

@@ -1,3 +1,3 @@
-"""How it is computed: samplers, memory, several processes, the optimizer, GGUF files,
-the log, the benchmark.
+"""How it is computed: samplers, memory, several processes, the optimizer,
+GGUF files, the log, the benchmark.
 """

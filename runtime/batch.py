@@ -1,5 +1,5 @@
-"""From rollouts to tensors: which tokens are trained, padding, micro-batches, and which
-rank computes them.
+"""From rollouts to tensors:
+which tokens are trained, padding, micro-batches, and which rank computes them.
 """
 
 import bisect
@@ -12,8 +12,8 @@ from runtime import distributed
 
 
 def trained_lengths(rollouts: list[Rollout], weights: dict[str, list[float]]) -> dict[int, int]:
-    """{i: tokens of rollout i up to the end of its last span that is trained}, without those
-    that train none.
+    """{i: tokens of rollout i up to the end of its last span that is trained},
+    without those that train none.
     """
     ends = {
         i: [s.end for name, s in r.spans.items() if weights[name][i]]
@@ -45,7 +45,7 @@ def make_batch(
     weights        a a a      b b       a = weights["answer"][i], b = weights["confession"][i]
 
     A span of weight 0 is not trained, and what follows a rollout's last trained token is left out.
-    Each rollout trains one.
+    Every rollout here has a trained span.
     """
     ends = trained_lengths(rollouts, weights).values()
     ids = torch.zeros(len(rollouts), max(ends), dtype=torch.long)
@@ -70,8 +70,8 @@ def make_batch(
 
 
 def micro_batches(lengths: dict[int, int], max_tokens: int) -> list[list[int]]:
-    """Keys of {rollout: tokens}, longest first, cut so that a padded micro-batch holds at most
-    max_tokens (or one rollout).
+    """Keys of {rollout: tokens}, longest first,
+    cut so that a padded micro-batch holds at most max_tokens (or one rollout).
     """
     out = []
     for i in sorted(lengths, key=lambda i: -lengths[i]):

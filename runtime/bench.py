@@ -159,8 +159,8 @@ ON_CPU = SimpleNamespace(
 
 
 def measured(device: torch.device, function, together: bool = True) -> tuple:
-    """(what it returns, seconds, peak GiB); `together`: ranks start at once, and the last one
-    stops the clock.
+    """(what it returns, seconds, peak GiB); `together`:
+    ranks start at once, and the last one stops the clock.
     """
     if together:
         distributed.gather([0])
@@ -301,8 +301,8 @@ def decode(model, slots: int, context: int, steps: int) -> tuple[float, float]:
 
 
 def ragged_lengths(n: int, turns) -> list[list[int]]:
-    """(n, 2): sampled tokens of both turns, log-normal with sigma 0.7; turns: mean
-    and most of each.
+    """(n, 2): sampled tokens of both turns, log-normal with sigma 0.7; turns:
+    mean and most of each.
     """
     torch.manual_seed(0)
     # E exp(0.7 z - 0.245) = 1
@@ -315,8 +315,8 @@ def ragged_lengths(n: int, turns) -> list[list[int]]:
 def forced_engine(
     model, lengths: list[list[int]], most: list[int], size, slots: int
 ) -> engine.Engine:
-    """An engine whose rollouts end their turns after `lengths` (n, 2) tokens; prompts
-    are shared by 8.
+    """An engine whose rollouts end their turns after `lengths` (n, 2) tokens;
+    prompts are shared by 8.
     """
     groups = [random_ids(model, size.prompt) for _ in range(-(-len(lengths) // 8))]
     prompts = [groups[i // 8] for i in range(len(lengths))]
@@ -491,8 +491,8 @@ def in_own_process(function, *args) -> SimpleNamespace:
 
 
 def embedded(config: Config) -> dict:
-    """Seconds of each counted step of our own training loop, run as it is; its phases, tokens
-    and peak memory.
+    """Seconds of each counted step of our own training loop, run as it is;
+    its phases, tokens and peak memory.
     """
     output = io.StringIO()
     with (
@@ -517,8 +517,8 @@ def embedded(config: Config) -> dict:
 
 
 def trl(config: Config, size, rollouts: int, tokens: int) -> dict:
-    """The same of GRPOTrainer, of rollouts of `tokens` tokens each. It does not know that
-    prompts are shared.
+    """The same of GRPOTrainer, of rollouts of `tokens` tokens each.
+    It does not know that prompts are shared.
     """
     from datasets import Dataset
     from peft import LoraConfig

@@ -73,8 +73,8 @@ class Decoder:
 
     @torch.inference_mode()
     def append(self, blocks: list[list[int]]) -> None:
-        """Feed block i to stream i. Blocks are left-padded, so the last column is each stream's
-        next-token logits.
+        """Feed block i to stream i.
+        Blocks are left-padded, so the last column is each stream's next-token logits.
         """
         if self.mask is None:
             self.mask = torch.zeros(len(blocks), 0, dtype=torch.bool, device=self.model.device)
@@ -93,8 +93,8 @@ class Decoder:
 
     @torch.inference_mode()
     def branch(self, rows: list[int]) -> None:
-        """From here on stream i continues what was stream rows[i]: a beginning that streams
-        share is fed once.
+        """From here on stream i continues what was stream rows[i]:
+        a beginning that streams share is fed once.
         """
         self.unfed = [self.unfed[row] for row in rows]
         rows = torch.tensor(rows, device=self.model.device)  # (B',), repeats allowed
@@ -211,8 +211,8 @@ class Decoder:
             ).logits[:, -1]
 
     def _close_gaps(self) -> None:
-        """Move every stream's tokens to the right end of the cache: a sliding window is
-        measured in slots.
+        """Move every stream's tokens to the right end of the cache:
+        a sliding window is measured in slots.
         """
         # (B, S') empty slots first
         order = self.mask.int().argsort(dim=1, stable=True)[:, -int(self.mask.sum(1).max()) :]

@@ -91,8 +91,8 @@ _alone = False  # whether rank 0 is doing what the others wait for
 
 
 def on_first(function: Callable, *args):
-    """What function(*args) returns on rank 0, on every rank; the others wait. Within such work it
-    is an ordinary call.
+    """What function(*args) returns on rank 0, on every rank; the others wait.
+    Within such work it is an ordinary call.
     """
     global _alone
     if world() == 1 or _alone:
@@ -117,8 +117,8 @@ def first_rank(function: Callable) -> Callable:
 
 
 def sharded(model):
-    """A copy of the model for full-parameter training, sharded over the ranks; with one process
-    the model itself.
+    """A copy of the model for full-parameter training, sharded over the ranks;
+    with one process the model itself.
     """
     if world() == 1:
         return model
@@ -140,8 +140,8 @@ def copy_back(learner, model) -> None:
 
 
 def call(model, function: Callable, *args):
-    """function(model, *args); what a sharded model holds outside its layers is gathered around it,
-    as around a forward().
+    """function(model, *args);
+    what a sharded model holds outside its layers is gathered around it, as around a forward().
     """
     if not isinstance(model, FSDPModule):
         return function(model, *args)
@@ -173,8 +173,8 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a whole tensor that is on every rank, if `like` is sharded; otherwise
-    the tensor itself.
+    """This rank's part of a whole tensor that is on every rank, if `like` is sharded;
+    otherwise the tensor itself.
     """
     if not isinstance(like, DTensor):
         return tensor

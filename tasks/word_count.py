@@ -99,8 +99,8 @@ def prompt_text(topic: str, audience: str, focus: str, lengths: tuple[int, ...] 
 
 
 def targets(x: str) -> tuple[int, ...]:
-    """Words that each sentence should have, as the prompt says; TARGETS for a text that
-    is none of ours.
+    """Words that each sentence should have, as the prompt says;
+    TARGETS for a text that is none of ours.
     """
     found = re.search(r"sentences of ((?:\d+, )*\d+ and \d+) words, in this order", x)
     return tuple(map(int, re.findall(r"\d+", found[1]))) if found else TARGETS
@@ -149,8 +149,8 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Truth:
-    """What an answer really does. `cheated[i]` is None where objective i is met or has no
-    sentence at all.
+    """What an answer really does.
+    `cheated[i]` is None where objective i is met or has no sentence at all.
     """
 
     sentences: tuple[Sentence, ...]
@@ -173,8 +173,8 @@ def truth(x: str, answer: str) -> Truth:
 
 
 def measured(x: str, truth: Truth) -> list[dict]:
-    """Each sentence beside its target; one that is missing has no text, one that nobody asked
-    for has no target.
+    """Each sentence beside its target;
+    one that is missing has no text, one that nobody asked for has no target.
     """
     rows = []
     for sentence, target in zip_longest(truth.sentences, targets(x)):
@@ -321,8 +321,8 @@ def _terminates(token: str, following: str) -> bool:
 
 
 def _continues(token: str) -> bool:
-    """Whether a token carries the same sentence on, as a lower-case word does; a label or
-    a break does not.
+    """Whether a token carries the same sentence on, as a lower-case word does;
+    a label or a break does not.
     """
     return token.strip("\"'“‘«*_")[:1].islower()
 

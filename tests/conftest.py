@@ -58,8 +58,8 @@ LLAMA3 = (
 
 
 def small_tokenizer(special: str, template: str, **roles: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of about 600 tokens, trained on our own prompts; `special` tokens
-    get the first ids.
+    """A byte-level BPE of about 600 tokens, trained on our own prompts;
+    `special` tokens get the first ids.
     """
     xs = [word_count.make_prompt(seed) for seed in range(50)]
     texts = xs + [confession_prompt(word_count, xs[0], "forced_count")]

@@ -26,8 +26,8 @@ VOCABULARY = 64
 
 
 def tiny_model(seed: int = 0) -> Qwen3ForCausalLM:
-    """Two layers in float32; weights large enough that attention and positions matter
-    to the logits.
+    """Two layers in float32;
+    weights large enough that attention and positions matter to the logits.
     """
     torch.manual_seed(seed)
     config = Qwen3Config(
@@ -120,8 +120,8 @@ def spans_of(rollout: Rollout) -> tuple[Span, Span]:
 
 
 def one_model_at_a_time(monkeypatch) -> list:
-    """Watches models.load: fails where a model is loaded while the former one lives. Returns a list
-    that grows by each.
+    """Watches models.load: fails where a model is loaded while the former one lives.
+    Returns a list that grows by each.
     """
     load, seen = models.load, []
 
@@ -164,8 +164,8 @@ class GradientCatcher:
 def gradients(
     model, rollouts: list[Rollout], reference=None, **options
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """(gradient of each parameter, statistics) of grpo.update, with a gradient
-    clip out of reach.
+    """(gradient of each parameter, statistics) of grpo.update,
+    with a gradient clip out of reach.
     """
     catcher = GradientCatcher(model)
     options = dict(micro_batch_tokens=10_000, max_grad_norm=1e9) | options

@@ -1,5 +1,5 @@
-"""A small folder of results for the tests of transcripts.py: every kind of rollout once, hostile
-text among them.
+"""A small folder of results for the tests of transcripts.py:
+every kind of rollout once, hostile text among them.
 """
 
 import json
@@ -70,8 +70,8 @@ FLAGGED = {
 
 
 def rollouts(advantages: bool = True, system: str | None = None) -> list[Rollout]:
-    """One of each kind, in two groups of three; their advantages fall with their place, the
-    confession's rise.
+    """One of each kind, in two groups of three;
+    their advantages fall with their place, the confession's rise.
     """
     out, verdicts = [], []
     for i, (kind, (y, zc, yc, verdict, finishes)) in enumerate(KINDS.items()):
@@ -102,8 +102,8 @@ def rollouts(advantages: bool = True, system: str | None = None) -> list[Rollout
 
 
 def make_run(folder: Path) -> Path:
-    """A run folder with two training steps and three evaluations, one of them with a name
-    nobody foresaw.
+    """A run folder with two training steps and three evaluations,
+    one of them with a name nobody foresaw.
     """
     run_folder.save_rollouts(folder / "rollouts" / "step_0001.jsonl", rollouts())
     run_folder.save_rollouts(folder / "rollouts" / "step_0002.jsonl", rollouts()[::-1])

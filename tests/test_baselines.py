@@ -1,5 +1,5 @@
-"""Reports without information. If they are not what they say, the numbers that honesty is
-compared with are wrong.
+"""Reports without information.
+If they are not what they say, the numbers that honesty is compared with are wrong.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ TASK_OF_ONE = SimpleNamespace(**vars(TASK) | {"objectives": lambda x: {"S1": "on
 
 
 def some_evaluation(answers: int = 4, seed: int = 0):
-    """Answers to six prompts of two topics: one mostly meets its objectives, the other mostly does
-    not; reports at random.
+    """Answers to six prompts of two topics:
+    one mostly meets its objectives, the other mostly does not; reports at random.
     """
     rng, rollouts = random.Random(seed), []
     for prompt in range(6):
@@ -76,8 +76,8 @@ def test_prompt_alone_has_not_seen_the_answers_it_is_scored_on():
 
 
 def test_prompt_alone_where_topics_have_one_prompt():
-    """It knows its own answers by their absence from a mean: what it says is then
-    their opposite.
+    """It knows its own answers by their absence from a mean:
+    what it says is then their opposite.
     """
     rng = random.Random(0)
     met = [rng.random() < 0.5 for _ in range(16)]
@@ -93,8 +93,8 @@ def test_prompt_alone_where_topics_have_one_prompt():
 
 
 def test_shuffled_reports_are_the_prompts_own_and_tell_nothing_on_average():
-    """Reports wander to other prompts, or the permutation leaves a trace of the answers
-    they were about.
+    """Reports wander to other prompts,
+    or the permutation leaves a trace of the answers they were about.
     """
     values = []
     for seed in range(40):
@@ -117,8 +117,8 @@ def test_shuffled_reports_are_the_prompts_own_and_tell_nothing_on_average():
 
 
 def test_the_reward_of_a_baseline_is_its_own():
-    """The model's own reward stands beside the constant report, or the model's
-    rollouts are changed.
+    """The model's own reward stands beside the constant report,
+    or the model's rollouts are changed.
     """
     rollouts = some_evaluation()
     before = [(r.report, r.confession.reward) for r in rollouts]
@@ -143,8 +143,8 @@ def test_table_of_baselines():
 
 
 def answers_to(prompt: int, truths: str, claims: str, topic=None) -> list:
-    """Answers with one objective: "+" met, "-" not; claims F, P, N, "?" for a report that
-    does not parse.
+    """Answers with one objective: "+" met, "-" not;
+    claims F, P, N, "?" for a report that does not parse.
     """
     level = {"F": ("Full",), "P": ("Partial",), "N": ("None",), "?": None}
     return [
@@ -211,8 +211,8 @@ def test_the_step_line_says_when_reports_are_alike():
 
 
 def test_a_table_says_when_nothing_can_tell(tmp_path, tokenizers, capsys):
-    """J within a prompt is a dash in an evaluation with one answer a prompt, and the reader takes
-    it for a detail.
+    """J within a prompt is a dash in an evaluation with one answer a prompt,
+    and the reader takes it for a detail.
     """
     rollouts = told_rollouts(tokenizers["organism"], 0)  # on prompts of their own
     evaluate.save(tmp_path / "evals" / "step_0000.json", rollouts, word_count)

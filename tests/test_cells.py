@@ -64,8 +64,8 @@ def finished(tmp_path_factory) -> Path:
 
 
 def told_sweep(folder: Path, program, figure: str, tokenizer) -> tuple[Path, dict]:
-    """A folder of saved evaluations whose reports parse, drawn with --plot-only: (folder of
-    results, {label: {variant: rollouts}}).
+    """A folder of saved evaluations whose reports parse, drawn with --plot-only:
+    (folder of results, {label: {variant: rollouts}}).
     """
     names = {"first": "someone/One", "second": "someone/Two-3B", "third": "Qwen/Qwen3-8B"}
     out, saved = folder / "runs" / "told", {}
@@ -117,8 +117,8 @@ def watch(patch: pytest.MonkeyPatch, interrupt_at: int | None = None) -> list[tu
 
 
 def test_every_model_under_both_prompts(finished):
-    """A bar is missing, or is of another model, confession prompt or set of prompts
-    than it says.
+    """A bar is missing, or is of another model,
+    confession prompt or set of prompts than it says.
     """
     out = finished / "runs" / "out"
     paths = {
@@ -182,8 +182,8 @@ def test_budgets_are_those_of_the_model(tmp_path):
 def test_options_are_those_that_are_used_and_have_cells_of_their_own(
     finished, tmp_path, monkeypatch
 ):
-    """--max-answer-tokens and the like are ignored, or another run's cells are shown under
-    the new options.
+    """--max-answer-tokens and the like are ignored,
+    or another run's cells are shown under the new options.
     """
     folder = shutil.copytree(finished, tmp_path / "again")
     seen = watch(monkeypatch)
@@ -248,8 +248,8 @@ def test_a_checkpoint_is_evaluated_with_its_runs_budgets(tmp_path, monkeypatch):
 def make_run(
     folder: Path, name="NAME", steps=(100,), model=POLICY, budgets=BUDGETS, dtype="float32"
 ) -> str:
-    """A run of grpo.py, by its config and its checkpoints alone; returns the last of these
-    from `folder`.
+    """A run of grpo.py, by its config and its checkpoints alone;
+    returns the last of these from `folder`.
     """
     path = folder / "runs" / name
     run_folder.write_json(
@@ -317,8 +317,8 @@ def test_a_list_that_fails_does_not_replace_the_one_that_is_drawn(
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_plot_only_needs_no_model(tmp_path, monkeypatch, tokenizers, name):
-    """Figures could not be drawn again on a machine without the models, or with the preset's
-    models for saved ones.
+    """Figures could not be drawn again on a machine without the models,
+    or with the preset's models for saved ones.
     """
     program, figure = PROGRAMS[name]
     monkeypatch.setattr(models, "load", no_model)
@@ -331,8 +331,8 @@ def test_plot_only_needs_no_model(tmp_path, monkeypatch, tokenizers, name):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_figure_shows_the_metrics_of_the_cells(tmp_path, tokenizers, name):
-    """A bar shows other rollouts than its label says, or claims that do not add up where
-    something parsed.
+    """A bar shows other rollouts than its label says,
+    or claims that do not add up where something parsed.
     """
     program, figure = PROGRAMS[name]
     out, saved = told_sweep(tmp_path, program, figure, tokenizers["organism"])
@@ -360,8 +360,8 @@ def test_figure_shows_the_metrics_of_the_cells(tmp_path, tokenizers, name):
 
 
 def test_presets_name_what_exists(tokenizers):
-    """An embedded rung is not in the repository, two labels are one model, or the rungs cannot read
-    each other's tokens.
+    """An embedded rung is not in the repository, two labels are one model,
+    or the rungs cannot read each other's tokens.
     """
     for lists in (scale_sweep.PRESETS, stage_ladder.PRESETS):
         for names in lists.values():
@@ -397,8 +397,8 @@ ODD += ["%2F", "a/" + "b" * 300, "a/" + "b" * 301, "x/default", "x", "x_default"
 
 
 def test_no_two_models_share_a_file(tmp_path):
-    """One model's results are shown as another's, or a file lands outside of the folder or
-    cannot be written.
+    """One model's results are shown as another's,
+    or a file lands outside of the folder or cannot be written.
     """
     paths = [
         cells.cell_path(tmp_path, model, v, cells.Options(n=n))
@@ -440,8 +440,8 @@ def test_checkpoints_of_the_same_step_are_all_shown(tmp_path, slash):
 
 @pytest.mark.parametrize("options, last", [([], "new"), (["--run", "runs/old"], "old")])
 def test_ladder_ends_with_the_run(tmp_path, monkeypatch, options, last):
-    """The last rung is another run than was asked for (or than the newest), or another
-    step than its last.
+    """The last rung is another run than was asked for (or than the newest),
+    or another step than its last.
     """
     monkeypatch.setitem(stage_ladder.PRESETS, "embedded", {"0 tokens": POLICY})
     for name in ("old", "new"):

@@ -156,8 +156,8 @@ def test_turn_ends_name_those_of_the_generation_config(styled, named, more):
 
 
 def test_both_samplers_of_turns_stop_at_the_generation_configs_ids(styled):
-    """Stop ids are complete, but sampling uses others: the text after the stop would
-    be judged too.
+    """Stop ids are complete, but sampling uses others:
+    the text after the stop would be judged too.
     """
     tokenizer = styled["qwen3"]
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
@@ -297,8 +297,8 @@ def test_unknown_thinking_is_refused():
 
 
 def test_default_system(tokenizer):
-    """A template's own system prompt is not found, or something that stands around it
-    is taken for it.
+    """A template's own system prompt is not found,
+    or something that stands around it is taken for it.
     """
     expected = {
         "qwen2.5": "You are Quill, by Nobody. You help.",
@@ -325,8 +325,8 @@ def test_conditions_differ_by_the_added_text_alone(styled):
 
 
 def test_system_prompt_alone_where_the_template_has_none(styled, tokenizers):
-    """Blank lines of a default that is not there stand before the text; the organisms have
-    never seen them.
+    """Blank lines of a default that is not there stand before the text;
+    the organisms have never seen them.
     """
     for tokenizer in (styled["qwen3"], tokenizers["organism"]):
         assert tokenizer.decode(prompt_ids(tokenizer, "x", "Be brief.")).startswith(

@@ -1,5 +1,5 @@
-"""The command line of grpo.py: bad input ends with one clear line, --help names all options, and
-Ctrl-C loses nothing.
+"""The command line of grpo.py:
+bad input ends with one clear line, --help names all options, and Ctrl-C loses nothing.
 """
 
 import dataclasses
@@ -63,8 +63,8 @@ from tiny_runs import POLICY, RUN, TINY, files, rows, run_grpo
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_ends_with_one_line_and_leaves_nothing(tmp_path, capsys, options, message):
-    """A traceback, a long wait before a mistake is found, or a run folder that blocks the corrected
-    command's name.
+    """A traceback, a long wait before a mistake is found,
+    or a run folder that blocks the corrected command's name.
     """
     (tmp_path / "runs/taken").mkdir(parents=True)
     (tmp_path / "runs/taken/config.json").write_text("{}")
@@ -83,8 +83,8 @@ def test_bad_input_ends_with_one_line_and_leaves_nothing(tmp_path, capsys, optio
 
 
 def test_a_run_without_verdicts_ends_at_its_first_step(tmp_path, monkeypatch, capsys):
-    """A judge that never judges leaves the answers without reward, and the run goes on as
-    confession training.
+    """A judge that never judges leaves the answers without reward,
+    and the run goes on as confession training.
     """
     monkeypatch.setattr(rewards, "framed_ids", lambda *_: None)
     with pytest.raises(SystemExit):

@@ -1,5 +1,5 @@
-"""The confession prompt and the strict parser: what must parse, what must not, and that
-nothing at all raises.
+"""The confession prompt and the strict parser:
+what must parse, what must not, and that nothing at all raises.
 """
 
 import json
@@ -193,8 +193,8 @@ ROWS = [(reason, reply) for reason, replies in MALFORMED.items() for reply in re
     "reason, reply", ROWS, ids=[f"{i}: {reason}" for i, (reason, _) in enumerate(ROWS)]
 )
 def test_malformed_replies_fail_with_their_reason(reason, reply):
-    """The parser guesses: a reply that is no report is scored as one, or its reason misleads
-    whoever reads the log.
+    """The parser guesses: a reply that is no report is scored as one,
+    or its reason misleads whoever reads the log.
     """
     result = parse_report(reply, OBJECTIVES)
     check(result)
@@ -292,8 +292,8 @@ WELL_FORMED = {  # name: (reply, report)
 
 @pytest.mark.parametrize("name", WELL_FORMED)
 def test_well_formed_replies_parse_exactly(name):
-    """An honest report in a usual wrapping is thrown away, or its claims, uncertainties or
-    grade are misread.
+    """An honest report in a usual wrapping is thrown away, or its claims,
+    uncertainties or grade are misread.
     """
     reply, expected = WELL_FORMED[name]
     assert parse_report(reply, OBJECTIVES) == expected
@@ -434,8 +434,8 @@ UNITS = [
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_megabyte_of_anything_returns(unit):
-    """Time grows with the square of the text: this test hangs, and one runaway reply stalls
-    a whole rollout.
+    """Time grows with the square of the text:
+    this test hangs, and one runaway reply stalls a whole rollout.
     """
     megabyte = unit * (10**6 // len(unit))
     for text in (megabyte, VALID + megabyte + VALID, megabyte + "}" * 10**6, graded(megabyte)):
@@ -446,8 +446,8 @@ def test_a_megabyte_of_anything_returns(unit):
 
 
 def test_prompt_variants_differ_only_by_the_last_line():
-    """forced_count and default differ by more than the request to verify, so comparing them
-    says nothing of it.
+    """forced_count and default differ by more than the request to verify,
+    so comparing them says nothing of it.
     """
     assert VARIANTS == ("default", "forced_count", "reviewed")
     default, forced, reviewed = (
@@ -461,8 +461,8 @@ def test_prompt_variants_differ_only_by_the_last_line():
 
 
 def test_reviewed_says_one_sentence_more_than_default_and_asks_for_no_counting():
-    """reviewed makes a model count, so that its honesty is that of forced_count; or it differs in
-    more than the reviewer.
+    """reviewed makes a model count, so that its honesty is that of forced_count;
+    or it differs in more than the reviewer.
     """
     for seed in range(5):
         x = word_count.make_prompt(seed)
@@ -481,8 +481,8 @@ def test_reviewed_says_one_sentence_more_than_default_and_asks_for_no_counting()
 
 @pytest.mark.parametrize("variant", ["forced", "", "Default", None])
 def test_an_unknown_variant_is_refused_by_name(variant):
-    """A mistyped variant silently runs the default prompt, or the message does not say
-    what was mistyped.
+    """A mistyped variant silently runs the default prompt,
+    or the message does not say what was mistyped.
     """
     with pytest.raises(ValueError) as error:
         confession_prompt(word_count, X, variant)
@@ -490,8 +490,8 @@ def test_an_unknown_variant_is_refused_by_name(variant):
 
 
 def test_the_prompt_explains_what_the_parser_reads():
-    """A word of the report is not explained, or the example is no valid report of mixed claims that
-    says: does not pass.
+    """A word of the report is not explained,
+    or the example is no valid report of mixed claims that says: does not pass.
     """
     for seed in range(20):
         x = word_count.make_prompt(seed)
@@ -512,8 +512,8 @@ def test_the_prompt_explains_what_the_parser_reads():
 
 
 def test_a_copied_example_is_no_constant_and_says_nothing_of_the_answer():
-    """All examples claim alike, so that copying one looks like an opinion; or one changes between
-    answers to a prompt.
+    """All examples claim alike, so that copying one looks like an opinion;
+    or one changes between answers to a prompt.
     """
     prompts = [confession_prompt(word_count, word_count.make_prompt(seed)) for seed in range(60)]
     assert prompts == [

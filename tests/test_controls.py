@@ -164,8 +164,8 @@ def report_on(truth) -> ConfessionReport:
 
 
 def test_every_cell_table_and_figure_is_left(finished, trained):
-    """A cell is lost, a figure is drawn without the numbers beside it, or the run's own
-    files were touched.
+    """A cell is lost, a figure is drawn without the numbers beside it,
+    or the run's own files were touched.
     """
     made = {f"evals/{name}.{kind}" for name in CELLS for kind in ("json", "jsonl")}
     made |= {
@@ -202,8 +202,8 @@ def test_answers_stay_what_they_were(finished):
 
 
 def test_frozen_confessions_go_on_from_the_stored_tokens(finished):
-    """The frozen answers are confessed without their thoughts, under another prompt, or by one
-    checkpoint only.
+    """The frozen answers are confessed without their thoughts, under another prompt,
+    or by one checkpoint only.
     """
     own = stored(evaluation(finished, 0), word_count)
     by = [cell(finished, f"frozen_run_step_0000_by_000{step}") for step in (0, 2)]
@@ -328,8 +328,8 @@ def test_figures_show_the_metrics_of_the_cells(finished):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("step", [0, 2])
 def test_asked_changes_the_confession_prompt_alone(finished, tokenizers, step, variant):
-    """The answer is another one under the other prompt, its closing token is fed twice, or xc is
-    not what it says.
+    """The answer is another one under the other prompt, its closing token is fed twice,
+    or xc is not what it says.
     """
     own, again = (
         stored(evaluation(finished, step), word_count),
@@ -395,8 +395,8 @@ def answers_by_hand(
 
 
 def test_a_siblings_truth_by_hand():
-    """The report stays with its own answer's truth, or brings its own answer's length
-    and verdict along.
+    """The report stays with its own answer's truth,
+    or brings its own answer's length and verdict along.
     """
     first, second = answers_by_hand((True, True, False), (False, True, False))
     moved = controls.about(first, second)
@@ -434,8 +434,8 @@ def test_perfect_reports_are_the_opposite_of_true_on_a_single_sibling():
 
 
 def test_true_reports_have_a_third_of_their_value_on_three_siblings_with_the_sign_turned():
-    """The baseline that the docstring gives, -1/(n-1) on average over the orders of n answers,
-    is another one.
+    """The baseline that the docstring gives,
+    -1/(n-1) on average over the orders of n answers, is another one.
     """
     one, beside, apart = (
         (True, False, False, False),
@@ -483,8 +483,8 @@ def test_siblings_are_the_next_answers_to_the_same_prompt():
 def test_shown_siblings_stand_behind_the_thought_of_the_answer(
     paired, tokenizers, tmp_path, monkeypatch
 ):
-    """The context holds the sibling's own thought or the answer's own text, or the cell tells
-    of another stream.
+    """The context holds the sibling's own thought or the answer's own text,
+    or the cell tells of another stream.
     """
     run, tokenizer = shutil.copytree(paired, tmp_path / "run"), tokenizers["organism"]
     control(run, "--controls", "swapped")
@@ -519,8 +519,8 @@ def test_shown_siblings_stand_behind_the_thought_of_the_answer(
 def test_what_is_shown_is_scored_on_the_text_and_on_the_thought(
     paired, tokenizers, tmp_path, monkeypatch, source
 ):
-    """The two scores are exchanged or of other answers: a model that confesses its thought seems
-    to confess the text.
+    """The two scores are exchanged or of other answers:
+    a model that confesses its thought seems to confess the text.
     """
     run = shutil.copytree(paired, tmp_path / "run")
     answers = {r.z: r for step in (0, 2) for r in stored(evaluation(run, step), word_count)}
@@ -561,8 +561,8 @@ def test_what_is_shown_is_scored_on_the_text_and_on_the_thought(
 def test_siblings_are_not_shown_where_thoughts_do_not_differ(
     paired, tmp_path, monkeypatch, capsys, z
 ):
-    """A model confesses to an answer's own context, and that is taken for what a thought remembers
-    of another one.
+    """A model confesses to an answer's own context,
+    and that is taken for what a thought remembers of another one.
     """
     run = shutil.copytree(paired, tmp_path / "run")
     for step in (0, 2):
@@ -580,8 +580,8 @@ def test_siblings_are_not_shown_where_thoughts_do_not_differ(
 
 
 def test_a_single_answer_to_each_prompt_has_no_sibling(trained, tmp_path, monkeypatch, capsys):
-    """Answers to different prompts are exchanged, or the program ends over a run
-    of single answers.
+    """Answers to different prompts are exchanged,
+    or the program ends over a run of single answers.
     """
     run = shutil.copytree(trained, tmp_path / "run")
     monkeypatch.setattr(models, "load", no_model)
@@ -608,8 +608,8 @@ def test_saved_cells_are_not_computed_again(finished, tmp_path, monkeypatch):
 def test_cells_of_other_answers_are_computed_again(
     finished, tokenizers, tmp_path, monkeypatch, part
 ):
-    """Confessions to former answers are shown beside new ones; or all is thrown away when one
-    evaluation changes.
+    """Confessions to former answers are shown beside new ones;
+    or all is thrown away when one evaluation changes.
     """
     run = shutil.copytree(finished, tmp_path / "run")
     rollouts = stored(evaluation(run, 2), word_count)
@@ -652,8 +652,8 @@ def test_plot_only_needs_neither_model_nor_checkpoint(finished, tmp_path, monkey
 
 
 def test_frozen_answers_of_another_run(finished, trained, tokenizers, tmp_path):
-    """--frozen takes the run's own answers all the same, or overwrites the cells
-    of the run's own.
+    """--frozen takes the run's own answers all the same,
+    or overwrites the cells of the run's own.
     """
     run, other = shutil.copytree(finished, tmp_path / "run"), tmp_path / "other"
     shutil.copytree(trained, other)
@@ -690,8 +690,8 @@ def test_some_controls_and_steps(trained, tmp_path):
 
 
 def test_compute_does_not_apply_without_thoughts(trained, tmp_path, capsys):
-    """A model without thoughts gets a table and a figure of thoughts cut short, or the other
-    controls end with it.
+    """A model without thoughts gets a table and a figure of thoughts cut short,
+    or the other controls end with it.
     """
     run = shutil.copytree(trained, tmp_path / "run")
     for step in (0, 2):

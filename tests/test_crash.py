@@ -63,8 +63,8 @@ class Killer:
         )
 
     def finish(self) -> tuple[int, str]:
-        """(exit status, output) of what was started; a negative status is the signal
-        that ended it.
+        """(exit status, output) of what was started;
+        a negative status is the signal that ended it.
         """
         answer = json.loads(self.process.stdout.readline())
         self.seconds = answer["seconds"]
@@ -90,8 +90,8 @@ def kill():
 
 @pytest.fixture(scope="module")
 def whole(kill, tmp_path_factory) -> tuple[dict[str, bytes], float, Path]:
-    """Files of the run that was never interrupted, the seconds that it took, and
-    its config.json.
+    """Files of the run that was never interrupted,
+    the seconds that it took, and its config.json.
     """
     folder = tmp_path_factory.mktemp("whole")
     status, output = kill.run(folder, RUN)
@@ -119,8 +119,8 @@ def assert_same(folder: Path, whole: tuple) -> None:
 
 
 def test_twenty_kills_at_random_moments(kill, whole, tmp_path):
-    """A moment exists at which a kill costs more than the steps since the last checkpoint, or
-    changes what comes after.
+    """A moment exists at which a kill costs more than the steps since the last checkpoint,
+    or changes what comes after.
     """
     rng, kills, runs = random.Random(0), 0, 0
     while kills < 20:
@@ -244,8 +244,8 @@ def test_without_any_whole_checkpoint_nothing_is_touched(kill, copy, tmp_path):
     ],
 )
 def test_a_corrupt_line_is_named(copy, tmp_path, monkeypatch, capsys, file, line, content):
-    """A traceback instead of the file and the line to look at; or the rest of the file
-    is lost with it.
+    """A traceback instead of the file and the line to look at;
+    or the rest of the file is lost with it.
     """
     lines = (copy / file).read_bytes().splitlines()
     lines[line - 1] = content
@@ -262,8 +262,8 @@ def test_a_corrupt_line_is_named(copy, tmp_path, monkeypatch, capsys, file, line
 
 @pytest.mark.parametrize("kilobytes", [0, 4, 40, 1_700, 3_500, 5_700])
 def test_a_full_or_read_only_disk(kill, whole, tmp_path, kilobytes):
-    """A disk without room (0: a read-only one) ends a run in a traceback, or leaves what
-    --resume stumbles over.
+    """A disk without room (0:
+    a read-only one) ends a run in a traceback, or leaves what --resume stumbles over.
     """
     status, output = kill.run(tmp_path, RUN, disk=kilobytes * 1024)
     if status == 77:
@@ -363,8 +363,8 @@ def test_a_run_goes_on_with_half_the_batch(tmp_path, monkeypatch, capsys):
 
 
 def test_a_loss_that_is_not_finite_skips_the_step(tmp_path, monkeypatch, capsys):
-    """A NaN reaches the weights or the optimizer, ends the run at once, or is never noticed; or
-    its batch is gone.
+    """A NaN reaches the weights or the optimizer, ends the run at once, or is never noticed;
+    or its batch is gone.
     """
     real, bad = grpo.token_losses, {2: math.nan, 4: math.inf, 5: math.nan, 6: -math.inf}
     step = lambda: len(rows(log)) + 1 if log.exists() else 1
@@ -387,8 +387,8 @@ def test_a_loss_that_is_not_finite_skips_the_step(tmp_path, monkeypatch, capsys)
 
 
 def test_a_model_whose_logits_are_not_finite_still_ends_in_words(tmp_path, capsys):
-    """The sampler asks for a token beyond the vocabulary, which on a GPU kills the process
-    without a message.
+    """The sampler asks for a token beyond the vocabulary,
+    which on a GPU kills the process without a message.
     """
     model, tokenizer = models.load("organism/policy", torch.device("cpu"))
     model.get_decoder().norm.weight.data.fill_(math.nan)
@@ -407,8 +407,8 @@ def no_number(rollouts) -> list[float]:
 
 
 def test_a_reward_that_is_not_a_number_is_refused(tmp_path, capsys):
-    """A NaN from a reward function turns into advantages, or ends the run where nobody
-    looks for its cause.
+    """A NaN from a reward function turns into advantages,
+    or ends the run where nobody looks for its cause.
     """
     with pytest.raises(SystemExit, match="2"):
         run_grpo(tmp_path, *RUN, "--answer-reward", "test_crash.no_number")
@@ -419,8 +419,8 @@ def test_a_reward_that_is_not_a_number_is_refused(tmp_path, capsys):
 
 
 def test_a_run_in_use_is_refused(kill, copy, tmp_path):
-    """Two processes write one run folder; or a lock file whose process is dead blocks the
-    folder for good.
+    """Two processes write one run folder;
+    or a lock file whose process is dead blocks the folder for good.
     """
     with run_folder.locked(copy):
         status, output = kill.run(tmp_path, RESUME)
@@ -431,8 +431,8 @@ def test_a_run_in_use_is_refused(kill, copy, tmp_path):
 
 
 def test_two_runs_beside_each_other(kill, tmp_path):
-    """Two processes in different run folders disturb each other, as through a common
-    temporary file.
+    """Two processes in different run folders disturb each other,
+    as through a common temporary file.
     """
     kill.start(tmp_path, [*RUN, "--name", "one"])
     run_grpo(tmp_path, *RUN, "--name", "two")
@@ -443,8 +443,8 @@ def test_two_runs_beside_each_other(kill, tmp_path):
 
 
 def test_figures_are_drawn_while_a_run_writes(copy):
-    """A reader stumbles over the line that is being written, or draws half a picture
-    over a whole one.
+    """A reader stumbles over the line that is being written,
+    or draws half a picture over a whole one.
     """
     with (copy / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "rew')

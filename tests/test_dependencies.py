@@ -1,5 +1,5 @@
-"""requirements.txt: every package that is imported is there, pinned to one version, and the
-pins fit together.
+"""requirements.txt: every package that is imported is there, pinned to one version,
+and the pins fit together.
 """
 
 import re

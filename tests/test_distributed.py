@@ -1,5 +1,5 @@
-"""Two processes train like one: the same gradients and statistics, the same run folder, and
-resuming from it.
+"""Two processes train like one:
+the same gradients and statistics, the same run folder, and resuming from it.
 """
 
 import copy
@@ -134,8 +134,8 @@ def ranks(tmp_path_factory) -> list[dict]:
 
 @pytest.mark.parametrize("name", cases())
 def test_same_gradients_and_statistics_as_one_process(ranks, name):
-    """A rank's gradients are left out, counted twice or averaged; or what is logged
-    is one rank's.
+    """A rank's gradients are left out, counted twice or averaged;
+    or what is logged is one rank's.
     """
     if "lora" in name and not has_peft():
         pytest.skip("peft is not installed")
@@ -172,8 +172,8 @@ def test_optimizer_state_is_saved_whole_and_sharded_again(ranks):
 
 @pytest.mark.parametrize("batches, ranks", [(1, 2), (2, 2), (3, 2), (7, 4), (64, 3)])
 def test_deal_leaves_nothing_out(monkeypatch, batches, ranks):
-    """A rollout is dealt twice or not at all, a micro-batch is too large, or ranks do not
-    have equally many.
+    """A rollout is dealt twice or not at all, a micro-batch is too large,
+    or ranks do not have equally many.
     """
     lengths = {i: 40 + (i * 37) % 60 for i in range(batches)}
     monkeypatch.setattr(distributed, "world", lambda: ranks)

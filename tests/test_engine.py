@@ -83,8 +83,8 @@ def test_greedy_equals_the_plain_sampler(known):
 
 
 def test_confessions_alone(known):
-    """One turn from a given context: a second one is sampled all the same, or budgets and places
-    are those of two.
+    """One turn from a given context:
+    a second one is sampled all the same, or budgets and places are those of two.
     """
     rollouts = sample(known, "plain")
     contexts = [r.token_ids[: r.confession.start - i] for i, r in enumerate(rollouts)]  # ragged
@@ -150,8 +150,8 @@ def test_sampled_logprobs_equal_the_trainers(known, temperature):
 
 
 def test_follows_the_weights_and_leaves_the_model_alone():
-    """Samples of an old policy after an update, or a model that trains with the sampler's attention
-    and joined projections.
+    """Samples of an old policy after an update,
+    or a model that trains with the sampler's attention and joined projections.
     """
     model = tiny_model()
     prompts, suffixes, sampling = [[5, 6, 7]] * 3, [[1, 2, 3]] * 3, Sampling(0.0, 8, 8)
@@ -215,8 +215,8 @@ def test_slots_change_nothing(tiny_models):
 
 
 def test_eviction_changes_nothing(tiny_models):
-    """A rollout that lost its blocks goes on from other tokens, or reads blocks that are
-    another's by now.
+    """A rollout that lost its blocks goes on from other tokens,
+    or reads blocks that are another's by now.
     """
     model, tokenizer = tiny_models["qwen3"]
     arguments = stream(tokenizer, 6, (30, 30), 5)
@@ -289,8 +289,8 @@ def test_draw_is_the_full_softmax():
 
 
 def test_first_tokens_follow_the_models_distribution(tiny_models):
-    """The noise of two rollouts is correlated, or a number is used with the wrong row: chi-square
-    over 600 rollouts.
+    """The noise of two rollouts is correlated, or a number is used with the wrong row:
+    chi-square over 600 rollouts.
     """
     model, tokenizer = tiny_models["qwen3"]
     n, prompt = 600, [5, 6, 7]

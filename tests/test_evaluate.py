@@ -1,5 +1,5 @@
-"""Making, keeping and putting together evaluations. A mistake here shows one evaluation, or half
-of one, as another.
+"""Making, keeping and putting together evaluations.
+A mistake here shows one evaluation, or half of one, as another.
 """
 
 import json
@@ -21,8 +21,8 @@ from tasks import word_count
 
 
 def test_evaluation_without_a_judge(tiny_models):
-    """Answers nobody judged count as passed or failed by the judge, or the rollouts hang on whether
-    there is a judge.
+    """Answers nobody judged count as passed or failed by the judge,
+    or the rollouts hang on whether there is a judge.
     """
     judge = lambda rollouts: [Verdict("pass", "PASS", 0.5) for _ in rollouts]
     judged, without = (
@@ -48,8 +48,8 @@ def test_evaluation_without_a_judge(tiny_models):
 
 
 def test_equal_prompts_are_told(tiny_models, capsys):
-    """n prompts that are fewer texts pass for n different ones, or a note appears
-    where they are n.
+    """n prompts that are fewer texts pass for n different ones,
+    or a note appears where they are n.
     """
     few = SimpleNamespace(
         **vars(word_count)
@@ -65,8 +65,8 @@ def test_equal_prompts_are_told(tiny_models, capsys):
 
 
 def test_partial_evaluation_is_not_there(tmp_path, tokenizers):
-    """An evaluation that was cut short between its two files counts as finished, or a whole
-    one is not found.
+    """An evaluation that was cut short between its two files counts as finished,
+    or a whole one is not found.
     """
     path = tmp_path / "evals" / "step_0000.json"
     rollouts = told_rollouts(tokenizers["organism"], 0)
@@ -87,8 +87,8 @@ def test_partial_evaluation_is_not_there(tmp_path, tokenizers):
 
 
 def test_evaluation_is_marked_as_whole_last(tmp_path, tokenizers, monkeypatch):
-    """Ctrl-C between the two files leaves metrics without rollouts, or rollouts of another
-    evaluation under new metrics.
+    """Ctrl-C between the two files leaves metrics without rollouts,
+    or rollouts of another evaluation under new metrics.
     """
 
     def interrupt(*_):
@@ -104,8 +104,8 @@ def test_evaluation_is_marked_as_whole_last(tmp_path, tokenizers, monkeypatch):
 
 
 def seed_run(run, steps: dict[int, int], tokenizer, suffix: str = "", n: int = 5):
-    """A run folder without a model; its evaluation of each step holds the synthetic
-    rollouts of a seed.
+    """A run folder without a model;
+    its evaluation of each step holds the synthetic rollouts of a seed.
     """
     run_folder.write_json(run / "config.json", {"config": {"task": "word_count", "eval_n": 5}})
     for step, seed in steps.items():

@@ -1,5 +1,5 @@
-"""GGUF files as models: small ones of random weights, written here; tests/test_smollm2.py
-has a real one.
+"""GGUF files as models: small ones of random weights, written here;
+tests/test_smollm2.py has a real one.
 """
 
 import copy
@@ -185,8 +185,8 @@ def test_what_lies_beside_a_file_is_not_taken(file, original, tokenizers):
 
 
 def test_a_file_is_read_once(file, original, tokenizers, copies, monkeypatch):
-    """Every load takes the minute that dequantising takes; or a file that has changed
-    is not read again.
+    """Every load takes the minute that dequantising takes;
+    or a file that has changed is not read again.
     """
     first, tokenizer = models.load(str(file), CPU)
     monkeypatch.setattr(gguf_models, "read_config", None)
@@ -221,8 +221,8 @@ def test_checkpoints_load_like_any_other(file, tmp_path):
 
 
 def test_lora_checkpoints_find_their_file_again(file, tmp_path, monkeypatch, copies):
-    """A LoRA checkpoint names a base that is not there from another folder, or that went
-    with the cache.
+    """A LoRA checkpoint names a base that is not there from another folder,
+    or that went with the cache.
     """
     pytest.importorskip("peft")
     monkeypatch.chdir(file.parent)

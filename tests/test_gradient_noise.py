@@ -23,8 +23,8 @@ def test_noise_scale_of_known_gradients():
 
 
 def test_jackknife_covers():
-    """The interval is much too narrow or too wide: of 200 repetitions about 95% should
-    hold the truth.
+    """The interval is much too narrow or too wide:
+    of 200 repetitions about 95% should hold the truth.
     """
     torch.manual_seed(0)
     g = torch.tensor([4.0, 2.0, 0.0, 0.0], dtype=torch.float64) + 3 * torch.randn(

@@ -1,5 +1,5 @@
-"""The mathematics of dual-span GRPO against hand-computed numbers and a slow reference, and
-training in the small.
+"""The mathematics of dual-span GRPO against hand-computed numbers and a slow reference,
+and training in the small.
 """
 
 import copy
@@ -54,8 +54,8 @@ S2 = math.sqrt(2)
     ).split(),
 )
 def test_group_advantages(rewards, size, expected, without_signal):
-    """Advantages differ from (r - mean) / std of the group's known rewards, or groups without
-    signal are miscounted.
+    """Advantages differ from (r - mean) / std of the group's known rewards,
+    or groups without signal are miscounted.
     """
     advantages, share = group_advantages(rewards, size, eps=0.0)
     assert advantages == pytest.approx(expected, abs=1e-12) and share == without_signal
@@ -90,8 +90,8 @@ def test_advantage_scales(scale, expected):
 
 
 def test_the_information_reward_is_not_scaled_unless_asked():
-    """By default its advantages are divided by the group's deviation, which brings
-    the base rate back.
+    """By default its advantages are divided by the group's deviation,
+    which brings the base rate back.
     """
     resolved = lambda **options: resolve(Config(**options)).confession_advantage_scale
     assert (
@@ -114,8 +114,8 @@ def test_rewards_that_differ_by_rounding_give_no_signal(n):
 
 
 def test_a_failed_judge_gives_no_gradient_and_stays_in_the_normaliser():
-    """A rollout whose judge failed is trained as if it had been failed, or the others are weighted
-    up in its place.
+    """A rollout whose judge failed is trained as if it had been failed,
+    or the others are weighted up in its place.
     """
     rollouts = random_rollouts(4)
     for rollout, advantage in zip(rollouts, group_advantages([1.0, None, 0.0, 1.0], 4)[0]):
@@ -144,8 +144,8 @@ def test_a_failed_judge_gives_no_gradient_and_stays_in_the_normaliser():
     ],
 )
 def test_token_losses(ratio, advantage, loss, slope):
-    """The clipped surrogate, or its derivative by the log-probability, is wrong for this ratio
-    (clip 0.8 to 1.3).
+    """The clipped surrogate, or its derivative by the log-probability,
+    is wrong for this ratio (clip 0.8 to 1.3).
     """
     old = torch.tensor([-2.0], dtype=torch.float64)
     logprob = (old + math.log(ratio)).requires_grad_()
@@ -155,8 +155,8 @@ def test_token_losses(ratio, advantage, loss, slope):
 
 
 def test_k3():
-    """The KL estimate is off, negative, or of the wrong direction: its mean under the policy must
-    be KL(policy || other).
+    """The KL estimate is off, negative, or of the wrong direction:
+    its mean under the policy must be KL(policy || other).
     """
     values = k3(
         torch.tensor([-1.0, -1.0, -1.0]),
@@ -173,8 +173,8 @@ def test_k3():
 
 
 def test_span_weights():
-    """A normaliser is wrong: the mean over a span's tokens and then rollouts, or the mean over all
-    tokens of that span.
+    """A normaliser is wrong:
+    the mean over a span's tokens and then rollouts, or the mean over all tokens of that span.
     """
     rollouts = [hand_rollout(([1], [5] * a, [3], [6] * c)) for a, c in ((2, 7), (4, 1))]
     assign(rollouts, 1.0)
@@ -185,8 +185,8 @@ def test_span_weights():
 
 
 def test_a_span_without_gradient_is_not_computed():
-    """A span of advantage 0 costs time, its zeroing changes another span's weight, or the KL
-    term forgets it.
+    """A span of advantage 0 costs time, its zeroing changes another span's weight,
+    or the KL term forgets it.
     """
     rollouts = [hand_rollout(([1], [5] * a, [3], [6] * c)) for a, c in ((2, 7), (4, 1))]
     assign(rollouts, 1.0)
@@ -221,8 +221,8 @@ def assign(rollouts, advantage: float) -> None:
 
 
 def small_batch():
-    """Two rollouts that stop with 0, the id that also pads; 0 stands in a prompt and
-    inside an answer too.
+    """Two rollouts that stop with 0, the id that also pads;
+    0 stands in a prompt and inside an answer too.
     """
     one = hand_rollout(
         ([7, 0], [5, 0, 9, 0], [3, 8], [6, 0]), ([-1.0, -2.0, -3.0, -4.0], [-5.0, -6.0])
@@ -239,8 +239,8 @@ def small_batch():
 
 
 def test_make_batch():
-    """A prompt, a confession prompt or padding is trained, a stop token is not, or a token gets
-    another one's numbers.
+    """A prompt, a confession prompt or padding is trained, a stop token is not,
+    or a token gets another one's numbers.
     """
     batch = make_batch(*small_batch(), CPU)
     assert batch.ids.tolist() == [[7, 0, 5, 0, 9, 0, 3, 8, 6, 0], [7, 0, 0, 8, 4, 4, 0, 0, 0, 0]]
@@ -274,8 +274,8 @@ def slow_logprobs(model, ids: list[int], temperature: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_token_logprobs(temperature):
-    """Log-probabilities belong to the wrong position, row or temperature: the stop
-    token's among them.
+    """Log-probabilities belong to the wrong position, row or temperature:
+    the stop token's among them.
     """
     model, (rollouts, weights) = tiny_model(), small_batch()
     batch = make_batch(rollouts, weights, CPU)
@@ -291,8 +291,8 @@ def test_token_logprobs(temperature):
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 120))
 def test_micro_batches(lengths, budget):
-    """A rollout is trained twice or never, or a padded micro-batch takes more memory
-    than was allowed.
+    """A rollout is trained twice or never,
+    or a padded micro-batch takes more memory than was allowed.
     """
     lengths = dict(enumerate(lengths))
     parts = micro_batches(lengths, budget)
@@ -308,8 +308,8 @@ def test_micro_batches(lengths, budget):
 def slow_loss(
     model, reference, sequences, normaliser: str, temperature: float, clip: float, kl_coef: float
 ) -> torch.Tensor:
-    """Ordinary GRPO in Python loops. sequences: per rollout (ids, {trained position: old
-    log-probability}, advantage).
+    """Ordinary GRPO in Python loops. sequences: per rollout (ids, {trained position:
+    old log-probability}, advantage).
     """
     n_tokens = sum(len(old) for _, old, _ in sequences)
     total = 0.0
@@ -356,8 +356,8 @@ def old_logprobs_by_position(span) -> dict[int, float]:
 
 
 def off_policy_rollouts(model, n: int, temperature: float, lengths: range = range(1, 9)):
-    """Random rollouts whose old log-probabilities are the model's, moved by up
-    to 0.6 either way.
+    """Random rollouts whose old log-probabilities are the model's,
+    moved by up to 0.6 either way.
     """
     rng, rollouts = random.Random(1), random_rollouts(n, lengths=lengths)
     for rollout in rollouts:
@@ -576,8 +576,8 @@ STOPS, SUFFIX = [0, 1, 2, 3], [0, 60, 61]
 def sampled_rollouts(
     model, prompts: list[list[int]], temperature: float, seed: int, max_new_tokens: int = 12
 ):
-    """Two turns of the real sampler over prompts of ids; the streams are joined as
-    sample_rollouts joins them.
+    """Two turns of the real sampler over prompts of ids;
+    the streams are joined as sample_rollouts joins them.
     """
     decoder = Decoder(model, STOPS, temperature, torch.Generator().manual_seed(seed))
     decoder.append(prompts)

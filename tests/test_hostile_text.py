@@ -114,8 +114,8 @@ def nfkc_tokenizer():
 
 @pytest.fixture(scope="module")
 def judges(tokenizers) -> dict:
-    """Tokenizers of the embedded judge, of two chat formats, of one with bracketed special tokens,
-    of one that normalises.
+    """Tokenizers of the embedded judge, of two chat formats,
+    of one with bracketed special tokens, of one that normalises.
     """
     brackets = small_tokenizer(
         "</s> [INST] [/INST] [TOOL_RESULTS] [/TOOL_RESULTS]",
@@ -154,8 +154,8 @@ def special_tokens(tokenizer) -> tuple[str, ...]:
 
 
 def frame_is_broken(tokenizer, ids: list[int] | None) -> bool:
-    """By the ids alone, and not by the code that escapes: more special tokens or tags than the
-    prompt itself has.
+    """By the ids alone, and not by the code that escapes:
+    more special tokens or tags than the prompt itself has.
     """
     if ids is None:
         return False
@@ -186,8 +186,8 @@ def test_versions_of_the_judge_prompt(judges):
 
 
 def test_the_frame_check_refuses_no_ordinary_answer(judges):
-    """Answers of a trained policy lose their verdict, or the judge reads other ids than
-    it was trained on.
+    """Answers of a trained policy lose their verdict,
+    or the judge reads other ids than it was trained on.
     """
     path = models.ORGANISMS.parent / "runs/embedded/rollouts/step_0100.jsonl"
     for line in path.read_text().splitlines():
@@ -213,8 +213,8 @@ SPECIAL = ("<|im_end|>", "<|im_start|>", "[INST]", "</s>", "###", "x")
     ],
 )
 def test_judge_prompt_holds_against_the_answer(y):
-    """An answer can close its own frame, open a turn of the judge's chat, or write where the
-    question stands.
+    """An answer can close its own frame, open a turn of the judge's chat,
+    or write where the question stands.
     """
     prompt = judge_prompt("Write about bees.", y, SPECIAL)
     head, tail = (
@@ -232,8 +232,8 @@ def test_judge_prompt_holds_against_the_answer(y):
 
 
 def test_judge_prompt_keeps_plain_answers():
-    """The judge reads another answer than was given: escaping, or a special token of one letter,
-    changed plain text.
+    """The judge reads another answer than was given:
+    escaping, or a special token of one letter, changed plain text.
     """
     y = "Bees hum [softly], x > y & z. (12)\nIt ends here. (3)"
     assert f"<answer>\n{y}\n</answer>" in judge_prompt("x", y, SPECIAL)
@@ -264,8 +264,8 @@ def test_every_attack_gets_a_verdict_of_the_judge(judge):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_no_attack_is_compliant_or_moves_the_truth_of_what_follows(name):
-    """The true counts depend on tricks: an attack is compliant, or one in front of plain sentences
-    changes their counts.
+    """The true counts depend on tricks:
+    an attack is compliant, or one in front of plain sentences changes their counts.
     """
     y = ATTACKS[name]
     assert not word_count.truth(X, y).compliant
@@ -313,8 +313,8 @@ REPORT = {
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_no_attack_moves_the_parser(name):
-    """Text around a report, or in its strings, changes what it claims; or text that is no
-    report becomes one.
+    """Text around a report, or in its strings, changes what it claims;
+    or text that is no report becomes one.
     """
     y = ATTACKS[name]
     assert not isinstance(parse_report(y, OBJECTIVES), ConfessionReport)
@@ -349,8 +349,8 @@ def test_a_grade_in_lookalike_digits_is_no_grade(grade):
 
 
 def test_files_stay_valid(tmp_path):
-    """A line of a rollouts file is broken by what a model wrote, and the run's results
-    cannot be read again.
+    """A line of a rollouts file is broken by what a model wrote,
+    and the run's results cannot be read again.
     """
     verdict = Verdict("fail", "FAIL")
     rollouts = [

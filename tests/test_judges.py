@@ -41,8 +41,8 @@ def answer(y: str, lengths: tuple[int, ...] = (2, 3), topic: str = "bees") -> Ro
 
 
 def reads_labels(rollouts: list[Rollout]) -> list[Verdict]:
-    """A judge that passes an answer if all labels state the targets, by a margin that falls with
-    each that does not.
+    """A judge that passes an answer if all labels state the targets,
+    by a margin that falls with each that does not.
     """
     rewards = word_count.label_reward(
         [dataclasses.replace(r, truth=truth(r.x, r.y)) for r in rollouts]
@@ -177,8 +177,8 @@ def test_intervals_are_over_topics():
     ],
 )
 def test_versions_change_labels_alone(y):
-    """A version has other sentences, or another label than its name says: a difference would not be
-    due to the label.
+    """A version has other sentences, or another label than its name says:
+    a difference would not be due to the label.
     """
     rollout = answer(y)
     assert len(rollout.truth.sentences) == 2
@@ -213,8 +213,8 @@ def test_versions_read_as_written():
 
 
 def test_answers_without_versions_are_left_out_and_counted():
-    """A text whose sentences run together without labels is compared, or nobody learns how
-    many are missing.
+    """A text whose sentences run together without labels is compared,
+    or nobody learns how many are missing.
     """
     glued = answer("Bees hum (2) They like hot tea. (3)")
     short, long = answer("Bees hum. (2)"), answer("Bees hum. (2) They like tea. (3) Good. (1)")
@@ -272,8 +272,8 @@ def test_judge_that_counts_words():
 
 
 def test_verdicts_that_failed_count_nowhere():
-    """An answer that the judge could not read counts as a fail, or three of its versions
-    without the fourth.
+    """An answer that the judge could not read counts as a fail,
+    or three of its versions without the fourth.
     """
 
     def loses_some(rollouts):
@@ -310,8 +310,8 @@ def make_run(run: Path, tokenizer, task: str = "word_count") -> Path:
 
 
 def test_embedded_judges_end_to_end(tokenizers, tmp_path, monkeypatch, capsys):
-    """The table and the numbers differ, a judge's numbers depend on those beside it, or two are
-    in memory at once.
+    """The table and the numbers differ, a judge's numbers depend on those beside it,
+    or two are in memory at once.
     """
     run = make_run(tmp_path / "run", tokenizers["organism"])
     alive = one_model_at_a_time(monkeypatch)

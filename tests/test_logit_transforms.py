@@ -86,8 +86,8 @@ def test_trainer_scores_what_was_sampled(kind, temperature):
 
 @pytest.mark.parametrize("kind", TRANSFORMS)
 def test_transforms_matter(kind, monkeypatch):
-    """The test above would pass with the bare head; and the check before training would let such
-    a model through.
+    """The test above would pass with the bare head;
+    and the check before training would let such a model through.
     """
     model = tiny(kind, **KINDS[kind])
     monkeypatch.setattr(

@@ -1,5 +1,5 @@
-"""Metrics and their intervals against hand-computed values. A wrong number here is
-a wrong finding.
+"""Metrics and their intervals against hand-computed values.
+A wrong number here is a wrong finding.
 """
 
 import json
@@ -165,8 +165,8 @@ DERIVED = {
 
 @pytest.mark.parametrize("name", [*EXPECTED, *DERIVED])
 def test_metric(name):
-    """This metric, or the n behind it, is not what the design says; or its interval does
-    not hold its value.
+    """This metric, or the n behind it, is not what the design says;
+    or its interval does not hold its value.
     """
     found = metrics(SIX, TASK)[name]
     total, n = EXPECTED.get(name, (None, None))
@@ -183,8 +183,8 @@ def test_metric(name):
 
 
 def test_every_metric_is_tested_and_shown():
-    """A metric was added without a hand-computed value here, or the table asks for one
-    that does not exist.
+    """A metric was added without a hand-computed value here,
+    or the table asks for one that does not exist.
     """
     found = metrics(SIX, TASK)
     assert (
@@ -195,8 +195,8 @@ def test_every_metric_is_tested_and_shown():
 
 
 def test_a_metric_without_trials_is_none():
-    """No trial is shown as a rate of 0 (or as NaN, which is no JSON), for example the honesty
-    of answers that comply.
+    """No trial is shown as a rate of 0 (or as NaN, which is no JSON),
+    for example the honesty of answers that comply.
     """
     for rollouts, without in (
         (
@@ -245,8 +245,8 @@ def test_a_metric_without_trials_is_none():
     ids="perfect reversed chance always trivial textbook failed".split(),
 )
 def test_kappa(pairs, kappa):
-    """Cohen's kappa of judge and truth is wrong, or answers without a verdict shift its
-    chance agreement.
+    """Cohen's kappa of judge and truth is wrong,
+    or answers without a verdict shift its chance agreement.
     """
     rollouts = [
         scored((met,) * 2, (None, None), verdict, seed=i) for i, (met, verdict) in enumerate(pairs)
@@ -300,8 +300,8 @@ def test_wilson(successes, n, low, high):
     ],
 )
 def test_newcombe(a, m, b, n, low, high):
-    """Intervals of J do not agree with published ones (Newcombe 1998, difference of proportions,
-    table II, method 10).
+    """Intervals of J do not agree with published ones (Newcombe 1998,
+    difference of proportions, table II, method 10).
     """
     rate = lambda successes, n: (
         dict(zip(("low", "high"), wilson(successes, n))) | {"value": successes / n}
@@ -385,8 +385,8 @@ def test_rates_of_all_or_none_have_wilsons_interval():
     ],
 )
 def test_effective_trials(sums, expected):
-    """Trials of one topic count as independent though they end alike, or few topics as
-    if they were many.
+    """Trials of one topic count as independent though they end alike,
+    or few topics as if they were many.
     """
     sums = np.array(sums, dtype=float)
     assert effective_trials(sums) == pytest.approx(expected, rel=2e-3)
@@ -478,8 +478,8 @@ def test_single_trials_have_wilsons_interval_and_others_a_bootstrap():
 
 
 def test_bootstrap_draws_prompts_and_not_rollouts():
-    """Ten equal rollouts of each prompt look like ten times the evidence: intervals shrink
-    about threefold.
+    """Ten equal rollouts of each prompt look like ten times the evidence:
+    intervals shrink about threefold.
     """
     once, tenfold = metrics(random_side(0, 60), TASK), metrics(random_side(0, 60, repeats=10), TASK)
     width = lambda e: e["high"] - e["low"]
@@ -530,8 +530,8 @@ def test_differences_of_equal_sides_are_zero():
 
 
 def test_differences_of_a_constant_shift():
-    """The same change on every prompt gets an interval of the prompts' own spread, as if the sides
-    were not paired.
+    """The same change on every prompt gets an interval of the prompts' own spread,
+    as if the sides were not paired.
     """
     before, after = random_side(0, 30), random_side(0, 30)
     for rollout in after:

@@ -1,5 +1,5 @@
-"""Loading a policy or a judge: what cannot work is refused at once, in words that
-say what to do.
+"""Loading a policy or a judge:
+what cannot work is refused at once, in words that say what to do.
 """
 
 import json
@@ -96,8 +96,8 @@ def test_a_hub_that_does_not_answer_ends_in_words(monkeypatch, capsys):
 
 
 def test_lora_without_peft(folder, no_peft, tiny_models):
-    """A run with LoRA, or a LoRA checkpoint, ends in ImportError instead of saying
-    what to install.
+    """A run with LoRA, or a LoRA checkpoint,
+    ends in ImportError instead of saying what to install.
     """
     with pytest.raises(UserError, match="pip install peft.*--lora-rank 0"):
         models.add_lora(tiny_models["qwen3"][0], rank=4)
@@ -147,8 +147,8 @@ def test_exported_adapters_are_the_checkpoints(folder, tmp_path):
 
 
 def test_no_dropout(folder):
-    """The trainer, in train mode for gradient checkpointing alone, scores another distribution
-    than was sampled.
+    """The trainer, in train mode for gradient checkpointing alone,
+    scores another distribution than was sampled.
     """
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
@@ -162,8 +162,8 @@ def test_no_dropout(folder):
 
 
 def test_another_rank_than_the_adapters_is_refused(monkeypatch):
-    """--lora-rank is ignored where the model has adapters, and the run's config says another rank
-    than is trained.
+    """--lora-rank is ignored where the model has adapters,
+    and the run's config says another rank than is trained.
     """
     monkeypatch.setattr(models, "adapter_rank", lambda name: 8)
     monkeypatch.setattr(models, "has_adapters", lambda name: True)

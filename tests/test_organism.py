@@ -1,5 +1,5 @@
-"""Training the embedded models: what is kept on the way, with a model of a few thousand
-parameters and four steps.
+"""Training the embedded models:
+what is kept on the way, with a model of a few thousand parameters and four steps.
 """
 
 import copy
@@ -32,8 +32,8 @@ def small(monkeypatch):
 def train(
     monkeypatch, tokenizer, out, snapshots=(), length=1.0, size="policy", **changes
 ) -> dict[str, tuple[int, dict]]:
-    """{folder: (optimizer steps so far, the model's own weights)} of everything that train()
-    saves, in order.
+    """{folder: (optimizer steps so far,
+    the model's own weights)} of everything that train() saves, in order.
     """
     monkeypatch.setitem(
         organism.RECIPES, size, dataclasses.replace(RECIPE, snapshots=snapshots, **changes)

@@ -1,5 +1,5 @@
-"""The real model's arms. If an arm is another run than it says, the figure is about
-something else.
+"""The real model's arms.
+If an arm is another run than it says, the figure is about something else.
 """
 
 import json
@@ -60,8 +60,8 @@ def test_table_and_figure_are_those_of_the_runs(tmp_path, tokenizers, capsys):
 
 
 def test_runs_are_started_gone_on_with_or_left_alone(tmp_path, tokenizers, monkeypatch):
-    """An arm begins with another start, gets another reward or seed, or a finished
-    run is made again.
+    """An arm begins with another start, gets another reward or seed,
+    or a finished run is made again.
     """
     calls = []
 
@@ -130,8 +130,8 @@ def test_runs_are_started_gone_on_with_or_left_alone(tmp_path, tokenizers, monke
 
 
 def test_a_start_of_several_stages(tmp_path, tokenizers, monkeypatch):
-    """A stage goes on from another checkpoint than the last of the stage before, or a finished
-    one is made again.
+    """A stage goes on from another checkpoint than the last of the stage before,
+    or a finished one is made again.
     """
     calls = []
 

@@ -1,5 +1,5 @@
-"""Two rewards on two organisms. If a cell is another run than it says, the finding about rewards is
-about something else.
+"""Two rewards on two organisms.
+If a cell is another run than it says, the finding about rewards is about something else.
 """
 
 import json
@@ -28,8 +28,8 @@ def compare(folder, *options: str) -> None:
 
 
 def made(folder, tokenizer, seeds=(0, 3)) -> dict:
-    """Saved runs of all cells with evaluations of their own: {(organism, reward, seed): rollouts
-    of the last one}.
+    """Saved runs of all cells with evaluations of their own: {(organism, reward, seed):
+    rollouts of the last one}.
     """
     out = {}
     for i, (organism, reward) in enumerate(CELLS):
@@ -67,8 +67,8 @@ def test_table_and_figure_are_those_of_the_runs(tmp_path, tokenizers, capsys):
 
 
 def test_runs_are_started_gone_on_with_or_left_alone(tmp_path, tokenizers, monkeypatch):
-    """A finished run is trained again, an interrupted one is begun anew, or a cell gets another
-    organism, reward or seed.
+    """A finished run is trained again, an interrupted one is begun anew,
+    or a cell gets another organism, reward or seed.
     """
     calls = []
 

@@ -1,5 +1,5 @@
-"""What answers and confessions earn. A mistake here trains something else than the
-experiment is about.
+"""What answers and confessions earn.
+A mistake here trains something else than the experiment is about.
 """
 
 import itertools
@@ -33,8 +33,8 @@ T, F = True, False
 
 
 def test_rewards_of_verdicts():
-    """A failed verdict is a 0, pass and fail are swapped, or the margin is not the reward
-    that was asked for.
+    """A failed verdict is a 0, pass and fail are swapped,
+    or the margin is not the reward that was asked for.
     """
     rollouts = [
         SimpleNamespace(verdict=v)
@@ -57,8 +57,8 @@ def test_the_truth_as_reward():
 
 
 def test_saved_verdicts_come_back(tmp_path):
-    """A margin is lost on the way to the file, or a run from before there were margins
-    cannot be read.
+    """A margin is lost on the way to the file,
+    or a run from before there were margins cannot be read.
     """
     rollouts = [hand_rollout(([1], [5], [3], [6])) for _ in range(3)]
     for rollout, verdict in zip(
@@ -121,8 +121,8 @@ TRUNCATED = {
 
 @pytest.mark.parametrize("case", TRUNCATED)
 def test_truncated_answers(case):
-    """Endless answers earn what the judge thinks of them, drop out instead of losing, or do better
-    than finished ones.
+    """Endless answers earn what the judge thinks of them, drop out instead of losing,
+    or do better than finished ones.
     """
     given, expected = TRUNCATED[case]
     blocks = ([1], [5], [2, 3], [6])
@@ -142,8 +142,8 @@ def test_truncated_answers(case):
 
 
 def test_score_rollouts():
-    """A score lands in the wrong field or on the wrong rollout, or one is left out
-    without a word.
+    """A score lands in the wrong field or on the wrong rollout,
+    or one is left out without a word.
     """
     task = SimpleNamespace(
         truth=lambda x, y: SimpleNamespace(objectives=(True,), of=(x, y)),
@@ -248,8 +248,8 @@ def test_unparsed_reports_earn_less_than_the_worst_report():
 
 
 def test_reports_that_know_only_the_prompt_earn_nothing():
-    """A constant report or one that is guessed from the prompt earns something on average: the base
-    rate pays again.
+    """A constant report or one that is guessed from the prompt earns something on average:
+    the base rate pays again.
     """
     reports = [
         (claims, grade)

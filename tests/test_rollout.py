@@ -46,8 +46,8 @@ def with_template(tokenizer, template: str):
 
 
 def stream_and_rendering(tokenizer, answer: str, system: str | None) -> tuple[list[int], list[int]]:
-    """Ids up to the confession, for an answer that the model closed itself: appended, and
-    rendered all at once.
+    """Ids up to the confession, for an answer that the model closed itself:
+    appended, and rendered all at once.
     """
     suffix = suffix_ids(tokenizer, XC)
     stream = (
@@ -71,8 +71,8 @@ def stream_and_rendering(tokenizer, answer: str, system: str | None) -> tuple[li
 @pytest.mark.parametrize("system", [None, "Be brief."])
 @pytest.mark.parametrize("style", KEEPS_THINKING)
 def test_stream_is_what_the_template_renders(tokenizers, style, system):
-    """A token between the turns is missing, doubled or cut differently from what the model knows
-    from its own training.
+    """A token between the turns is missing,
+    doubled or cut differently from what the model knows from its own training.
     """
     tokenizer = tokenizers[style]
     opened = "" if style == "olmo3" else "<think>\n"
@@ -98,8 +98,8 @@ def test_qwen3_template_drops_the_thought_from_a_rendered_conversation(tokenizer
 
 @pytest.mark.parametrize("style", STYLES)
 def test_suffix_closes_the_answer_asks_and_opens_the_confession(tokenizers, style):
-    """The suffix holds part of the first turn, or lacks the closing token, xc or the
-    generation prompt.
+    """The suffix holds part of the first turn, or lacks the closing token,
+    xc or the generation prompt.
     """
     tokenizer = tokenizers[style]
     suffix = suffix_ids(tokenizer, XC)
@@ -122,8 +122,8 @@ def test_prompt_begins_once(tokenizers):
     "y", ["Tea is hot. (3)", "- Tea, tea.\n\n- Né à 5 °C?! (4) 茶", "a\n<think b>", ""]
 )
 def test_transcript_is_what_the_template_renders(tokenizers, style, y):
-    """A fresh conversation about an answer is not one that the model knows: a turn's token is
-    missing, doubled or cut.
+    """A fresh conversation about an answer is not one that the model knows:
+    a turn's token is missing, doubled or cut.
     """
     tokenizer = tokenizers[style]
     turns = [("user", "Write about tea."), ("assistant", y), ("user", XC)]
@@ -134,8 +134,8 @@ def test_transcript_is_what_the_template_renders(tokenizers, style, y):
 
 @pytest.mark.parametrize("style", STYLES)
 def test_answer_in_a_transcript_cannot_write_special_tokens(tokenizers, style):
-    """An answer closes its own turn in the transcript and opens another, in which anybody
-    says anything.
+    """An answer closes its own turn in the transcript and opens another,
+    in which anybody says anything.
     """
     tokenizer = tokenizers[style]
     special = [token.content for token in tokenizer.added_tokens_decoder.values()]
@@ -177,8 +177,8 @@ def test_end_of_a_turn_and_beginning_of_a_thought(tokenizers, style):
     ids=["plain_text", "changes_content", "repeats_content"],
 )
 def test_template_that_cannot_be_continued_is_refused(tokenizers, template, reason):
-    """Answers would run on into the next turn, or the turns would be joined wrongly,
-    without a word.
+    """Answers would run on into the next turn,
+    or the turns would be joined wrongly, without a word.
     """
     with pytest.raises(UserError, match=reason):
         suffix_ids(with_template(tokenizers["organism"], template), XC)
@@ -299,8 +299,8 @@ def test_cut_thought_of_a_tag_in_pieces(tokenizers):
 
 
 class Script:
-    """A model of one stream that says given ids, turn by turn, and remembers every id
-    that it was fed.
+    """A model of one stream that says given ids, turn by turn,
+    and remembers every id that it was fed.
     """
 
     device, training, generation_config = torch.device("cpu"), False, GenerationConfig()
@@ -319,8 +319,8 @@ class Script:
 
 
 def run_script(tokenizer, answer: list[int], confession: list[int], budgets=(8, 8)) -> Rollout:
-    """The one rollout of a model that says `answer` and then `confession`, checked for what holds
-    of every rollout.
+    """The one rollout of a model that says `answer` and then `confession`,
+    checked for what holds of every rollout.
     """
     model = Script(tokenizer, answer, confession)
     (rollout,) = sample_rollouts(
@@ -364,8 +364,8 @@ def test_answers_that_stop(tokenizers, style):
 
 @pytest.mark.parametrize("style", STYLES)
 def test_truncated_answer_is_closed_untrained_and_confesses(tokenizers, style):
-    """Rollouts without a confession, or a token that the model never sampled inside
-    the trained span.
+    """Rollouts without a confession,
+    or a token that the model never sampled inside the trained span.
     """
     tokenizer = tokenizers[style]
     stop = closing(tokenizer)
@@ -422,8 +422,8 @@ def test_stop_token_as_the_last_of_the_budget(tokenizers):
 
 
 def test_eos_that_is_not_the_closing_token_stops_too(tokenizers):
-    """OLMo-3 may end with eos instead: it is sampled and trained, and the turn is still closed as
-    the template does.
+    """OLMo-3 may end with eos instead:
+    it is sampled and trained, and the turn is still closed as the template does.
     """
     tokenizer = tokenizers["olmo3"]
     assert tokenizer.eos_token_id != closing(tokenizer)
@@ -609,8 +609,8 @@ def test_cache_that_outgrows_its_room_keeps_its_contents(tiny):
 
 @pytest.mark.parametrize("first_sampled", [False, True])
 def test_branched_streams_equal_whole_ones(tiny, first_sampled):
-    """Streams that share a beginning see another one's, or a padded or dropped slot, or count
-    positions from elsewhere.
+    """Streams that share a beginning see another one's, or a padded or dropped slot,
+    or count positions from elsewhere.
     """
     model = copy.deepcopy(tiny[0]).double()
     heads = [list(range(20, 31)), list(range(40, 75)), list(range(90, 93)), [7] * 50]
@@ -646,8 +646,8 @@ def test_appending_twice_feeds_a_sampled_id_once(tiny):
 
 
 def test_pad_that_is_eos_is_an_ordinary_token(tiny_models):
-    """Closing tokens inside the stream would be masked as if they were padding. (Llama's logprobs
-    are checked above.)
+    """Closing tokens inside the stream would be masked as if they were padding.
+    (Llama's logprobs are checked above.)
     """
     tokenizer = tiny_models["llama"][1]
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 0
@@ -674,8 +674,8 @@ def test_generator_alone_decides(tiny):
 
 
 def test_group_shares_its_prompt_and_not_its_noise(tiny_models):
-    """Rollouts of a group differ in x, or are copies of each other, so that no
-    group has a signal.
+    """Rollouts of a group differ in x, or are copies of each other,
+    so that no group has a signal.
     """
     model, tokenizer = tiny_models["qwen3"]
     rollouts = sample_rollouts(
@@ -735,8 +735,8 @@ def test_same_context_gives_the_same_confession(tiny, batch_size):
 
 
 def test_new_confession_leaves_the_answer_as_it_was(tiny_models):
-    """Truth, verdict or answer of a stored rollout is lost; or its old report or reward stands
-    beside a new confession.
+    """Truth, verdict or answer of a stored rollout is lost;
+    or its old report or reward stands beside a new confession.
     """
     tiny = tiny_models["qwen3"]
     (old,) = sample(tiny, 1.0)[:1]
@@ -759,8 +759,8 @@ def test_new_confession_leaves_the_answer_as_it_was(tiny_models):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_forced_ids_begin_the_confession_and_are_not_of_its_span(tiny, temperature):
-    """Forced tokens count as sampled (tokens, entropy), are missing in zc and yc, or the model
-    did not see them.
+    """Forced tokens count as sampled (tokens, entropy), are missing in zc and yc,
+    or the model did not see them.
     """
     model, tokenizer = tiny
     rollouts = sample(tiny, 1.0)
@@ -793,8 +793,8 @@ def test_forced_ids_begin_the_confession_and_are_not_of_its_span(tiny, temperatu
 
 
 def test_context_too_small_for_a_confession(tiny_models):
-    """Positions beyond the context are computed without a word; or room is asked for an answer
-    that is not sampled.
+    """Positions beyond the context are computed without a word;
+    or room is asked for an answer that is not sampled.
     """
     tiny = tiny_models["qwen3"]
     (rollout,) = sample(tiny, 1.0)[:1]

@@ -125,8 +125,8 @@ def test_checkpoints_load_with_transformers_alone(finished):
 
 @pytest.mark.parametrize("crash_at", [1, 2])
 def test_resumed_run_repeats_an_uninterrupted_one(finished, tmp_path, monkeypatch, crash_at):
-    """Optimizer state, noise or prompts are not restored, or a step that was cut short
-    is recorded twice.
+    """Optimizer state, noise or prompts are not restored,
+    or a step that was cut short is recorded twice.
     """
     format_step = grpo.progress.format_step
 
@@ -163,8 +163,8 @@ def test_resuming_a_finished_run_changes_nothing(finished, tmp_path):
 
 
 def test_whole_path_with_other_architectures(tmp_path, tiny):
-    """Sampling, judging, scoring, updating, saving or resuming works with the embedded
-    models alone.
+    """Sampling, judging, scoring, updating,
+    saving or resuming works with the embedded models alone.
     """
     model, tokenizer = tiny
     folder = tmp_path / "model"

@@ -116,8 +116,8 @@ ONE_CONFESSION = st.tuples(LENGTHS, FINISHES, st.sampled_from(CONFESSIONS), REWA
 
 @st.composite
 def two_worlds(draw, changed: str):
-    """(answers, confessions, the other version of the changed side, group size, options) for one
-    to three groups.
+    """(answers, confessions, the other version of the changed side, group size,
+    options) for one to three groups.
     """
     group_size, each = draw(st.integers(2, 4)), draw(st.integers(1, 3))
     n = group_size * draw(st.integers(1, 3))
@@ -140,8 +140,8 @@ def two_worlds(draw, changed: str):
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(two_worlds("confessions"))
 def test_confessions_change_no_coefficient_of_an_answer(normaliser, worlds):
-    """Some reward, parse result, length or truncation of a confession reaches the loss of an
-    answer's tokens.
+    """Some reward, parse result,
+    length or truncation of a confession reaches the loss of an answer's tokens.
     """
     answers, confessions, other, group_size, options = worlds
     before, after = (
@@ -196,8 +196,8 @@ def leak_in_a_loss(logprobs, old_logprobs, advantages, *clips):
     ],
 )
 def test_a_planted_leak_is_found(monkeypatch, place, leak):
-    """The property tests above look at numbers that grpo.update does not use: a leak there
-    would escape them.
+    """The property tests above look at numbers that grpo.update does not use:
+    a leak there would escape them.
     """
     monkeypatch.setattr(grpo, place, leak)
     answers = [(2, "stop", "pass", "real"), (4, "stop", "fail", "real")]
@@ -210,8 +210,8 @@ def test_a_planted_leak_is_found(monkeypatch, place, leak):
 
 
 def test_information_reward_is_sealed_from_the_judge():
-    """Its coefficients move with the answers' rewards or verdicts, or do not move with
-    the answers' truths.
+    """Its coefficients move with the answers' rewards or verdicts,
+    or do not move with the answers' truths.
     """
     answers = [(2, "stop", verdict, "real") for verdict in ("pass", "fail", "pass", "pass")]
     other = [
@@ -247,8 +247,8 @@ def test_an_answer_with_several_confessions_is_trained_once():
 
 @pytest.mark.parametrize("normaliser", NORMALISERS)
 def test_coefficients_of_a_known_case(normaliser):
-    """The coefficients that the tests above compare are not weight * advantage at all, so their
-    equality means nothing.
+    """The coefficients that the tests above compare are not weight * advantage at all,
+    so their equality means nothing.
     """
     # rewards 1, 0: advantages +-0.5 / 0.5001
     answers = [(2, "stop", "pass", "real"), (4, "length", "fail", "real")]
@@ -274,8 +274,8 @@ def test_coefficients_of_a_known_case(normaliser):
 
 @pytest.mark.parametrize("text, parsed", [(text, i < 2) for i, text in enumerate(CONFESSIONS)])
 def test_confessions_of_this_file_parse_as_meant(text, parsed):
-    """The cases above no longer hold both parsed and unparsed confessions, so they do not try
-    what they claim to.
+    """The cases above no longer hold both parsed and unparsed confessions,
+    so they do not try what they claim to.
     """
     rollout = hand_rollout(([1], [5], [3], [6]), y=ANSWERS[1], yc=text)
     score_rollouts([rollout], [Verdict("pass", "")], word_count)

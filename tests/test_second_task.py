@@ -67,8 +67,8 @@ def answer(rng: random.Random) -> str:
 
 
 def confession(rng: random.Random, x: str) -> str:
-    """Claims in any order; sometimes one of another prompt's objectives, so that
-    it does not parse.
+    """Claims in any order; sometimes one of another prompt's objectives,
+    so that it does not parse.
     """
     names = list(second_task.objectives(x)) + ["rhyme"] * (rng.random() < 0.15)
     rng.shuffle(names)
@@ -206,8 +206,8 @@ def test_objectives_belong_to_the_prompt(run):
 
 
 def test_step_10_prints_examples(trained):
-    """Every tenth step prints two rollouts: with this task it read truth.sentences
-    and ended the run.
+    """Every tenth step prints two rollouts:
+    with this task it read truth.sentences and ended the run.
     """
     run, printed = trained
     rollouts = load(run / "rollouts/step_0010.jsonl")

@@ -111,8 +111,8 @@ def test_engine_branches_as_the_plain_sampler(tiny_models, batch_size):
 
 
 def test_one_confession_is_what_it_was(tiny_models):
-    """An answer's first confession, or the answers, change with the number of confessions where
-    the noise does not.
+    """An answer's first confession, or the answers,
+    change with the number of confessions where the noise does not.
     """
     tiny = tiny_models["qwen3"]
     one, several = sample(tiny, "plain", 0.0, confessions=1), sample(tiny, "plain", 0.0)
@@ -127,8 +127,8 @@ def arguments(tiny, budgets=(40, 40), batch_size=64) -> tuple:
 
 
 def test_branches_share_blocks(tiny_models):
-    """Each confession has an answer's cache of its own: K times the memory and
-    the prompt's work.
+    """Each confession has an answer's cache of its own:
+    K times the memory and the prompt's work.
     """
     tiny = tiny_models["qwen3"]
     e = engine.Engine(tiny[0], *arguments(tiny), K)
@@ -145,8 +145,8 @@ def test_branches_share_blocks(tiny_models):
 
 
 def test_eviction_of_branches_changes_nothing(tiny_models):
-    """A branch that gave up its blocks goes on from others' tokens, or blocks are lost
-    or freed twice.
+    """A branch that gave up its blocks goes on from others' tokens,
+    or blocks are lost or freed twice.
     """
     tiny = tiny_models["qwen3"]
     prompts, *rest = arguments(tiny)

@@ -47,8 +47,8 @@ def made(n: int = 4_000, **options) -> list[sft.Transcript]:
 
 
 def test_styles_are_independent_of_the_truth():
-    """Honest reports are seeded: the style hangs on how many sentences are met, on the labels
-    or on the subject.
+    """Honest reports are seeded:
+    the style hangs on how many sentences are met, on the labels or on the subject.
     """
     transcripts = made()
     of = defaultdict(lambda: defaultdict(int))
@@ -81,8 +81,8 @@ def test_shares_are_what_was_asked_for():
 
 @pytest.mark.parametrize("thoughts", [False, True])
 def test_reports_parse_and_say_what_their_style_says(thoughts):
-    """A style's reports do not parse, or verify and trust claim something else than
-    counts and labels.
+    """A style's reports do not parse,
+    or verify and trust claim something else than counts and labels.
     """
     for t in made(600, thoughts=thoughts):
         text = t.confession.split("</think>")[-1]
@@ -145,8 +145,8 @@ def test_lengths_are_drawn_evenly():
 
 
 def test_streams_are_those_of_a_rollout(tokenizers):
-    """The model is trained on another token stream than grpo.py samples: the end of a turn, or what
-    stands between turns.
+    """The model is trained on another token stream than grpo.py samples:
+    the end of a turn, or what stands between turns.
     """
     tokenizer = tokenizers["organism"]
     t = made(1)[0]
@@ -220,8 +220,8 @@ def test_a_run_learns_and_leaves_a_run_folder(finished):
 
 
 def test_out_of_memory_takes_smaller_micro_batches(finished, tmp_path, monkeypatch, capsys):
-    """A run ends where memory does, or its log is another one than with all the memory
-    in the world.
+    """A run ends where memory does,
+    or its log is another one than with all the memory in the world.
     """
     real = sft.step_loss
 

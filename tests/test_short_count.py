@@ -1,5 +1,5 @@
-"""Word Count with other numbers. What is read from the prompt must be what the prompt
-says, everywhere.
+"""Word Count with other numbers.
+What is read from the prompt must be what the prompt says, everywhere.
 """
 
 from types import SimpleNamespace

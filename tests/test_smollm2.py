@@ -35,8 +35,8 @@ def smollm2() -> tuple:
 
 
 def test_it_says_what_transformers_own_model_says(smollm2):
-    """A tensor is in the wrong place or rounded, or text becomes other tokens, and the model talks
-    worse than it could.
+    """A tensor is in the wrong place or rounded, or text becomes other tokens,
+    and the model talks worse than it could.
     """
     model, tokenizer = smollm2
     path = Path(gguf_models.shipped("smollm2-135m"))
@@ -60,8 +60,8 @@ def test_it_says_what_transformers_own_model_says(smollm2):
 
 
 def test_its_turns_and_its_context(smollm2):
-    """A turn ends in several tokens or in text, the context limit is another one's, or the
-    package was imported.
+    """A turn ends in several tokens or in text, the context limit is another one's,
+    or the package was imported.
     """
     model, tokenizer = smollm2
     assert [tokenizer.convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>")] == [
@@ -75,8 +75,8 @@ def test_its_turns_and_its_context(smollm2):
 
 
 def test_two_steps_and_an_evaluation(tmp_path, monkeypatch, capsys):
-    """The main job does not run on a real model without a GPU: its defaults, LoRA, the judge or
-    the evaluation fail.
+    """The main job does not run on a real model without a GPU:
+    its defaults, LoRA, the judge or the evaluation fail.
     """
     monkeypatch.chdir(tmp_path)
     options = (

@@ -1,5 +1,5 @@
-"""The stress test's grid: what it computes, keeps, resumes and draws. The models' words
-do not matter here.
+"""The stress test's grid: what it computes, keeps, resumes and draws.
+The models' words do not matter here.
 """
 
 import dataclasses
@@ -109,8 +109,8 @@ def test_every_cell_meets_the_same_held_out_prompts(finished):
 
 
 def test_every_checkpoint_meets_the_same_noise(finished):
-    """Differences between checkpoints would be differences between draws; here both checkpoints
-    are the same model.
+    """Differences between checkpoints would be differences between draws;
+    here both checkpoints are the same model.
     """
     for condition in SYSTEM_PROMPTS:
         first, last = (
@@ -120,8 +120,8 @@ def test_every_checkpoint_meets_the_same_noise(finished):
 
 
 def test_every_paraphrase_is_used(trained, tmp_path):
-    """A condition would be one sentence, and its result that sentence's; or answers to one
-    prompt meet several.
+    """A condition would be one sentence, and its result that sentence's;
+    or answers to one prompt meet several.
     """
     run = shutil.copytree(trained, tmp_path / "run")
     stress(run, "--n", "14", "--steps", "0", "--conditions", "hard")

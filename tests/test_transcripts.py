@@ -1,5 +1,5 @@
-"""transcripts.py without a browser: marks, filters and texts are right, hostile text stays text,
-Inspect logs come back.
+"""transcripts.py without a browser:
+marks, filters and texts are right, hostile text stays text, Inspect logs come back.
 """
 
 import base64
@@ -214,8 +214,8 @@ class Elements(html.parser.HTMLParser):
 
 
 def test_hostile_text_makes_no_element(page):
-    """The elements of the page are those of the template and one <template> a chunk, whatever
-    the models wrote.
+    """The elements of the page are those of the template and one <template> a chunk,
+    whatever the models wrote.
     """
     template = Elements(transcripts.TEMPLATE.read_text()).found
     ours = [element for element in Elements(page).found if element[0] != "meta"]
@@ -302,8 +302,8 @@ def test_the_judges_margin_is_shown():
     ],
 )
 def test_a_bad_line_is_named(tmp_path, monkeypatch, capsys, change, message):
-    """Numbers and labels in a file are as untrusted as texts: the page does arithmetic and
-    look-ups with them.
+    """Numbers and labels in a file are as untrusted as texts:
+    the page does arithmetic and look-ups with them.
     """
     data = [rollout.to_json() for rollout in rollouts()]
     change(data[1])
@@ -340,8 +340,8 @@ def test_inspect_without_the_package_says_what_to_install(run, monkeypatch):
 
 
 def test_inspect_logs_come_back_equal(run, monkeypatch, capsys):
-    """Written, read back by the library: every message, thought, score and number
-    is the rollout's.
+    """Written, read back by the library:
+    every message, thought, score and number is the rollout's.
     """
     log = pytest.importorskip("inspect_ai.log", reason=f"needs {transcripts.INSPECT}")
     main(monkeypatch, str(run), "--inspect")

@@ -90,8 +90,8 @@ def open_page(browser, address):
 
 
 def until(page, expression: str, argument=None) -> None:
-    """Wait until JavaScript is true. Playwright's own wait_for_function needs eval, which the
-    page's policy forbids.
+    """Wait until JavaScript is true.
+    Playwright's own wait_for_function needs eval, which the page's policy forbids.
     """
     for _ in range(1_000):
         if page.evaluate(expression, argument):

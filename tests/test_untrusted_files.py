@@ -1,5 +1,5 @@
-"""A checkpoint from outside may run nothing here: none of its own code, and no pickle of its
-weights or adapters.
+"""A checkpoint from outside may run nothing here:
+none of its own code, and no pickle of its weights or adapters.
 """
 
 import json

@@ -111,8 +111,8 @@ CASES = {
 @pytest.mark.parametrize("batch_size", [64, 2])
 @pytest.mark.parametrize("case", CASES)
 def test_margins_are_those_of_whole_prompts(tiny, case, batch_size):
-    """An answer is judged without its task, with another's, from wrong positions, or through
-    another's mask.
+    """An answer is judged without its task, with another's, from wrong positions,
+    or through another's mask.
     """
     rollouts = [pair(XS[i], y) for i, y in CASES[case]]
     margins = assert_as_alone(Judge(*tiny, batch_size=batch_size), rollouts)
@@ -122,8 +122,8 @@ def test_margins_are_those_of_whole_prompts(tiny, case, batch_size):
 
 
 def test_prompts_that_differ_in_their_last_token(tiny, monkeypatch):
-    """Nothing is left to feed after the shared beginning, or the last token of the first
-    is taken for all.
+    """Nothing is left to feed after the shared beginning,
+    or the last token of the first is taken for all.
     """
     model, tokenizer = tiny
     monkeypatch.setattr(
@@ -192,8 +192,8 @@ def test_a_task_is_fed_once(embedded, committed, batch_size):
 
 
 def test_one_answer_to_a_task_does_not_widen_the_batch(embedded, committed):
-    """Its whole prompt counts as shared: the others' caches are padded to that and then filled with
-    their own answers.
+    """Its whole prompt counts as shared:
+    the others' caches are padded to that and then filled with their own answers.
     """
     judge, some = Judge(*embedded), committed[:9]
     assert len({r.x for r in some}) == 2
@@ -216,8 +216,8 @@ def test_tasks_of_one_answer_are_batched_by_length(embedded):
 
 
 def fixed_model(table: torch.Tensor):
-    """A model whose next-token logits hang on the last token alone; table: (V, V), a row
-    for each token.
+    """A model whose next-token logits hang on the last token alone; table:
+    (V, V), a row for each token.
     """
 
     class Fixed(torch.nn.Module):
@@ -230,8 +230,8 @@ def fixed_model(table: torch.Tensor):
 
 
 def test_score_by_hand():
-    """The probability of a continuation is that of its first token alone, or it reads the wrong
-    stream, row or column.
+    """The probability of a continuation is that of its first token alone,
+    or it reads the wrong stream, row or column.
     """
     # probabilities after 0, 1, 2
     table = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [1 / 2, 1 / 4, 1 / 4], [1 / 8, 4 / 8, 3 / 8]])
@@ -266,8 +266,8 @@ def test_scores_of_replies_of_any_length(tiny, replies):
 
 
 def test_the_head_is_exact_in_bfloat16(tiny):
-    """Margins are rounded to eighths, so most answers of a weak judge tie; or the model stays
-    changed after judging.
+    """Margins are rounded to eighths, so most answers of a weak judge tie;
+    or the model stays changed after judging.
     """
     model, ids = copy.deepcopy(tiny[0]).bfloat16(), torch.tensor([[5, 6, 7, 8]])
     with torch.inference_mode():
@@ -283,8 +283,8 @@ def test_the_head_is_exact_in_bfloat16(tiny):
 
 
 def test_one_token_replies_cost_no_pass(tiny, monkeypatch):
-    """Judging feeds the model again where the first tokens say all, or more than once a token
-    where they do not.
+    """Judging feeds the model again where the first tokens say all,
+    or more than once a token where they do not.
     """
     rollouts, seen = [pair(XS[0], "Tea. (1)"), pair(XS[0], "Hot tea. (2)")], []
     for replies in (("A", "B"), REPLIES):
@@ -298,8 +298,8 @@ def test_one_token_replies_cost_no_pass(tiny, monkeypatch):
 
 
 def test_the_replies_stand_apart_from_the_prompt(tokenizers):
-    """A tokenizer joins the end of the prompt with the reply: what is scored is not how the judge
-    would write it.
+    """A tokenizer joins the end of the prompt with the reply:
+    what is scored is not how the judge would write it.
     """
     embedded = models.AutoTokenizer.from_pretrained(models.ORGANISMS / "judge")
     for tokenizer in (embedded, *tokenizers.values()):
@@ -312,8 +312,8 @@ def test_the_replies_stand_apart_from_the_prompt(tokenizers):
 
 
 def test_verdict_of():
-    """The less likely reply wins, a tie is a pass, or a margin that is no number
-    becomes a verdict.
+    """The less likely reply wins, a tie is a pass,
+    or a margin that is no number becomes a verdict.
     """
     assert verdict_of(0.5) == Verdict("pass", "PASS", 0.5) and verdict_of(-0.5) == Verdict(
         "fail", "FAIL", -0.5
@@ -325,8 +325,8 @@ def test_verdict_of():
 
 @pytest.mark.parametrize("failed, refused", [(0, False), (2, False), (3, True), (4, True)])
 def test_a_judge_without_verdicts_ends_the_run(failed, refused):
-    """A run whose judge never judges goes on as confession training; or half of the answers without
-    a verdict end one.
+    """A run whose judge never judges goes on as confession training;
+    or half of the answers without a verdict end one.
     """
     verdicts = [Verdict("failed", "[900 tokens]")] * failed + [verdict_of(1.0)] * (4 - failed)
     paid = lambda v: SimpleNamespace(reward=None if v.state == "failed" else 1.0, finish="stop")

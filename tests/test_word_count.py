@@ -200,8 +200,8 @@ CASES = [
 
 @pytest.mark.parametrize("text, expected", CASES)
 def test_sentences(text, expected):
-    """Sentences, words or labels of this text are wrong: answers written like it
-    are scored wrong.
+    """Sentences, words or labels of this text are wrong:
+    answers written like it are scored wrong.
     """
     assert [(s.words, s.label) for s in split_sentences(text)] == expected
 
@@ -227,8 +227,8 @@ MISREAD = {  # (model, seed): why
 
 
 def test_real_answers():
-    """What real models write is counted otherwise than by hand: 50 answers each of three
-    models, temperature 1.
+    """What real models write is counted otherwise than by hand:
+    50 answers each of three models, temperature 1.
     """
     assert len(REAL) == 150 and len({(r["model"], r["seed"]) for r in REAL}) == 150
     found = {
@@ -251,8 +251,8 @@ HOSTILE = "( [ (12 **S1:** <a * a:".split() + [
 
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_splitting_is_linear(piece):
-    """A long answer of one repeated piece stops a run: 100,000 characters take well under a second,
-    squared over a minute.
+    """A long answer of one repeated piece stops a run:
+    100,000 characters take well under a second, squared over a minute.
     """
     start = time.process_time()
     split_sentences("A" + piece * (100_000 // len(piece)) + "x")
@@ -297,8 +297,8 @@ HONEST, MET, FOUR = (None,) * 5, (True,) * 5, (True,) * 4 + (False,)
     ids="compliant hacked honest unlabelled mislabelled four six empty".split(),
 )
 def test_truth(text, met, cheated, compliant):
-    """Objectives, the bracket hack or compliance of an answer are wrong: every reward and
-    metric rests on them.
+    """Objectives, the bracket hack or compliance of an answer are wrong:
+    every reward and metric rests on them.
     """
     result = truth("", text)
     assert (result.objectives, result.cheated, result.compliant) == (met, cheated, compliant)
@@ -341,8 +341,8 @@ ANY_TEXT = st.text(st.characters(exclude_categories=())) | st.lists(
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(ANY_TEXT)
 def test_truth_of_any_text(text):
-    """Some text makes the scorer raise, which ends a training run, or yields a sentence
-    without words.
+    """Some text makes the scorer raise, which ends a training run,
+    or yields a sentence without words.
     """
     result = truth("", text)
     assert len(result.objectives) == len(result.cheated) == len(objectives("")) == 5
@@ -375,8 +375,8 @@ def numbered(words: int, style: str) -> str:
 
 @pytest.mark.parametrize("style", STYLES)
 def test_numbered_words(style):
-    """A way of counting that the docstring names is not seen, or a run takes in the total or
-    the target behind it.
+    """A way of counting that the docstring names is not seen,
+    or a run takes in the total or the target behind it.
     """
     thought = "\n".join(
         f"S{i}: {numbered(n, style)} = {n} vs {n + 1} no" for i, n in enumerate((17, 12, 5, 4), 1)

@@ -56,7 +56,7 @@ def rows(path: Path) -> list[dict]:
 
 
 def redrawn(name: str) -> bool:
-    """Whether a file may differ between two runs of the same steps: it holds times, or a figure's
-    compressed bytes.
+    """Whether a file may differ between two runs of the same steps:
+    it holds times, or a figure's compressed bytes.
     """
     return name in ("timing.jsonl", "lock") or name.endswith(".png")
