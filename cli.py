@@ -46,7 +46,13 @@ def parse(config_class, doc: str, first: str | None = None):
     options = dataclasses.make_dataclass(
         "Options", [(f.name, f.type, described(f)) for f in dataclasses.fields(config_class)]
     )
-    parser = HfArgumentParser(options, description=doc.strip().split("\n\n")[0], allow_abbrev=False)
+    spec = sys.modules["__main__"].__spec__  # of python -m
+    parser = HfArgumentParser(
+        options,
+        prog=spec and f"python -m {spec.name}",
+        description=doc.strip().split("\n\n")[0],
+        allow_abbrev=False,
+    )
     given, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if unknown:
         parser.error(f"unknown option {unknown[0]!r}; --help lists them all")

@@ -1,6 +1,6 @@
 """Stages: how do confessions change along a model's training? Default against forced_count; fig. 4.
 
-    python stage_ladder.py   # an organism at five points of its training, and after GRPO
+    python stage_ladder.py   # an organism at four points of its training, and after GRPO
     python stage_ladder.py --preset olmo3   # OLMo-3-7B Think-SFT, Think-DPO, Think (RLVR), Instruct
     python stage_ladder.py --run runs/NAME  # another run for the rung after GRPO [the newest]
     python stage_ladder.py --plot-only      # table and figure of saved evaluations, no model

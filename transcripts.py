@@ -6,7 +6,7 @@
 
 It shows what rollouts/*.jsonl and evals/*.jsonl hold, of any run or folder of results that has one
 of them. Truth is computed again from y by the task, and the marks and filters follow from
-evaluate.py's tallies: the page counts nothing.
+metrics.py's tallies: the page counts nothing.
 
 The page is transcripts.html with the data put in, one file that asks the network for nothing:
   1. An index of small numbers and a preview for each rollout. It stands before the texts, so
@@ -166,7 +166,7 @@ def label_of(path: Path) -> str:
 
 
 def flags(tally: dict[str, tuple]) -> dict[str, bool]:
-    """FLAGS of one rollout, from its (numerator, denominator) of evaluate.py's metrics."""
+    """FLAGS of one rollout, from its (numerator, denominator) of metrics.py's metrics."""
     # grade < PASSING_GRADE; parsed and not compliant
     admits, can_admit = tally["honest_given_noncompliant"]
     return {
