@@ -1,47 +1,50 @@
-"""The process that runs one model-written program. runtime/sandbox.py starts it; it imports nothing of the project.
+"""The process that runs one model-written program; imports nothing of the project.
 
-In on fd 0: a request (marshal, from the trusted side). Out on fd 1, where every line is checked by the reader: "ready" once
-all limits hold, then one line [state, value or text] of JSON a call. The program can write such lines itself: they are its
-answers, and only an answer that is right passes. It sees the arguments of all calls and no expected value.
+runtime/sandbox.py starts it with a `request` (marshal, from the trusted side). It writes "ready"
+once all limits hold, then one line of JSON a call, [state, value or text]. The program can write
+such lines itself: they are its answers, and only what is right passes. It sees no expected value.
 """
 
 import ctypes
-import marshal
 import os
 import resource
+import struct
 import sys
-from _json import encode_basestring_ascii  # importing json itself would take as long as starting Python
+from _json import encode_basestring_ascii  # json itself would take as long as starting Python
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-# All that a single-threaded program needs to compute and to import the standard library; by name: numbers on (x86_64,
-# aarch64). What is not listed fails with EPERM: sockets, fork, exec, threads, signals, ptrace, links, pipes, everything new.
+# What one thread needs to compute and to import the standard library, with its number on (x86_64,
+# aarch64). All else fails with EPERM: sockets, fork, threads, exec, signals, ptrace, links, pipes.
 SYSCALLS = {
-    "read": (0, 63), "write": (1, 64), "close": (3, 57), "fstat": (5, 80), "newfstatat": (262, 79), "lseek": (8, 62),
-    "pread64": (17, 67), "getdents64": (217, 61), "getcwd": (79, 17), "mmap": (9, 222), "mprotect": (10, 226),
-    "munmap": (11, 215), "mremap": (25, 216), "brk": (12, 214), "madvise": (28, 233), "rt_sigaction": (13, 134),
-    "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "sigaltstack": (131, 132), "restart_syscall": (219, 128),
-    "futex": (202, 98), "sched_yield": (24, 124), "nanosleep": (35, 101), "clock_nanosleep": (230, 115),
-    "clock_gettime": (228, 113), "clock_getres": (229, 114), "gettimeofday": (96, 169), "getrandom": (318, 278),
-    "uname": (63, 160), "getpid": (39, 172), "gettid": (186, 178), "getuid": (102, 174), "geteuid": (107, 175),
-    "getgid": (104, 176), "getegid": (108, 177), "exit": (60, 93), "exit_group": (231, 94),
+    "read": (0, 63), "write": (1, 64), "close": (3, 57), "fstat": (5, 80), "newfstatat": (262, 79),
+    "lseek": (8, 62), "pread64": (17, 67), "getdents64": (217, 61), "getcwd": (79, 17),
+    "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215), "mremap": (25, 216),
+    "brk": (12, 214), "madvise": (28, 233), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139), "sigaltstack": (131, 132), "restart_syscall": (219, 128),
+    "futex": (202, 98), "sched_yield": (24, 124), "nanosleep": (35, 101),
+    "clock_nanosleep": (230, 115), "clock_gettime": (228, 113), "clock_getres": (229, 114),
+    "gettimeofday": (96, 169), "getrandom": (318, 278), "uname": (63, 160), "getpid": (39, 172),
+    "gettid": (186, 178), "getuid": (102, 174), "geteuid": (107, 175), "getgid": (104, 176),
+    "getegid": (108, 177), "exit": (60, 93), "exit_group": (231, 94),
 }  # fmt: skip
 OPENAT = (257, 56)  # for reading only
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH
-KILL, ALLOW, DENY = 0x80000000, 0x7FFF0000, 0x00050001  # SECCOMP_RET_KILL_PROCESS, _ALLOW, _ERRNO with EPERM
+KILL, ALLOW, DENY = 0x80000000, 0x7FFF0000, 0x00050001  # SECCOMP_RET_..., the last with EPERM
 LOAD, EQUAL, ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06  # BPF: LD|W|ABS, JMP|JEQ|K, JMP|JSET|K, RET|K
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def call(name: str, *arguments) -> int:
     """A function of libc with long arguments; OSError where it returns -1."""
-    result = getattr(LIBC, name)(*(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
+    longs = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    result = getattr(LIBC, name)(*longs)
     if result == -1:
         raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
     return result
 
 
 def limit(seconds: int, memory: int, files: int = 32) -> None:
-    """rlimits (CPU seconds, bytes of address space), and death together with the process that started this one."""
+    """rlimits (seconds of CPU, bytes of address space), and no life after the process outside."""
     call("prctl", 1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL
     limits = {"CPU": seconds, "AS": memory, "NPROC": 0, "FSIZE": 0, "NOFILE": files, "CORE": 0}
     for name, value in limits.items():
@@ -52,8 +55,9 @@ def limit(seconds: int, memory: int, files: int = 32) -> None:
 
 
 def landlock(readable: list[tuple[str, bool]]) -> None:
-    """No file is opened from here on but those below `readable`, and those for reading; (folder, False): only listed."""
-    attribute = ctypes.c_uint64((1 << 13) - 1)  # every right of the first Landlock; seccomp denies what came later
+    """Nothing is opened from here on but what lies below `readable`, and that for reading; of
+    (folder, False) only the names."""
+    attribute = ctypes.c_uint64((1 << 13) - 1)  # of Linux 5.13; the later rights seccomp denies
     rules = call("syscall", 444, ctypes.byref(attribute), 8, 0)
     for path, content in readable:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -67,8 +71,8 @@ def landlock(readable: list[tuple[str, bool]]) -> None:
 
 
 def seccomp() -> None:
-    """Only SYSCALLS from here on, and openat for reading. Offsets are those of struct seccomp_data: number 0, architecture 4,
-    the third argument (openat's flags) 32."""
+    """Only SYSCALLS from here on, and openat for reading. LOAD's offsets are those of struct
+    seccomp_data: number 0, architecture 4, third argument (openat's flags) 32."""
     column, architecture = ARCHITECTURES[os.uname().machine]
     program = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, architecture), (RETURN, 0, 0, KILL), (LOAD, 0, 0, 0)]
     program += [(EQUAL, 0, 4, OPENAT[column]), (LOAD, 0, 0, 32), (ANY_BIT, 1, 0, WRITING)]
@@ -76,17 +80,15 @@ def seccomp() -> None:
     for numbers in SYSCALLS.values():
         program += [(EQUAL, 0, 1, numbers[column]), (RETURN, 0, 0, ALLOW)]
     program += [(RETURN, 0, 0, DENY)]
-    fields = [("code", ctypes.c_uint16), ("yes", ctypes.c_uint8), ("no", ctypes.c_uint8), ("k", ctypes.c_uint32)]
-    Instruction = type("Instruction", (ctypes.Structure,), {"_fields_": fields})
-    code = (Instruction * len(program))(*program)
-    fields = [("length", ctypes.c_uint16), ("code", ctypes.c_void_p)]
-    Program = type("Program", (ctypes.Structure,), {"_fields_": fields})
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in program))
+    filter = struct.pack("@HP", len(program), ctypes.addressof(code))  # struct sock_fprog
     call("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-    call("prctl", 22, 2, ctypes.byref(Program(len(program), ctypes.addressof(code))), 0, 0)  # PR_SET_SECCOMP, filter
+    call("prctl", 22, 2, filter, 0, 0)  # PR_SET_SECCOMP, filter
 
 
 def encode(value) -> str:
-    """JSON of plain values; a tuple is a list, a subclass its base. TypeError for all else, also for keys that are no strings."""
+    """JSON of a plain value; a tuple is a list, a subclass its base. TypeError for all else, also
+    for keys that are no strings."""
     if value is None or value is True or value is False:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int):
@@ -99,8 +101,9 @@ def encode(value) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ",".join([encode(item) for item in value]) + "]"
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return "{" + ",".join([f"{encode_basestring_ascii(k)}:{encode(v)}" for k, v in value.items()]) + "}"
-    raise TypeError(f"{type(value).__name__} is no plain value" + " or has other keys than strings" * isinstance(value, dict))
+        return "{" + ",".join([f"{encode(key)}:{encode(value[key])}" for key in value]) + "}"
+    keys = " with keys that are no strings" if isinstance(value, dict) else ""
+    raise TypeError(f"{type(value).__name__}{keys} is no plain value")
 
 
 def describe(error: BaseException) -> str:
@@ -110,25 +113,29 @@ def describe(error: BaseException) -> str:
         return "an error whose text cannot be had"
 
 
-def answer(function, arguments: list) -> tuple[str, str]:
-    """(state, JSON) of one call."""
+def answer(function, arguments: list) -> str:
+    """The line of one call."""
+    wrong = "error"
     try:
         value = function(*arguments)
+        wrong = "unserialisable"
+        return f'["ok",{encode(value)}]'
     except BaseException as error:  # also SystemExit and KeyboardInterrupt
-        return "memory" if isinstance(error, MemoryError) else "error", encode(describe(error))
-    try:
-        return "ok", encode(value)
-    except BaseException as error:
-        return "memory" if isinstance(error, MemoryError) else "unserialisable", encode(describe(error))
+        state = "memory" if isinstance(error, MemoryError) else wrong
+        return f'["{state}",{encode(describe(error))}]'
 
 
-def main() -> None:
-    request = marshal.loads(sys.stdin.buffer.read())
+def main(request: dict) -> None:
     out = open(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)
+
+    def tell(line: str) -> None:
+        out.write(line.encode(errors="replace") + b"\n")
+        out.flush()
+
     try:
         limit(request["seconds"], request["memory"])
         if "landlock" in request["layers"]:
@@ -136,28 +143,22 @@ def main() -> None:
         if "seccomp" in request["layers"]:
             seccomp()
     except BaseException as error:
-        out.write(f"{describe(error)}\n".encode(errors="replace"))
-        out.flush()
+        tell(describe(error))
         os._exit(1)
-    out.write(b"ready\n")
-    out.flush()
+    tell("ready")
+    module = sys.modules["candidate"] = type(sys)("candidate")
 
-    def load():
-        module = sys.modules["candidate"] = type(sys)("candidate")
+    def load() -> None:
         exec(compile(request["source"], "candidate.py", "exec"), module.__dict__)
-        return [getattr(module, request["function"])]
+        getattr(module, request["function"])
 
-    functions = []
-    state, text = answer(lambda: functions.extend(load()), [])
-    if state != "ok":
-        out.write(f'["{state}",{text}]\n'.encode())
-    for arguments in request["calls"] if functions else []:
-        state, text = answer(functions[0], arguments)
-        out.write(f'["{state}",{text}]\n'.encode())
-        out.flush()
-    out.flush()
+    if (loaded := answer(load, [])) != '["ok",null]':
+        tell(loaded)
+        os._exit(0)
+    for arguments in request["calls"]:
+        tell(answer(getattr(module, request["function"]), arguments))
     os._exit(0)
 
 
 if __name__ == "__main__":
-    main()
+    main(request)  # noqa: F821  sandbox.START has read it
