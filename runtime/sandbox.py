@@ -18,8 +18,10 @@ hide. "weak" promises rlimits and the clock, and takes the others where it finds
 is written out in sandbox_child.py: libseccomp is not on every machine that has seccomp, and all
 that is needed of it is a list of numbers.
 
-**Speed.** A fresh interpreter for each program: no fork server, whose memory would hold what other
-programs wrote. The trainer is large and has threads: subprocess starts by vfork, nothing forks it.
+**Speed.** Python takes 14 to 22 ms of CPU to start and import, a fork of a started one 4. So each
+worker is a clean process of one thread (sandbox_child.py) that forks itself for each program. What
+differs from program to program never enters it: requests and answers pass by, in a file and a pipe.
+The trainer, large and with threads, is not forked: subprocess starts the workers by vfork.
 
 `python -m runtime.sandbox` says what holds here and measures the speed; docs/sandbox.md has both.
 """
@@ -30,25 +32,28 @@ import marshal
 import math
 import os
 import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from queue import SimpleQueue
+from tempfile import TemporaryFile, mkdtemp
 
 import cli
 
 LEVELS = ("strong", "weak")
 STATES = ("ok", "error", "memory", "unserialisable")  # of a call
 DEPTH = 64  # of nested lists: who compares or logs an answer must not run into the recursion limit
-START_SECONDS = 60.0  # for the process to start, on a busy machine
-CHILD = Path(__file__).with_name("sandbox_child.py")
-START = "import marshal, sys; request = marshal.load(sys.stdin.buffer); exec(request['child'])"
-COMMAND = [sys.executable, "-S", "-s", "-P", "-B", "-c", START]
+START_SECONDS = 60.0  # for a process to start, on a busy machine
+CHILD = str(Path(__file__).with_name("sandbox_child.py"))
+COMMAND = [sys.executable, "-S", "-s", "-P", "-B", CHILD]
 ENVIRONMENT = {"PYTHONHASHSEED": "0"}  # a set has the same order in every run; -I would ignore it
 
 
@@ -64,7 +69,7 @@ class Raised:
 class Outcome:
     """What a program came to."""
 
-    state: str  # "ok": every call returned a plain value; else what first went wrong, one of STATES,
+    state: str  # "ok" if every call returned a plain value, else what first went wrong: of STATES,
     # or how the process was stopped: "timeout", "output" (too much), "killed" (by a signal)
     values: list  # of the calls in their order, Raised among them; fewer if the program ended early
     detail: str  # one printable line
@@ -87,8 +92,8 @@ class Sandbox:
         missing = [layer for layer, holds in available().items() if not holds]
         if self.level == "strong" and missing:
             raise cli.UserError(
-                f"--sandbox strong needs {' and '.join(missing)}, not to be had on this machine (it is"
-                " on Linux 5.13 or later, x86_64 or aarch64, that was started with landlock);"
+                f"--sandbox strong needs {' and '.join(missing)}, not to be had on this machine"
+                " (they are on Linux 5.13 or later, x86_64 or aarch64, started with landlock);"
                 " --sandbox weak lets model-written code have your own rights to files and network"
             )
 
@@ -96,38 +101,82 @@ class Sandbox:
         """Outcomes of programs (source, name of the function, [arguments of a call, of the next,
         ...]) in their order. RuntimeError if a process does not start: no fault of its program."""
         layers = [layer for layer, holds in available().items() if holds]
-        limits = (layers, self.seconds, self.memory_mb, self.output_kb)
-        with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(lambda program: run_program(*program, *limits), programs))
+        limits = (self.seconds, self.memory_mb, self.output_kb)
+        with ExitStack() as stack, ThreadPoolExecutor(self.workers) as pool:
+            idle = SimpleQueue()
+            for _ in range(min(self.workers, len(programs))):
+                idle.put(stack.enter_context(starter(layers)))
+
+            def work(program):
+                control = idle.get()
+                try:
+                    return run_program(control, *program, *limits)
+                finally:
+                    idle.put(control)
+
+            return list(pool.map(work, programs))
+
+
+@contextmanager
+def starter(layers: list[str]):
+    """A socket to a process that starts programs under these layers."""
+    control, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control.settimeout(START_SECONDS)
+    folder = mkdtemp()
+    place = {"cwd": folder, "env": ENVIRONMENT, "start_new_session": True}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    try:
+        with control, subprocess.Popen(COMMAND, stdin=end, **place, **quiet) as process:
+            end.close()
+            try:
+                control.send(marshal.dumps({"layers": layers, "readable": readable()}))
+                yield control
+            finally:
+                process.kill()
+    finally:
+        with suppress(RecursionError):  # at the weak level folders can be nested deep
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_program(
+    control: socket.socket,
     source: str,
     function: str,
     calls: list[list],
-    layers: list[str],
     seconds: float,
     memory_mb: int,
     output_kb: int,
 ) -> Outcome:
-    request = {"source": source, "function": function, "calls": calls, "child": child()}
-    request |= {"layers": layers, "readable": readable()}
-    request |= {"seconds": math.ceil(seconds) + 1, "memory": memory_mb << 20}
     start = time.perf_counter()
-    with TemporaryFile() as stdin, TemporaryDirectory(ignore_cleanup_errors=True) as empty:
-        stdin.write(marshal.dumps(request, 2))  # version 2: no two calls share a list
-        stdin.seek(0)
-        streams = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        place = {"cwd": empty, "env": ENVIRONMENT, "start_new_session": True}
-        with subprocess.Popen(COMMAND, **streams, **place) as process:
+    request = {"source": source, "function": function, "calls": calls}
+    request |= {"seconds": math.ceil(seconds) + 1, "memory": memory_mb << 20}
+    with TemporaryFile() as file:
+        file.write(marshal.dumps(request, 2))  # version 2: no two calls share a list
+        file.seek(0)
+        reader, writer = os.pipe()
+        with open(reader, "rb"):
+            with open(writer, "wb"):
+                socket.send_fds(control, [b"1"], [file.fileno(), writer])
+            pid = receive(control)
             try:
-                data, stopped = read(process.stdout.fileno(), seconds, output_kb << 10)
+                data, stopped = read(reader, seconds, output_kb << 10)
             finally:
-                os.killpg(process.pid, signal.SIGKILL)  # before wait(): its pid is still its own
+                with suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+                control.send(b"1")
+                status = receive(control)
     head, _, body = data.partition(b"\n")
     if head != b"ready":
-        raise RuntimeError(f"a sandbox did not start: {head[:300]!r}, status {process.returncode}")
-    return outcome(body, len(calls), stopped, process.returncode, time.perf_counter() - start)
+        raise RuntimeError(f"a sandbox did not start: {head[:300]!r}, status {status}")
+    return outcome(body, len(calls), stopped, status, time.perf_counter() - start)
+
+
+def receive(control: socket.socket) -> int:
+    """A number from sandbox_child.serve."""
+    with suppress(OSError):
+        if message := control.recv(16):
+            return int(message)
+    raise RuntimeError("the process that starts sandboxes has ended")
 
 
 def read(fd: int, seconds: float, limit: int) -> tuple[bytes, str]:
@@ -195,12 +244,6 @@ def same(value, expected) -> bool:
 
 
 @functools.cache
-def child():
-    """The code of sandbox_child.py, compiled once: that takes as long as setting all its limits."""
-    return compile(CHILD.read_text(), CHILD.name, "exec")
-
-
-@functools.cache
 def readable() -> list[tuple[str, bool]]:
     """What a program may read, (path, whether also the content): the standard library without
     site-packages, and the shared libraries that its modules load."""
@@ -222,7 +265,9 @@ def available() -> dict[str, bool]:
     for layer, act in PROBES.items():
         source = f"def f():\n try:\n  {act}\n except PermissionError:\n  return True"
         try:
-            holds[layer] = run_program(source, "f", [[]], [layer], 10.0, 256, 64).values == [True]
+            with starter([layer]) as control:
+                outcome = run_program(control, source, "f", [[]], 10.0, 256, 64)
+            holds[layer] = outcome.values == [True]
         except (RuntimeError, OSError):
             holds[layer] = False
     return holds
@@ -238,8 +283,8 @@ def main(programs: int = 64, repeats: int = 10) -> None:
             states = {outcome.state for outcome in Sandbox("weak").run(batch)}
             walls.append(time.perf_counter() - start)
         cpu = (sum(os.times()[:4]) - sum(before[:4])) / programs / repeats
-        print(f"{programs} programs of 10 calls, two at once: {min(walls):.2f} to {max(walls):.2f} s")
-        print(f"  {cpu * 1000:.1f} ms of CPU a program; {', '.join(states)}; {imports or 'no import'}")
+        spread = f"{min(walls):.2f} to {max(walls):.2f} s, {cpu * 1000:.1f} ms of CPU a program"
+        print(f"{programs} programs of 10 calls: {spread}, {', '.join(states)}; {imports}")
 
 
 if __name__ == "__main__":

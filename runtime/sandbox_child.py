@@ -1,13 +1,17 @@
-"""The process that runs one model-written program; imports nothing of the project.
+"""Starts a process for each model-written program; imports nothing of the project.
 
-runtime/sandbox.py starts it with a `request` (marshal, from the trusted side). It writes "ready"
-once all limits hold, then one line of JSON a call, [state, value or text]. The program can write
-such lines itself: they are its answers, and only what is right passes. It sees no expected value.
+runtime/sandbox.py starts this file and sends a file with a request (marshal, from the trusted side)
+and a pipe for each program. A program's process writes "ready" once all limits hold, then one line
+of JSON a call, [state, value or text]. The program can write such lines itself: they are its
+answers, and only what is right passes. It sees no expected value.
 """
 
 import ctypes
+import gc
+import marshal
 import os
 import resource
+import socket
 import struct
 import sys
 from _json import encode_basestring_ascii  # json itself would take as long as starting Python
@@ -27,6 +31,10 @@ SYSCALLS = {
     "gettid": (186, 178), "getuid": (102, 174), "geteuid": (107, 175), "getgid": (104, 176),
     "getegid": (108, 177), "exit": (60, 93), "exit_group": (231, 94),
 }  # fmt: skip
+PRELOADED = (
+    "bisect collections copy dataclasses datetime decimal fractions functools heapq itertools json"
+    " math operator random re statistics string typing"
+)  # what programs import most
 OPENAT = (257, 56)  # for reading only
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH
 KILL, ALLOW, DENY = 0x80000000, 0x7FFF0000, 0x00050001  # SECCOMP_RET_..., the last with EPERM
@@ -125,12 +133,41 @@ def answer(function, arguments: list) -> str:
         return f'["{state}",{encode(describe(error))}]'
 
 
-def main(request: dict) -> None:
-    out = open(os.dup(1), "wb")
+def serve() -> None:
+    """Start a process for each request, until the other side of the socket on fd 0 is closed. Only
+    what is the same for all programs is ever in this process, so no program can find another's."""
+    control = socket.socket(fileno=0)
+    common = marshal.loads(control.recv(1 << 18))
     null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
+    call("prctl", 1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL: no life after the process outside
+    if "landlock" in common["layers"]:
+        landlock(common["readable"])  # holds for all that is forked
+    for name in PRELOADED.split():
+        __import__(name)
+    gc.freeze()
+    while (received := socket.recv_fds(control, 1, 2))[1]:
+        pid = os.fork()
+        if pid == 0:
+            work(*received[1], null, "seccomp" in common["layers"])
+        for fd in received[1]:
+            os.close(fd)
+        control.send(b"%d" % pid)
+        if control.recv(
+            1
+        ):  # nobody else gets the pid before it is waited for, so it is safe to kill
+            control.send(b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+def work(request_fd: int, answers_fd: int, null: int, filtered: bool) -> None:
+    """Run one program and end."""
+    os.setsid()
+    with open(request_fd, "rb") as file:
+        request = marshal.load(file)
+    for fd in (0, 1, 2):  # 0 was the socket to the other side
         os.dup2(null, fd)
-    os.close(null)
+    os.dup2(answers_fd, 3)
+    os.closerange(4, 256)
+    out = open(3, "wb")
 
     def tell(line: str) -> None:
         out.write(line.encode(errors="replace") + b"\n")
@@ -138,9 +175,7 @@ def main(request: dict) -> None:
 
     try:
         limit(request["seconds"], request["memory"])
-        if "landlock" in request["layers"]:
-            landlock(request["readable"])
-        if "seccomp" in request["layers"]:
+        if filtered:
             seccomp()
     except BaseException as error:
         tell(describe(error))
@@ -161,4 +196,4 @@ def main(request: dict) -> None:
 
 
 if __name__ == "__main__":
-    main(request)  # noqa: F821  sandbox.START has read it
+    serve()
