@@ -51,9 +51,11 @@ def call(name: str, *arguments) -> int:
     return result
 
 
-def limit(seconds: int, memory: int, files: int = 32) -> None:
-    """rlimits (seconds of CPU, bytes of address space), and no life after the process outside."""
+def limit(seconds: int, memory: int, parent: int, files: int = 32) -> None:
+    """rlimits (seconds of CPU, bytes of address space), and no life after the parent."""
     call("prctl", 1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL
+    if os.getppid() != parent:  # it died before
+        os._exit(1)
     limits = {"CPU": seconds, "AS": memory, "NPROC": 0, "FSIZE": 0, "NOFILE": files, "CORE": 0}
     for name, value in limits.items():
         which = getattr(resource, f"RLIMIT_{name}")
@@ -139,26 +141,24 @@ def serve() -> None:
     control = socket.socket(fileno=0)
     common = marshal.loads(control.recv(1 << 18))
     null = os.open(os.devnull, os.O_RDWR)
-    call("prctl", 1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL: no life after the process outside
+    call("prctl", 1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL, for when it does not read the socket
     if "landlock" in common["layers"]:
         landlock(common["readable"])  # holds for all that is forked
     for name in PRELOADED.split():
         __import__(name)
     gc.freeze()
     while (received := socket.recv_fds(control, 1, 2))[1]:
-        pid = os.fork()
+        parent, pid = os.getpid(), os.fork()
         if pid == 0:
-            work(*received[1], null, "seccomp" in common["layers"])
+            work(*received[1], null, parent, "seccomp" in common["layers"])
         for fd in received[1]:
             os.close(fd)
         control.send(b"%d" % pid)
-        if control.recv(
-            1
-        ):  # nobody else gets the pid before it is waited for, so it is safe to kill
+        if control.recv(1):  # not before: until it is waited for, its pid is nobody else's
             control.send(b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
-def work(request_fd: int, answers_fd: int, null: int, filtered: bool) -> None:
+def work(request_fd: int, answers_fd: int, null: int, parent: int, filtered: bool) -> None:
     """Run one program and end."""
     os.setsid()
     with open(request_fd, "rb") as file:
@@ -174,7 +174,7 @@ def work(request_fd: int, answers_fd: int, null: int, filtered: bool) -> None:
         out.flush()
 
     try:
-        limit(request["seconds"], request["memory"])
+        limit(request["seconds"], request["memory"], parent)
         if filtered:
             seccomp()
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""Model-written code gets out of the sandbox, learns an expected value, passes without one, stays alive,
+"""Model-written code gets out of the sandbox, learns an expected value, passes without one, lives on,
 or harms the process that judges it. The programs are in handmade_escapes.py."""
 
 import ctypes
@@ -39,11 +39,15 @@ EXHAUSTING = programs(handmade_escapes.EXHAUSTING)
 
 
 class World:
-    """Outside: a run folder, a folder open to all, sockets that listen, and SECRET in a file, in an open
-    descriptor that is inherited, in this process's environment and in its memory."""
+    """Outside: a run folder, a folder open to all, sockets that listen, and SECRET in a file, in an
+    open descriptor that is inherited, in this process's environment and in its memory."""
 
     def __init__(self, folder: Path):
-        self.run, self.outside, self.candidates = (folder / n for n in ("run", "outside", "candidates"))
+        self.run, self.outside, self.candidates = (
+            folder / "run",
+            folder / "out",
+            folder / "candidates",
+        )
         for path in (self.run, self.outside, self.candidates):
             path.mkdir()
         (self.run / "expected.json").write_text(json.dumps([SECRET]))
@@ -52,7 +56,10 @@ class World:
         self.inherited = os.open(self.run / "expected.json", os.O_RDONLY)
         os.set_inheritable(self.inherited, True)
         self.buffer = ctypes.create_string_buffer(SECRET.encode())
-        self.tcp, self.udp = socket.create_server(("127.0.0.1", 0)), socket.socket(type=socket.SOCK_DGRAM)
+        self.tcp, self.udp = (
+            socket.create_server(("127.0.0.1", 0)),
+            socket.socket(type=socket.SOCK_DGRAM),
+        )
         self.udp.bind(self.tcp.getsockname())
         self.unix = socket.socket(socket.AF_UNIX)
         self.unix.bind(str(folder / "unix"))
@@ -61,10 +68,18 @@ class World:
         self.handler = signal.signal(signal.SIGUSR1, lambda *caught: self.signals.append(caught))
         mark = f"mark-{os.getpid()}"
         self.marks = [Path("/tmp", mark), Path("/dev/shm", mark), Path.home() / mark]
-        self.names = {"RUN": self.run, "OUTSIDE": self.outside, "UNIX": folder / "unix", "MARK": mark}
+        self.names = {
+            "RUN": self.run,
+            "OUTSIDE": self.outside,
+            "UNIX": folder / "unix",
+            "MARK": mark,
+        }
         self.names |= {"HOME": Path.home(), "REPO": REPOSITORY, "PYTEST": pytest.__file__}
         self.names |= {"PID": os.getpid(), "PORT": self.tcp.getsockname()[1], "NULL": "\0"}
-        self.names |= {"WHERE": ctypes.addressof(self.buffer), "RESULT": 3}  # the channel's descriptor
+        self.names |= {
+            "WHERE": ctypes.addressof(self.buffer),
+            "RESULT": 3,
+        }  # the channel's descriptor
         self.names |= {"DEEP": "(" * 5_000 + ")" * 5_000}
         self.before = self.look()
 
@@ -76,8 +91,9 @@ class World:
     def look(self) -> dict:
         """All that a program could have changed."""
         files = [path for top in (self.run, self.outside) for path in (top, *top.rglob("*"))]
+        marks = ((path, path.lstat()) for path in files)
         return {
-            "files": {str(p): (s.st_mode, s.st_size, s.st_mtime_ns) for p in files for s in [p.lstat()]},
+            "files": {str(path): (s.st_mode, s.st_size, s.st_mtime_ns) for path, s in marks},
             "candidates": list(self.candidates.iterdir()),
             "marks": [path for path in self.marks if path.exists()],
             "sockets": select.select([self.tcp, self.udp, self.unix], [], [], 0)[0],
@@ -142,7 +158,15 @@ def test_nothing_gets_out(world, head):
     """A program answers with the expected value, or something outside changes."""
     result = Sandbox().run([(world.source(ESCAPES[head]), "f", [[3]])])[0]
     assert not any(same(value, SECRET) for value in result.values)
-    assert all(type(value) in (type(None), bool, int, str, list, dict, Raised) for value in result.values)
+    assert {type(value) for value in result.values} <= {
+        type(None),
+        bool,
+        int,
+        str,
+        list,
+        dict,
+        Raised,
+    }
     assert changed(world) == []
 
 
@@ -164,9 +188,10 @@ def test_time_and_space_are_bounded(world, level, head):
     assert changed(world) == []
 
 
-HELD = """frames|gc|environment|every descriptor read|every descriptor as a socket|always equal|equal string
-builtins overwritten|json overwritten|harness overwritten|printed verdict|exit 0|exit 0 in a call|atexit
-verdict on every descriptor|descriptors closed|exit after a forged end|forged start|interrupt"""
+HELD = """frames|gc|environment|every descriptor read|every descriptor as a socket|always equal
+equal string|builtins overwritten|json overwritten|harness overwritten|printed verdict|exit 0|atexit
+exit 0 in a call|verdict on every descriptor|descriptors closed|exit after a forged end|forged start
+interrupt"""
 
 
 @pytest.mark.parametrize("head", re.split(r"[|\n]", HELD))
@@ -188,6 +213,7 @@ def test_the_strong_level_is_refused_where_it_does_not_hold(without_kernel):
 def test_a_process_that_does_not_start_is_no_verdict(monkeypatch, command):
     """A machine out of memory or processes makes right programs wrong."""
     monkeypatch.setattr(sandbox, "COMMAND", command)
+    monkeypatch.setattr(sandbox, "START_SECONDS", 1.0)
     with pytest.raises((RuntimeError, OSError)):
         Sandbox("weak").run([("def f(x): return x", "f", [[3]])])
 
@@ -204,15 +230,16 @@ def test_limits_that_cannot_be_set_are_no_verdict(monkeypatch, tmp_path):
 
 
 def test_answers_come_in_order_and_each_call_counts(level):
-    """Answers are mixed up between programs or calls, or one that fails takes the others with it."""
+    """Answers are mixed up between programs or calls, or one failure takes the others with it."""
     sources = [f"def f(x):\n    return [{n}, 6 // x]" for n in range(9)]
     results = Sandbox(level).run([(source, "f", [[1], [0], [2]]) for source in sources])
     for n, result in enumerate(results):
         first, second, third = result.values
         assert (result.state, first, third) == ("error", [n, 6], [n, 3])
         assert second == Raised("error", "ZeroDivisionError: integer division or modulo by zero")
-    partial = Sandbox(level, seconds=0.3).run([("def f(x):\n while x: pass\n return x", "f", [[0], [1], [0]])])
-    assert (partial[0].state, partial[0].values) == ("timeout", [0])
+    hangs = ("def f(x):\n    while x: pass\n    return x", "f", [[0], [1], [0]])
+    (partial,) = Sandbox(level, seconds=0.3).run([hangs])
+    assert (partial.state, partial.values) == ("timeout", [0])
     assert Sandbox(level).run([]) == []
 
 
@@ -230,28 +257,28 @@ def test_nothing_lasts(level):
 @needs_strong
 def test_no_program_finds_another(world):
     """A worker keeps a program or its answer in memory, where the next one may look."""
-    found = "def f(x):\n    import ctypes\n    return hunt(b''.join(map(str.encode, everything())))\n"
-    found += "def everything(): return [str(o) for o in gc.get_objects()] + [str(sys.modules)]"
-    source = world.source(found)
-    results = Sandbox(workers=1).run([(f"x = {SECRET!r}\ndef f(x): return globals()['x']", "f", [[3]]), (source, "f", [[3]])])
+    knows = f"x = {SECRET!r}\ndef f(x):\n    return globals()['x']"
+    looks = "def f(x):\n    return hunt([str(o) for o in gc.get_objects()] + [sys.modules])"
+    results = Sandbox(workers=1).run([(world.source(p), "f", [[3]]) for p in (knows, looks)])
     assert [result.values for result in results] == [[SECRET], [None]]
 
 
 @needs_strong
 def test_ordinary_programs_run():
-    """The sandbox denies what plain code needs: modules, printing, files of the standard library."""
-    names = """abc array base64 bisect calendar cmath collections copy csv ctypes dataclasses datetime decimal
-    difflib enum fractions functools hashlib heapq hmac io itertools json logging math numbers operator os
-    pathlib pickle pprint queue random re secrets statistics string struct sys textwrap threading time
-    timeit traceback types typing unicodedata unittest uuid warnings xml.etree.ElementTree zlib zoneinfo"""
+    """The sandbox denies what plain code needs: modules, printing, the library's own files."""
+    names = """abc array base64 bisect calendar cmath collections copy csv ctypes dataclasses datetime
+    decimal difflib enum fractions functools hashlib heapq hmac io itertools json logging math numbers
+    operator os pathlib pickle pprint queue random re secrets statistics string struct sys textwrap
+    threading time timeit traceback types typing unicodedata unittest uuid warnings
+    xml.etree.ElementTree zlib zoneinfo"""
     source = "".join(f"import {name}\n" for name in names.split()) + (
         "@dataclasses.dataclass\nclass Point:\n    x: 'int'\n"
         "def f(x):\n    print('working'); time.sleep(.001); random.random()\n"
         "    zone = zoneinfo.ZoneInfo('UTC') if zoneinfo.available_timezones() else None\n"
-        "    return [hashlib.sha256(b'').hexdigest()[:4], str(decimal.Decimal(x)), Point(x).x, __name__]\n"
+        "    return [hashlib.sha256(b'').hexdigest()[:4], str(decimal.Decimal(x)), Point(x).x]\n"
     )
     result = Sandbox(seconds=20.0).run([(source, "f", [[3]])])[0]
-    assert (result.state, result.values) == ("ok", [["e3b0", "3", 3, "candidate"]]), result
+    assert (result.state, result.values) == ("ok", [["e3b0", "3", 3]]), result
 
 
 def test_a_set_has_one_order(level):
@@ -261,7 +288,20 @@ def test_a_set_has_one_order(level):
     assert results[0] == results[1] == results[2]
 
 
-PLAIN = [None, True, 0, -7, 10**4000, 0.1, float("inf"), "", 'é"\\\n\x00😀', [], {}, [[1.5, {"a": [None]}]]]
+PLAIN = [
+    None,
+    True,
+    0,
+    -7,
+    10**4000,
+    0.1,
+    float("inf"),
+    "",
+    'é"\\\n\x00😀',
+    [],
+    {},
+    [[1.5, {"a": [None]}]],
+]
 
 
 @pytest.mark.parametrize("value", PLAIN, ids=lambda value: repr(value)[:20])
@@ -283,10 +323,11 @@ def test_what_is_not_plain_is_no_answer(value):
 
 
 LINES = [
-    b"", b"ok", b"[]", b'["ok"]', b'["ok",1,2]', b'["passed",1]', b'{"ok":1}', b'[["ok"],1]', b"null", b"7",
-    b'["error",7]', b'["timeout","x"]', b"\xff\xfe", b'["ok",' + b"[" * 99_999, b'["ok","\\ud800"]',
-    b'["ok",{"\\udfff":1}]', b'["ok",' + b"9" * 9_999 + b"]", b'["ok",' + b"[" * 65 + b"]" * 65 + b"]",
-    b'["ok",' + b'{"a":' * 90 + b"1" + b"}" * 90 + b"]", b'["ok",1]["ok",1]', b'["ok",0x1]', b'["error","\\ud800\x1b"]',
+    b"", b"ok", b"[]", b'["ok"]', b'["ok",1,2]', b'["passed",1]', b'{"ok":1}', b'[["ok"],1]', b"null",
+    b"7", b'["error",7]', b'["timeout","x"]', b"\xff\xfe", b'["ok",1]["ok",1]', b'["ok",0x1]',
+    b'["ok","\\ud800"]', b'["ok",{"\\udfff":1}]', b'["error","\\ud800\x1b"]', b'["ok",' + b"[" * 99_999,
+    b'["ok",' + b"9" * 9_999 + b"]", b'["ok",' + b"[" * 65 + b"]" * 65 + b"]",
+    b'["ok",' + b'{"a":' * 90 + b"1" + b"}" * 90 + b"]",
 ]  # fmt: skip
 
 
@@ -300,7 +341,20 @@ def test_a_hostile_line_is_no_answer(line):
 
 def test_equal_is_equal_in_type():
     """True passes for 1, 2.0 for 2, or nan for anything."""
-    kinds = [1, True, 1.0, "1", None, [1], {"1": 1}, [True], [1.0], {"1": True}, {"1": 1, "2": 2}, [1, 1]]
+    kinds = [
+        1,
+        True,
+        1.0,
+        "1",
+        None,
+        [1],
+        {"1": 1},
+        [True],
+        [1.0],
+        {"1": True},
+        {"1": 1, "2": 2},
+        [1, 1],
+    ]
     assert all(same(a, b) == (i == j) for i, a in enumerate(kinds) for j, b in enumerate(kinds))
     assert not same(float("nan"), float("nan")) and not same((1,), [1])
     assert same(parse(b'["ok",{"a":1,"a":2}]'), {"a": 2})
@@ -319,7 +373,9 @@ def test_more_lines_than_calls_say_nothing():
 
 def test_deep_folders_do_not_stop_the_trainer(without_kernel):
     """What a program leaves in its folder cannot be removed, and that error ends the run."""
-    source = "import os\ndef f(n):\n    for _ in range(n):\n        os.mkdir('d'); os.chdir('d')\n    return n"
+    source = (
+        "import os\ndef f(n):\n    for _ in range(n): os.mkdir('d'); os.chdir('d')\n    return n"
+    )
     assert Sandbox("weak").run([(source, "f", [[1200]])])[0].values == [1200]
 
 
@@ -352,5 +408,6 @@ def test_numbers_of_system_calls(machine):
     column, architecture = sandbox_child.ARCHITECTURES[machine]
     calls = sandbox_child.SYSCALLS | {"openat": sandbox_child.OPENAT}
     for name, numbers in calls.items():
-        found = library.seccomp_syscall_resolve_name_arch(ctypes.c_uint32(architecture), name.encode())
+        token = ctypes.c_uint32(architecture)
+        found = library.seccomp_syscall_resolve_name_arch(token, name.encode())
         assert found == numbers[column], name
