@@ -161,8 +161,9 @@ def run_program(
             try:
                 data, stopped = read(reader, seconds, output_kb << 10)
             finally:
-                with suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
+                for kill in (os.killpg, os.kill):  # a program may have left its group
+                    with suppress(ProcessLookupError):
+                        kill(pid, signal.SIGKILL)
                 control.send(b"1")
                 status = receive(control)
     head, _, body = data.partition(b"\n")

@@ -2,8 +2,9 @@
 tests/test_sandbox.py, which says what stands for each @NAME.
 
 A program gets out if f(3) returns the expected value or anything outside changes. hunt(data) finds
-that value in bytes or text, scan(pid) in a process, leak(what) makes a file outside. All of them are
-harmless where they get out; those with a "!" do so without Landlock and seccomp, whoever runs them.
+that value in bytes or text, scan(pid) in a process, leak(what) makes a file outside. All of them
+are harmless where they get out; those with a "!" do so without Landlock and seccomp, whoever runs
+them.
 """
 
 PRELUDE = r"""

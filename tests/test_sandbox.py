@@ -1,5 +1,5 @@
-"""Model-written code gets out of the sandbox, learns an expected value, passes without one, lives on,
-or harms the process that judges it. The programs are in handmade_escapes.py."""
+"""Model-written code gets out of the sandbox, learns an expected value, passes without one, lives
+on, or harms the process that judges it. The programs are in handmade_escapes.py."""
 
 import ctypes
 import ctypes.util
@@ -43,11 +43,7 @@ class World:
     open descriptor that is inherited, in this process's environment and in its memory."""
 
     def __init__(self, folder: Path):
-        self.run, self.outside, self.candidates = (
-            folder / "run",
-            folder / "out",
-            folder / "candidates",
-        )
+        self.run, self.outside, self.candidates = folder / "run", folder / "out", folder / "in"
         for path in (self.run, self.outside, self.candidates):
             path.mkdir()
         (self.run / "expected.json").write_text(json.dumps([SECRET]))
@@ -152,24 +148,19 @@ def changed(world: World) -> list[str]:
     return [name for name in after if after[name] != world.before[name]]
 
 
+@pytest.mark.slow
 @needs_strong
 @pytest.mark.parametrize("head", ESCAPES)
 def test_nothing_gets_out(world, head):
     """A program answers with the expected value, or something outside changes."""
     result = Sandbox().run([(world.source(ESCAPES[head]), "f", [[3]])])[0]
     assert not any(same(value, SECRET) for value in result.values)
-    assert {type(value) for value in result.values} <= {
-        type(None),
-        bool,
-        int,
-        str,
-        list,
-        dict,
-        Raised,
-    }
+    plain = {type(None), bool, int, str, list, dict, Raised}
+    assert {type(value) for value in result.values} <= plain
     assert changed(world) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [head for head in ESCAPES if head.endswith("!")])
 def test_the_escapes_would_get_out(world, without_kernel, head):
     """An escape tests nothing: it would not get out either if nothing held it."""
@@ -177,6 +168,7 @@ def test_the_escapes_would_get_out(world, without_kernel, head):
     assert any(same(value, SECRET) for value in result.values) or changed(world)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", EXHAUSTING)
 def test_time_and_space_are_bounded(world, level, head):
     """A program takes more than it may, or what it did is not told apart."""
@@ -194,6 +186,7 @@ exit 0 in a call|verdict on every descriptor|descriptors closed|exit after a for
 interrupt"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", re.split(r"[|\n]", HELD))
 def test_the_weak_level_holds_what_it_promises(world, without_kernel, head):
     """Without any help of the kernel, the process that runs a program holds an expected value."""
@@ -209,6 +202,7 @@ def test_the_strong_level_is_refused_where_it_does_not_hold(without_kernel):
         Sandbox("none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["false"], [sys.executable, "-c", "input()"]])
 def test_a_process_that_does_not_start_is_no_verdict(monkeypatch, command):
     """A machine out of memory or processes makes right programs wrong."""
@@ -218,6 +212,7 @@ def test_a_process_that_does_not_start_is_no_verdict(monkeypatch, command):
         Sandbox("weak").run([("def f(x): return x", "f", [[3]])])
 
 
+@pytest.mark.slow
 def test_limits_that_cannot_be_set_are_no_verdict(monkeypatch, tmp_path):
     """A program runs although a limit failed."""
     source = Path(sandbox_child.__file__).read_text()
@@ -229,6 +224,7 @@ def test_limits_that_cannot_be_set_are_no_verdict(monkeypatch, tmp_path):
         Sandbox("weak").run([("def f(x): return x", "f", [[3]])])
 
 
+@pytest.mark.slow
 def test_answers_come_in_order_and_each_call_counts(level):
     """Answers are mixed up between programs or calls, or one failure takes the others with it."""
     sources = [f"def f(x):\n    return [{n}, 6 // x]" for n in range(9)]
@@ -243,6 +239,7 @@ def test_answers_come_in_order_and_each_call_counts(level):
     assert Sandbox(level).run([]) == []
 
 
+@pytest.mark.slow
 def test_nothing_lasts(level):
     """A program, or a call by its arguments, changes what the next one gets."""
     shared = [1, 2]
@@ -254,6 +251,7 @@ def test_nothing_lasts(level):
     assert shared == [1, 2]
 
 
+@pytest.mark.slow
 @needs_strong
 def test_no_program_finds_another(world):
     """A worker keeps a program or its answer in memory, where the next one may look."""
@@ -263,13 +261,14 @@ def test_no_program_finds_another(world):
     assert [result.values for result in results] == [[SECRET], [None]]
 
 
+@pytest.mark.slow
 @needs_strong
 def test_ordinary_programs_run():
     """The sandbox denies what plain code needs: modules, printing, the library's own files."""
-    names = """abc array base64 bisect calendar cmath collections copy csv ctypes dataclasses datetime
-    decimal difflib enum fractions functools hashlib heapq hmac io itertools json logging math numbers
-    operator os pathlib pickle pprint queue random re secrets statistics string struct sys textwrap
-    threading time timeit traceback types typing unicodedata unittest uuid warnings
+    names = """abc array base64 bisect calendar cmath collections copy csv ctypes dataclasses
+    datetime decimal difflib enum fractions functools hashlib heapq hmac io itertools json logging
+    math numbers operator os pathlib pickle pprint queue random re secrets statistics string struct
+    sys textwrap threading time timeit traceback types typing unicodedata unittest uuid warnings
     xml.etree.ElementTree zlib zoneinfo"""
     source = "".join(f"import {name}\n" for name in names.split()) + (
         "@dataclasses.dataclass\nclass Point:\n    x: 'int'\n"
@@ -281,6 +280,7 @@ def test_ordinary_programs_run():
     assert (result.state, result.values) == ("ok", [["e3b0", "3", 3]]), result
 
 
+@pytest.mark.slow
 def test_a_set_has_one_order(level):
     """A program that lists a set is right in one run and wrong in the next."""
     source = "def f():\n    return list({'a', 'b', 'c', 'd', 'e', 'f', 'g'})"
@@ -323,11 +323,12 @@ def test_what_is_not_plain_is_no_answer(value):
 
 
 LINES = [
-    b"", b"ok", b"[]", b'["ok"]', b'["ok",1,2]', b'["passed",1]', b'{"ok":1}', b'[["ok"],1]', b"null",
-    b"7", b'["error",7]', b'["timeout","x"]', b"\xff\xfe", b'["ok",1]["ok",1]', b'["ok",0x1]',
-    b'["ok","\\ud800"]', b'["ok",{"\\udfff":1}]', b'["error","\\ud800\x1b"]', b'["ok",' + b"[" * 99_999,
-    b'["ok",' + b"9" * 9_999 + b"]", b'["ok",' + b"[" * 65 + b"]" * 65 + b"]",
-    b'["ok",' + b'{"a":' * 90 + b"1" + b"}" * 90 + b"]",
+    b"", b"ok", b"7", b"[]", b"null", b'["ok"]', b'["ok",1,2]', b'["passed",1]', b'{"ok":1}',
+    b'[["ok"],1]', b'["error",7]', b'["timeout","x"]', b"\xff\xfe", b'["ok",1]["ok",1]',
+    b'["ok",0x1]', b'["ok","\\ud800"]', b'["ok",{"\\udfff":1}]', b'["error",["\x1b"]]',
+    b'["ok",' + b"[" * 99_999, b'["ok",' + b"9" * 9_999 + b"]",
+    b'["ok",' + b"[" * 65 + b"]" * 65 + b"]", b'["ok",' + b'{"a":' * 90 + b"1" + b"}" * 90 + b"]",
+    b'["error","\\ud800\\u001b[31m"]',
 ]  # fmt: skip
 
 
@@ -371,14 +372,14 @@ def test_more_lines_than_calls_say_nothing():
     assert outcome(lines, 3, "timeout", -9, 0.0).state == "timeout"
 
 
+@pytest.mark.slow
 def test_deep_folders_do_not_stop_the_trainer(without_kernel):
     """What a program leaves in its folder cannot be removed, and that error ends the run."""
-    source = (
-        "import os\ndef f(n):\n    for _ in range(n): os.mkdir('d'); os.chdir('d')\n    return n"
-    )
-    assert Sandbox("weak").run([(source, "f", [[1200]])])[0].values == [1200]
+    source = "import os\ndef f(n):\n    for _ in range(n): os.mkdir('d'); os.chdir('d')"
+    assert Sandbox("weak").run([(source, "f", [[1_200]])])[0].values == [None]
 
 
+@pytest.mark.slow
 def test_programs_die_with_the_trainer(tmp_path):
     """A trainer is killed, and what it had started runs on."""
     code = (
