@@ -243,11 +243,12 @@ def test_answers_come_in_order_and_each_call_counts(level):
 def test_nothing_lasts(level):
     """A program, or a call by its arguments, changes what the next one gets."""
     shared = [1, 2]
-    spoil = "import math, json\nmath.floor = json.x = 7\ndef f(x):\n    x.clear()\n    return x"
+    spoil = "import math, json\nmath.floor = json.x = 7\n"
+    spoil += "def f(x):\n    y = list(x)\n    x.clear()\n    return y"
     look = "import math, json\ndef f(x):\n    return [x, math.floor(2.5), hasattr(json, 'x')]"
     programs = [(spoil, "f", [[shared], [shared]]), (look, "f", [[shared], [shared]])] * 3
     for spoiled, seen in zip(*[iter(Sandbox(level, workers=1).run(programs))] * 2):
-        assert spoiled.values == [[], []] and seen.values == [[[1, 2], 2, False]] * 2
+        assert spoiled.values == [[1, 2]] * 2 and seen.values == [[[1, 2], 2, False]] * 2
     assert shared == [1, 2]
 
 
@@ -391,6 +392,22 @@ def test_programs_die_with_the_trainer(tmp_path):
         wait_until(lambda: len(living_in(tmp_path)) == 4)
         trainer.kill()
     wait_until(lambda: not living_in(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_program_whose_starter_is_dead_does_not_start():
+    """The starter is killed before its death would take the program along."""
+    code = "import sandbox_child\nsandbox_child.limit(9, 1 << 30, parent=-1)\nprint('alive')"
+    place = {"cwd": Path(sandbox_child.__file__).parent, "capture_output": True}
+    done = subprocess.run([sys.executable, "-S", "-c", code], **place)
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+
+
+@pytest.mark.slow
+def test_no_file_grows(world, without_kernel):
+    """The weak level lets a program fill the disk."""
+    source = "def f(x):\n    with open('file', 'wb', buffering=0) as file: file.write(b'1')"
+    assert "File too large" in Sandbox("weak").run([(source, "f", [[3]])])[0].detail
 
 
 def wait_until(condition, seconds: float = 60.0) -> None:
