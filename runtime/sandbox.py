@@ -12,11 +12,11 @@ Python each. Calls share the program's globals, as in any test file.
 
 **Levels.** "strong": Landlock (no file but the standard library, for reading), a seccomp list of
 the system calls that computing needs (no sockets, fork, threads, exec, signals, ptrace), rlimits,
-and a clock outside. They work without root, also in containers, where user namespaces and
-bubblewrap often do not; without open, sockets and fork a namespace had only names of files left to
-hide. "weak" promises rlimits and the clock, and takes the others where it finds them. The filter
-is written out in sandbox_child.py: libseccomp is not on every machine that has seccomp, and all
-that is needed of it is a list of numbers.
+and a clock outside. They need no root, no package and no user namespace, which many systems deny
+(so no bubblewrap either: without open, sockets and fork, only names of files are left to hide).
+"weak" promises rlimits and the clock, and takes the others where it finds them. The filter is
+written out in sandbox_child.py: libseccomp is not on every machine that has seccomp, and all that
+is needed of it is a list of numbers.
 
 **Speed.** Python takes 14 to 22 ms of CPU to start and import, a fork of a started one 4. So each
 worker is a clean process of one thread (sandbox_child.py) that forks itself for each program. What
@@ -156,25 +156,24 @@ def run_program(
         reader, writer = os.pipe()
         with open(reader, "rb"):
             with open(writer, "wb"):
-                socket.send_fds(control, [b"1"], [file.fileno(), writer])
-            pid = receive(control)
+                pid = ask(control, [file.fileno(), writer])
             try:
                 data, stopped = read(reader, seconds, output_kb << 10)
             finally:
                 for kill in (os.killpg, os.kill):  # a program may have left its group
                     with suppress(ProcessLookupError):
                         kill(pid, signal.SIGKILL)
-                control.send(b"1")
-                status = receive(control)
+                status = ask(control)
     head, _, body = data.partition(b"\n")
     if head != b"ready":
         raise RuntimeError(f"a sandbox did not start: {head[:300]!r}, status {status}")
     return outcome(body, len(calls), stopped, status, time.perf_counter() - start)
 
 
-def receive(control: socket.socket) -> int:
-    """A number from sandbox_child.serve."""
+def ask(control: socket.socket, descriptors=()) -> int:
+    """What sandbox_child.serve answers: the pid of a new process, then the status of its end."""
     with suppress(OSError):
+        socket.send_fds(control, [b"1"], descriptors)
         if message := control.recv(16):
             return int(message)
     raise RuntimeError("the process that starts sandboxes has ended")

@@ -14,7 +14,7 @@ import resource
 import socket
 import struct
 import sys
-from _json import encode_basestring_ascii  # json itself would take as long as starting Python
+from json.encoder import encode_basestring_ascii
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 # What one thread needs to compute and to import the standard library, with its number on (x86_64,

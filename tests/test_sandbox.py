@@ -208,8 +208,16 @@ def test_a_process_that_does_not_start_is_no_verdict(monkeypatch, command):
     """A machine out of memory or processes makes right programs wrong."""
     monkeypatch.setattr(sandbox, "COMMAND", command)
     monkeypatch.setattr(sandbox, "START_SECONDS", 1.0)
-    with pytest.raises((RuntimeError, OSError)):
+    with pytest.raises((RuntimeError, BrokenPipeError)):  # the latter while it is being started
         Sandbox("weak").run([("def f(x): return x", "f", [[3]])])
+
+
+@pytest.mark.slow
+def test_a_starter_that_a_program_kills_is_no_verdict(without_kernel):
+    """At the weak level a program ends what starts the others, and they count as wrong."""
+    source = "import os\ndef f(x):\n    os.kill(os.getppid(), 9)\n    return x"
+    with pytest.raises(RuntimeError, match="has ended"):
+        Sandbox("weak", workers=1).run([(source, "f", [[3]])] * 2)
 
 
 @pytest.mark.slow
