@@ -4,8 +4,9 @@
 
 The same protocol, prompts, truth and hack as tasks/word_count.py, whose published numbers
 (12, 18, 12, 18, 12) models of one billion parameters do not meet, and which they need not read,
-as they are always the same. Evaluation is on topics of its own, on which no recipe, seed or checkpoint of
-docs/real_models.md's hard start was chosen (the stages of the able start were compared on them).
+as they are always the same. Evaluation is on topics of its own, on which no recipe, seed or
+checkpoint of docs/real_models.md's hard start was chosen (the stages of its able start were
+compared on them).
 """
 
 import random

@@ -20,9 +20,15 @@ PINS = [
 def test_every_dependency_is_pinned_to_one_version():
     """A release of tomorrow changes results, or a package that is imported is not installed."""
     assert all(re.fullmatch(r"==[\d.]+", str(pin.specifier)) for pin in PINS)
-    sources = [path.read_text() for path in Path(models.__file__).parent.glob("*.py")]
+    root = Path(models.__file__).parent
+    files = [
+        *root.glob("*.py"),
+        *(f for init in root.glob("*/__init__.py") for f in init.parent.glob("*.py")),
+    ]
+    assert {"grpo.py", "engine.py", "word_count.py", "controls.py"} <= {path.name for path in files}
+    sources = [path.read_text() for path in files]
     imported = set(re.findall(r"^(?:import|from) (\w+)", "\n".join(sources), re.MULTILINE))
-    ours = {path.stem for path in Path(models.__file__).parent.glob("*.py")}
+    ours = {path.stem for path in files} | {path.parent.name for path in files}
     known = {name for names in (metadata.packages_distributions(),) for name in names}
     outside = {name for name in imported - ours if name in known}
     through_transformers = {"jinja2", "tokenizers", "huggingface_hub"}
