@@ -21,9 +21,9 @@ able_usual    the usual reward from there
 
 Answers are paid for labels that state their targets (word_count.label_reward), which costs nothing
 and is the hack. A run is runs/NAME/ARM_SEED; one that exists is gone on with, one that is finished
-is not repeated. Evaluations are on topics that no recipe was chosen on. The figures show every arm
-that has a saved evaluation; `python -m experiments.controls --run runs/NAME/ARM_SEED`, stress_test.py
-and transcripts.py take a run as any other.
+is not repeated. Evaluations are on topics that no recipe of the first start was chosen on. The
+figures show every arm that has a saved evaluation; `python -m experiments.controls --run
+runs/NAME/ARM_SEED`, stress_test.py and transcripts.py take a run as any other.
 
 It supports: what these rewards make of this model from this start. It does not support that a model
 which was never shown how to verify would learn it: RL chooses among what is there (half_right).

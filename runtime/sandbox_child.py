@@ -19,18 +19,19 @@ from json.encoder import encode_basestring_ascii
 LIBC = ctypes.CDLL(None, use_errno=True)
 # What one thread needs to compute and to import the standard library, with its number on (x86_64,
 # aarch64). All else fails with EPERM: sockets, fork, threads, exec, signals, ptrace, links, pipes.
-SYSCALLS = {
-    "read": (0, 63), "write": (1, 64), "close": (3, 57), "fstat": (5, 80), "newfstatat": (262, 79),
-    "lseek": (8, 62), "pread64": (17, 67), "getdents64": (217, 61), "getcwd": (79, 17),
-    "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215), "mremap": (25, 216),
-    "brk": (12, 214), "madvise": (28, 233), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135),
-    "rt_sigreturn": (15, 139), "sigaltstack": (131, 132), "restart_syscall": (219, 128),
-    "futex": (202, 98), "sched_yield": (24, 124), "nanosleep": (35, 101),
-    "clock_nanosleep": (230, 115), "clock_gettime": (228, 113), "clock_getres": (229, 114),
-    "gettimeofday": (96, 169), "getrandom": (318, 278), "uname": (63, 160), "getpid": (39, 172),
-    "gettid": (186, 178), "getuid": (102, 174), "geteuid": (107, 175), "getgid": (104, 176),
-    "getegid": (108, 177), "exit": (60, 93), "exit_group": (231, 94),
-}  # fmt: skip
+SYSCALLS = """
+read 0 63, write 1 64, close 3 57, fstat 5 80,
+newfstatat 262 79, lseek 8 62, pread64 17 67, getdents64 217 61,
+getcwd 79 17, mmap 9 222, mprotect 10 226, munmap 11 215,
+mremap 25 216, brk 12 214, madvise 28 233, rt_sigaction 13 134,
+rt_sigprocmask 14 135, rt_sigreturn 15 139, sigaltstack 131 132, restart_syscall 219 128,
+futex 202 98, sched_yield 24 124, nanosleep 35 101, clock_nanosleep 230 115,
+clock_gettime 228 113, clock_getres 229 114, gettimeofday 96 169, getrandom 318 278,
+uname 63 160, getpid 39 172, gettid 186 178, getuid 102 174,
+geteuid 107 175, getgid 104 176, getegid 108 177, exit 60 93,
+exit_group 231 94
+"""
+SYSCALLS = {name: tuple(map(int, n)) for name, *n in map(str.split, SYSCALLS.split(","))}
 PRELOADED = (
     "bisect collections copy dataclasses datetime decimal fractions functools heapq itertools json"
     " math operator random re statistics string typing"
