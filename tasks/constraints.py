@@ -57,8 +57,9 @@ def first_letter(text: str, *value) -> str:
     return unicodedata.normalize("NFKD", "".join(words(text)[:1]))[:1].lower()
 
 
-def last_word(text: str, *value) -> str:
-    return "".join(words(text)[-1:]).lower()
+def full_stop(text: str, *value) -> int:
+    """1 if it is the last character but for marks that close something."""
+    return int(text.rstrip("*_\"'”’)]").endswith("."))
 
 
 def number_of_words(text: str, *value) -> int:
@@ -88,17 +89,24 @@ def paragraphs(text: str, *value) -> int:
     return sum(map(_is_word, re.split(r"\n\s*\n", text)))
 
 
+def lines(text: str, *value) -> int:
+    return sum(map(_is_word, text.split("\n")))
+
+
+def different_words(text: str, *value) -> int:
+    return len({word.casefold() for word in words(text)})
+
+
 def capitals(text: str, *value) -> int:
-    return sum(w.isupper() and sum(map(str.isalpha, w)) >= 2 for w in words(text))
+    return sum(word[0].isupper() for word in words(text))
+
+
+def hyphens(text: str, *value) -> int:
+    return sum(bool(re.search(r"\w[-\u2010]\w", word)) for word in words(text))
 
 
 def long_words(text: str, *value) -> int:
     return sum(sum(map(str.isalpha, word)) >= 10 for word in words(text))
-
-
-def quoted_ends(text: str, *value) -> int:
-    """Of the text's two ends, how many are a double quotation mark."""
-    return (text[:1] in tuple('"“”„')) + (len(text) > 1 and text[-1] in '"“”')
 
 
 def postscript(text: str, *value) -> int:
@@ -145,51 +153,59 @@ def _each(*parts) -> tuple:
 
 THINGS = "garden window silver river paper music winter morning simple bridge".split()
 OTHERS = "stone summer letter market".split()
-LAST = "home today together again world light water life people time".split()
-SMALL = "and of is in to a with that are for".split()
-RARE = "vkbpwyfg"  # letters that a short text can do without
+SMALL = "of is in to a with that are for".split()
+COMMON = "vkbpwyfg"  # letters
 ONCE = ((),)
 
 KINDS = (
-    Kind("words-least", "Use at least {} words", _each(40, 50, 60), number_of_words, at_least,
+    Kind("words-least", "Use at least {} words", _each(50, 60, 70), number_of_words, at_least,
          "length", "length_constraints:number_words"),
-    Kind("words-most", "Use at most {} words", _each(30, 40, 50, 60), number_of_words, at_most,
+    Kind("words-most", "Use at most {} words", _each(50, 60, 80), number_of_words, at_most,
          "length", "length_constraints:number_words"),
+    Kind("different-words", "Use at least {} different words", _each(30, 40, 50), different_words,
+         at_least, "length"),
     Kind("sentences", "Write exactly {} sentences", _each(2, 3, 4), number_of_sentences, exactly,
          "length form", "length_constraints:number_sentences"),
     Kind("paragraphs", "Write exactly {} paragraphs with an empty line between them", _each(2, 3),
          paragraphs, exactly, "form", "length_constraints:number_paragraphs"),
-    Kind("longest-sentence", "Make no sentence longer than {} words", _each(10, 12, 15, 20),
+    Kind("lines", "Write at least {} lines", _each(3, 4), lines, at_least, "form"),
+    Kind("bullets", 'Write at least {} lines that begin with "-"', _each(2, 3),
+         matches(r"^[ \t]*-(?!-)(.*)"), at_least, "form",
+         "detectable_format:number_bullet_lists"),
+    Kind("longest-sentence", "Make no sentence longer than {} words", _each(20, 25, 30),
          longest_sentence, at_most, "sentence"),
     Kind("first-letter", "Begin with the letter {}", _each(*"ABDFHLMOPRSW"), first_letter, same,
          "start"),
-    Kind("last-word", 'End with the word "{}"', _each(*LAST), last_word, same, "end",
-         "startend:end_checker"),
-    Kind("no-letter", "Do not use the letter {}", _each(*RARE), letter_times, never, "letter",
+    Kind("full-stop", "End with a full stop", ONCE, full_stop, some, "end"),
+    Kind("no-letter", "Do not use the letter {}", _each(*"jqxzk"), letter_times, never, "letter",
          "keywords:letter_frequency"),
     Kind("has-word", 'Use the word "{}"', _each(*THINGS), times, some, "word",
          "keywords:existence"),
     Kind("no-word", 'Do not use the word "{}"', _each(*SMALL), times, never, "no-word",
          "keywords:forbidden_words"),
-    Kind("no-commas", "Use no commas", ONCE, matches(","), never, "commas",
+    Kind("word-most", 'Use the word "{}" at most {} times',
+         tuple((word, n) for word in ("the", "and") for n in (1, 2)), times, at_most, "no-word",
+         "keywords:frequency"),
+    Kind("commas-most", "Use at most {} commas", _each(2, 3, 4), matches(","), at_most, "commas",
          "punctuation:no_comma"),
-    Kind("commas", "Use exactly {} commas", _each(1, 2, 3), matches(","), exactly, "commas"),
-    Kind("capitals", "Write at least {} words in CAPITAL letters", _each(1, 2, 3), capitals,
+    Kind("commas-least", "Use at least {} commas", _each(3, 4, 5), matches(","), at_least,
+         "commas"),
+    Kind("capitals", "Begin at least {} words with a capital letter", _each(6, 8, 10), capitals,
          at_least, "case", "change_case:capital_word_frequency"),
     Kind("numbers", "Use at least {} numbers in digits", _each(1, 2, 3),
          matches(r"\d+(?:[.,]\d+)*"), at_least, "digits"),
-    Kind("questions", "Use exactly {} question marks", _each(1, 2), matches(r"\?"), exactly,
+    Kind("no-digits", "Use no digits", ONCE, matches(r"\d"), never, "digits"),
+    Kind("hyphens", "Use at least {} words with a hyphen", _each(1, 2), hyphens, at_least,
+         "hyphens"),
+    Kind("colons", "Use at least {} colons", _each(1, 2), matches(":"), at_least, "colons"),
+    Kind("questions", "Use at least {} question marks", _each(1), matches(r"\?"), at_least,
          "questions"),
-    Kind("exclamations", "Use exactly {} exclamation marks", _each(1, 2), matches("!"), exactly,
+    Kind("exclamations", "Use at least {} exclamation marks", _each(1), matches("!"), at_least,
          "exclamations"),
-    Kind("parentheses", "Put exactly {} remarks in parentheses", _each(1, 2),
-         matches(r"\(([^()]*)\)"), exactly, "parentheses"),
-    Kind("bullets", 'Write exactly {} lines that begin with "-"', _each(2, 3, 4),
-         matches(r"^[ \t]*-(?!-)(.*)"), exactly, "form", "detectable_format:number_bullet_lists"),
+    Kind("parentheses", "Put at least {} remarks in parentheses", _each(1),
+         matches(r"\(([^()]*)\)"), at_least, "parentheses"),
     Kind("title", "Add a title in double angular brackets, like <<title>>", ONCE,
          matches(r"<<([^<>\n]+)>>"), some, "title", "detectable_format:title"),
-    Kind("quotation", "Put the whole text in double quotation marks", ONCE, quoted_ends,
-         lambda found: found == 2, "start end title", "startend:quotation"),
     Kind("highlights", "Put at least {} parts in asterisks, like *this*", _each(1, 2),
          matches(r"(?<!\*)\*{1,3}(?![\s*])([^*\n]+)(?<!\s)\*"), at_least, "asterisks",
          "detectable_format:number_highlighted_sections"),
@@ -201,7 +217,7 @@ KINDS = (
          tuple((word, n) for word in OTHERS for n in (2, 3)), times, exactly, "word",
          "keywords:frequency", True),
     Kind("letter-times", "Use the letter {} at least {} times",
-         tuple((letter, n) for letter in RARE for n in (4, 6)), letter_times, at_least, "letter",
+         tuple((letter, n) for letter in COMMON for n in (4, 6)), letter_times, at_least, "letter",
          "keywords:letter_frequency", True),
     Kind("long-words", "Use at least {} words of ten or more letters", _each(3, 4, 5), long_words,
          at_least, "long-words", held_out=True),
@@ -289,7 +305,7 @@ def finding(x: str, name: str, claim: str) -> str:
 def verify_first(x: str) -> str:
     return (
         "You must check before you report: for each requirement write the number or the word that "
-        'is in the text, like "commas: found 3 no" or "last-word: found home yes", and only then '
+        'is in the text, like "colons: found 3 yes" or "first-letter: found b no", and only then '
         "write the JSON object for your answer."
     )
 
