@@ -43,83 +43,35 @@ def _is_word(token: str) -> bool:
     return any(map(str.isalnum, token))
 
 
-def times(text: str, word: str, *more) -> int:
+def times(text: str, word: str) -> int:
     """How often a whole word is there, in any case: "honey" is in "Honey's", not in "honeycomb"."""
     return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE))
 
 
-def letter_times(text: str, letter: str, *more) -> int:
+def letter_times(text: str, letter: str) -> int:
     """In any case and with any accent."""
     return unicodedata.normalize("NFKD", text).lower().count(letter)
 
 
-def first_letter(text: str, *value) -> str:
+def first_letter(text: str, *_) -> str:
     return unicodedata.normalize("NFKD", "".join(words(text)[:1]))[:1].lower()
 
 
-def full_stop(text: str, *value) -> int:
-    """1 if it is the last character but for marks that close something."""
-    return int(text.rstrip("*_\"'”’)]").endswith("."))
-
-
-def number_of_words(text: str, *value) -> int:
-    return len(words(text))
-
-
-def sentence_lengths(text: str) -> list[int]:
+def sentences(text: str) -> list[int]:
     """Words of each sentence as word_count splits them: a heading or a line without a full stop is
     none. Its tags are no words, but "<<title>>" is no tag."""
-    return [s.words for s in split_sentences(re.sub("<<|>>", " ", text))]
-
-
-def number_of_sentences(text: str, *value) -> int:
-    return len(sentence_lengths(text))
-
-
-def longest_sentence(text: str, *value) -> int:
-    """Words; a text without the end of a sentence is one."""
-    return max(sentence_lengths(text), default=len(words(text)))
-
-
-def shortest_sentence(text: str, *value) -> int:
-    return min(sentence_lengths(text), default=len(words(text)))
-
-
-def paragraphs(text: str, *value) -> int:
-    return sum(map(_is_word, re.split(r"\n\s*\n", text)))
-
-
-def lines(text: str, *value) -> int:
-    return sum(map(_is_word, text.split("\n")))
-
-
-def different_words(text: str, *value) -> int:
-    return len({word.casefold() for word in words(text)})
-
-
-def capitals(text: str, *value) -> int:
-    return sum(word[0].isupper() for word in words(text))
-
-
-def hyphens(text: str, *value) -> int:
-    return sum(bool(re.search(r"\w[-\u2010]\w", word)) for word in words(text))
-
-
-def long_words(text: str, *value) -> int:
-    return sum(sum(map(str.isalpha, word)) >= 10 for word in words(text))
-
-
-def postscript(text: str, *value) -> int:
-    """1 if the last line begins with P.S. and says something."""
-    return int(bool(re.match(r"[\W_]{0,9}P\. ?S\b.*\w", text.split("\n")[-1], re.IGNORECASE)))
+    return [sentence.words for sentence in split_sentences(re.sub("<<|>>", " ", text))]
 
 
 def matches(pattern: str) -> Callable[..., int]:
     """Counts a pattern; where it has a group, those of its matches whose group holds a word."""
-    found = re.compile(pattern, re.MULTILINE)
-    of_words = lambda text: sum(map(_is_word, found.findall(text)))
-    plain = lambda text: len(found.findall(text))
-    return lambda text, *value: (of_words if found.groups else plain)(text)
+    found = re.compile(pattern, re.MULTILINE | re.IGNORECASE)
+    return lambda text, *_: sum(not found.groups or _is_word(m) for m in found.findall(text))
+
+
+def of_words(holds: Callable[[str], bool]) -> Callable[..., int]:
+    """Counts the words of which something holds."""
+    return lambda text, *_: sum(map(holds, words(text)))
 
 
 # ------------------------------------------------------------------------------------------- kinds
@@ -140,7 +92,7 @@ class Kind:
     name: str  # of the objective
     says: str
     values: tuple
-    found: Callable[..., int | str]  # (text, *value)
+    found: Callable[..., int | str]  # (text, the first part of the value if there is one)
     meets: Callable[..., bool]  # (found, *value)
     slots: str  # separated by blanks
     ifeval: str = ""
@@ -151,6 +103,10 @@ def _each(*parts) -> tuple:
     return tuple((part,) for part in parts)
 
 
+def _pairs(firsts, seconds) -> tuple:
+    return tuple((first, second) for first in firsts for second in seconds)
+
+
 THINGS = "garden window silver river paper music winter morning simple bridge".split()
 OTHERS = "stone summer letter market".split()
 SMALL = "of is in to a with that are for".split()
@@ -158,50 +114,53 @@ COMMON = "vkbpwyfg"  # letters
 ONCE = ((),)
 
 KINDS = (
-    Kind("words-least", "Use at least {} words", _each(50, 60, 70), number_of_words, at_least,
-         "length", "length_constraints:number_words"),
-    Kind("words-most", "Use at most {} words", _each(50, 60, 80), number_of_words, at_most,
-         "length", "length_constraints:number_words"),
-    Kind("different-words", "Use at least {} different words", _each(30, 40, 50), different_words,
-         at_least, "length"),
-    Kind("sentences", "Write exactly {} sentences", _each(2, 3, 4), number_of_sentences, exactly,
-         "length form", "length_constraints:number_sentences"),
+    Kind("words-least", "Use at least {} words", _each(50, 60, 70),
+         of_words(bool), at_least, "length", "length_constraints:number_words"),
+    Kind("words-most", "Use at most {} words", _each(50, 60, 80),
+         of_words(bool), at_most, "length", "length_constraints:number_words"),
+    Kind("different-words", "Use at least {} different words", _each(30, 40, 50),
+         lambda text, _: len({word.casefold() for word in words(text)}), at_least, "length"),
+    Kind("sentences", "Write exactly {} sentences", _each(2, 3, 4),
+         lambda text, _: len(sentences(text)), exactly, "length form",
+         "length_constraints:number_sentences"),
     Kind("paragraphs", "Write exactly {} paragraphs with an empty line between them", _each(2, 3),
-         paragraphs, exactly, "form", "length_constraints:number_paragraphs"),
-    Kind("lines", "Write at least {} lines", _each(3, 4), lines, at_least, "form"),
+         lambda text, _: sum(map(_is_word, re.split(r"\n\s*\n", text))), exactly, "form",
+         "length_constraints:number_paragraphs"),
+    Kind("lines", "Write at least {} lines", _each(3, 4), matches(r"^(.+)$"), at_least, "form"),
     Kind("bullets", 'Write at least {} lines that begin with "-"', _each(2, 3),
          matches(r"^[ \t]*-(?!-)(.*)"), at_least, "form",
          "detectable_format:number_bullet_lists"),
     Kind("longest-sentence", "Make no sentence longer than {} words", _each(20, 25, 30),
-         longest_sentence, at_most, "sentence"),
-    Kind("first-letter", "Begin with the letter {}", _each(*"ABDFHLMOPRSW"), first_letter, same,
-         "start"),
-    Kind("full-stop", "End with a full stop", ONCE, full_stop, some, "end"),
-    Kind("no-letter", "Do not use the letter {}", _each(*"jqxzk"), letter_times, never, "letter",
-         "keywords:letter_frequency"),
-    Kind("has-word", 'Use the word "{}"', _each(*THINGS), times, some, "word",
-         "keywords:existence"),
-    Kind("no-word", 'Do not use the word "{}"', _each(*SMALL), times, never, "no-word",
-         "keywords:forbidden_words"),
-    Kind("word-most", 'Use the word "{}" at most {} times',
-         tuple((word, n) for word in ("the", "and") for n in (1, 2)), times, at_most, "no-word",
-         "keywords:frequency"),
-    Kind("commas-most", "Use at most {} commas", _each(2, 3, 4), matches(","), at_most, "commas",
-         "punctuation:no_comma"),
-    Kind("commas-least", "Use at least {} commas", _each(3, 4, 5), matches(","), at_least,
-         "commas"),
-    Kind("capitals", "Begin at least {} words with a capital letter", _each(6, 8, 10), capitals,
-         at_least, "case", "change_case:capital_word_frequency"),
+         lambda text, _: max(sentences(text), default=len(words(text))), at_most, "sentence"),
+    Kind("first-letter", "Begin with the letter {}", _each(*"ABDFHLMOPRSW"),
+         first_letter, same, "start"),
+    Kind("full-stop", "End with a full stop", ONCE,
+         matches(r"\.[*_\"'”’)\]]*\Z"), some, "end"),
+    Kind("no-letter", "Do not use the letter {}", _each(*"jqxzk"),
+         letter_times, never, "letter", "keywords:letter_frequency"),
+    Kind("has-word", 'Use the word "{}"', _each(*THINGS),
+         times, some, "word", "keywords:existence"),
+    Kind("no-word", 'Do not use the word "{}"', _each(*SMALL),
+         times, never, "no-word", "keywords:forbidden_words"),
+    Kind("word-most", 'Use the word "{}" at most {} times', _pairs(("the", "and"), (1, 2)),
+         times, at_most, "no-word", "keywords:frequency"),
+    Kind("commas-most", "Use at most {} commas", _each(2, 3, 4),
+         matches(","), at_most, "commas", "punctuation:no_comma"),
+    Kind("commas-least", "Use at least {} commas", _each(3, 4, 5),
+         matches(","), at_least, "commas"),
+    Kind("capitals", "Begin at least {} words with a capital letter", _each(6, 8, 10),
+         of_words(lambda word: word[0].isupper()), at_least, "case",
+         "change_case:capital_word_frequency"),
     Kind("numbers", "Use at least {} numbers in digits", _each(1, 2, 3),
          matches(r"\d+(?:[.,]\d+)*"), at_least, "digits"),
     Kind("no-digits", "Use no digits", ONCE, matches(r"\d"), never, "digits"),
-    Kind("hyphens", "Use at least {} words with a hyphen", _each(1, 2), hyphens, at_least,
-         "hyphens"),
+    Kind("hyphens", "Use at least {} words with a hyphen", _each(1, 2),
+         of_words(lambda word: bool(re.search(r"\w[-\u2010]\w", word))), at_least, "hyphens"),
     Kind("colons", "Use at least {} colons", _each(1, 2), matches(":"), at_least, "colons"),
-    Kind("questions", "Use at least {} question marks", _each(1), matches(r"\?"), at_least,
-         "questions"),
-    Kind("exclamations", "Use at least {} exclamation marks", _each(1), matches("!"), at_least,
-         "exclamations"),
+    Kind("questions", "Use at least {} question marks", _each(1),
+         matches(r"\?"), at_least, "questions"),
+    Kind("exclamations", "Use at least {} exclamation marks", _each(1),
+         matches("!"), at_least, "exclamations"),
     Kind("parentheses", "Put at least {} remarks in parentheses", _each(1),
          matches(r"\(([^()]*)\)"), at_least, "parentheses"),
     Kind("title", "Add a title in double angular brackets, like <<title>>", ONCE,
@@ -210,21 +169,22 @@ KINDS = (
          matches(r"(?<!\*)\*{1,3}(?![\s*])([^*\n]+)(?<!\s)\*"), at_least, "asterisks",
          "detectable_format:number_highlighted_sections"),
     Kind("words-between", "Use between {} and {} words", ((20, 40), (30, 50), (40, 60)),
-         number_of_words, between, "length", "length_constraints:number_words", True),
+         of_words(bool), between, "length", "length_constraints:number_words", True),
     Kind("shortest-sentence", "Make no sentence shorter than {} words", _each(6, 8, 10),
-         shortest_sentence, at_least, "sentence", held_out=True),
-    Kind("word-times", 'Use the word "{}" exactly {} times',
-         tuple((word, n) for word in OTHERS for n in (2, 3)), times, exactly, "word",
-         "keywords:frequency", True),
-    Kind("letter-times", "Use the letter {} at least {} times",
-         tuple((letter, n) for letter in COMMON for n in (4, 6)), letter_times, at_least, "letter",
-         "keywords:letter_frequency", True),
-    Kind("long-words", "Use at least {} words of ten or more letters", _each(3, 4, 5), long_words,
-         at_least, "long-words", held_out=True),
-    Kind("semicolons", "Use at least {} semicolons", _each(1, 2), matches(";"), at_least,
-         "semicolons", held_out=True),
-    Kind("postscript", "End with a line that begins with P.S.", ONCE, postscript, some, "end",
-         "detectable_content:postscript", True),
+         lambda text, _: min(sentences(text), default=len(words(text))), at_least, "sentence",
+         held_out=True),
+    Kind("word-times", 'Use the word "{}" exactly {} times', _pairs(OTHERS, (2, 3)),
+         times, exactly, "word", "keywords:frequency", True),
+    Kind("letter-times", "Use the letter {} at least {} times", _pairs(COMMON, (4, 6)),
+         letter_times, at_least, "letter", "keywords:letter_frequency", True),
+    Kind("long-words", "Use at least {} words of ten or more letters", _each(3, 4, 5),
+         of_words(lambda word: sum(map(str.isalpha, word)) >= 10), at_least, "long-words",
+         held_out=True),
+    Kind("semicolons", "Use at least {} semicolons", _each(1, 2),
+         matches(";"), at_least, "semicolons", held_out=True),
+    Kind("postscript", "End with a line that begins with P.S.", ONCE,
+         matches(r"^[\W_]{0,9}P\. ?S\b(.*)\Z"), some, "end", "detectable_content:postscript",
+         True),
     Kind("placeholders", "Put at least {} placeholders in square brackets, like [name]",
          _each(1, 2), matches(r"\[([^\[\]\n]+)\]"), at_least, "brackets",
          "detectable_content:number_placeholders", True),
@@ -318,7 +278,8 @@ INSIDE = re.compile(r"\bchecklist[*_ ]{0,4}:(?=[\W_]{0,4}" + SAYS + ")", re.IGNO
 ENTRIES = re.compile(rf"(?:[\W_]{{0,9}}{SAYS})+[\W_]{{0,9}}", re.IGNORECASE)
 # "1 yes", and neither "1 yes/no" nor "1. No commas: yes"
 ENTRY = re.compile(
-    r"(?<!\w)(\d{1,2})[\W_]{0,4}(yes|no)\b(?![\W_]{0,3}(?:yes|no)\b)(?! +(?!and\b)[^\W\d_])", re.IGNORECASE
+    r"(?<!\w)(\d{1,2})[\W_]{0,4}(yes|no)\b(?![\W_]{0,3}(?:yes|no)\b)(?! +(?!and\b)[^\W\d_])",
+    re.IGNORECASE,
 )
 
 
@@ -365,7 +326,7 @@ class Truth:
 def truth(x: str, answer: str) -> Truth:
     """Score an answer; any text is valid input."""
     (text, claims), asked = split_answer(answer), requirements(x)
-    found = tuple(kind.found(text, *value) for kind, value in asked.values())
+    found = tuple(kind.found(text, *value[:1]) for kind, value in asked.values())
     pairs = zip(asked.values(), found)
     met = tuple(_is_word(text) and kind.meets(f, *value) for (kind, value), f in pairs)
     claimed = tuple(claims.get(i) for i in range(1, len(asked) + 1))
