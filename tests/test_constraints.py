@@ -65,8 +65,6 @@ CASES = {
     "longest-sentence": ((20,), ["So " * 19 + "it.", "One. Two.", "Only three words",
                     "So " * 19 + "it. It is."],
                          ["So " * 20 + "it.", "One. " + "So " * 20 + "on!", "a " * 21, "..."]),
-    "full-stop": ((), ["Bees hum.", "a ... \n\nChecklist: 1 yes", '"Bees."', "**Bees.**"],
-                  ["Bees", "Bees!", "Bees.\nAnd", ".", "Bees. :)", "Bees.\n- and"]),
     "no-letter": (("k",), ["Bees hum.", "\u0138", "1 2 3"], ["bake", "BAKE", "\u212aelvin",
                     "bak\u0301e", ""]),
     "word-most": (("the", 1), ["The bees", "bees", "other, then the", "the\nChecklist: 1 the the"],
@@ -84,10 +82,6 @@ CASES = {
                     "a - b - c", "- a\n- b", "a--b c–d"]),
     "colons": ((2,), ["a: b: c", "12:30 is: now", "a\uff1a b:"], ["a: b", "a; b; c", ": :",
                     "a: b\nChecklist: 1 yes"]),
-    "questions": ((1,), ["Why?", "Why\uff1f", "a ? b?"], ["Why", "?", "Why.\nChecklist: 1 yes?"]),
-    "exclamations": ((1,), ["Oh!", "Oh\uff01", "a ?! b!!"], ["Oh", "! !", "oh ¡"]),
-    "parentheses": ((1,), ["a (b)", "(a b) c (d)", "a \uff08b\uff09", "a () (b)"], ["a", "()",
-                    "a [b]", "a (b", "( ... ) a"]),
     "words-between": ((20, 40), ["a " * 20, "a " * 40, "a " * 30 + "\nChecklist: 1 yes"],
                       ["a " * 19, "a " * 41, "a " * 19 + "..."]),
     "shortest-sentence": ((6,), ["One two three four five six.",
@@ -144,8 +138,8 @@ def solve(x: str) -> str:
     counts = [get("sentences")] if "sentences" in asked else range(least, 9)
     fits = lambda size, n: low <= size * n + len(bullets) <= high
     size, n = next((size, n) for size in (12, 10) for n in counts if fits(size, n))
-    shown = dict(numbers="7", parentheses="(sand)", hyphens="sand-reef", highlights="*sand*")
-    shown |= dict(placeholders="[sand]", semicolons="sand;", colons="sand:")
+    shown = dict(numbers="7", hyphens="sand-reef", highlights="*sand*", placeholders="[sand]")
+    shown |= dict(semicolons="sand;", colons="sand:")
     shown |= {"long-words": "intercontinental", "commas-least": "sand,"}
     special = [token for name, token in shown.items() for _ in range(get(name))]
     special += ["<<sand>>"] * ("title" in asked) + list(asked.get("has-word", ()))
@@ -163,8 +157,7 @@ def solve(x: str) -> str:
     upper = lambda token: token[0].upper() + token[1:]
     for i in range(0, len(tokens), 1 if "capitals" in asked else size):
         tokens[i] = upper(tokens[i])
-    ends = ["?" * get("questions") + "!" * get("exclamations") or "."] + ["."] * (n - 1)
-    sentences = [" ".join(tokens[size * i : size * (i + 1)]) + end for i, end in enumerate(ends)]
+    sentences = [" ".join(tokens[size * i : size * (i + 1)]) + "." for i in range(n)]
     gaps = ["\n\n" if i < get("paragraphs") - 1 else "\n" for i in range(n - 1)]
     body = "".join(sentence + gap for sentence, gap in zip(sentences, gaps))
     return body + "".join(f"{bullet}\n" for bullet in bullets) + sentences[-1]
