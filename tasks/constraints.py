@@ -9,9 +9,9 @@ hack*. What is checked is the answer without its checklist.
 
 A requirement is a kind with a value. Its kind finds something in the text, a number or a word, and
 says which findings meet it. Two kinds of one slot contradict each other or check the same thing:
-a prompt has at most one of them. One requirement of each prompt is about length. Kinds that are
-held out are in evaluation prompts alone, one or two in each. docs/constraints.md is a table of all
-kinds with how often real models meet them.
+a prompt has at most one of them, and always one about length. Kinds that are held out are in
+evaluation prompts alone, one or two in each. docs/constraints.md has a table of all kinds with how
+often a real model meets them.
 
 Source: the verifiable instructions of IFEval (Zhou et al. 2023, https://arxiv.org/abs/2311.07911);
 Kind.ifeval names the one that a kind is after. As there, a text without a word meets nothing.
@@ -87,11 +87,9 @@ between = lambda found, low, high: low <= found <= high
 
 @dataclass(frozen=True)
 class Kind:
-    """value: a tuple, one part for each {} of `says`."""
-
     name: str  # of the objective
     says: str
-    values: tuple
+    values: tuple  # to draw from; each a tuple with a part for each {} of `says`
     found: Callable[..., int | str]  # (text, the first part of the value if there is one)
     meets: Callable[..., bool]  # (found, *value)
     slots: str  # separated by blanks
@@ -128,8 +126,7 @@ KINDS = (
          "length_constraints:number_paragraphs"),
     Kind("lines", "Write at least {} lines", _each(3, 4), matches(r"^(.+)$"), at_least, "form"),
     Kind("bullets", 'Write at least {} lines that begin with "-"', _each(2, 3),
-         matches(r"^[ \t]*-(?!-)(.*)"), at_least, "form",
-         "detectable_format:number_bullet_lists"),
+         matches(r"^[ \t]*-(?!-)(.*)"), at_least, "form", "detectable_format:number_bullet_lists"),
     Kind("longest-sentence", "Make no sentence longer than {} words", _each(20, 25, 30),
          lambda text, _: max(sentences(text), default=len(words(text))), at_most, "sentence"),
     Kind("first-letter", "Begin with the letter {}", _each(*"ABDFHLMOPRSW"),
@@ -175,8 +172,8 @@ KINDS = (
     Kind("semicolons", "Use at least {} semicolons", _each(1, 2),
          matches(";"), at_least, "semicolons", held_out=True),
     Kind("postscript", "End with a line that begins with P.S.", ONCE,
-         matches(r"^[\W_]{0,9}P\. ?S\b(.*)\Z"), some, "end", "detectable_content:postscript",
-         True),
+         matches(r"^[\W_]{0,9}P\. ?S\b(.*)\Z"), some, "end",
+         "detectable_content:postscript", True),
     Kind("placeholders", "Put at least {} placeholders in square brackets, like [name]",
          _each(1, 2), matches(r"\[([^\[\]\n]+)\]"), at_least, "brackets",
          "detectable_content:number_placeholders", True),
