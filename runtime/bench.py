@@ -3,7 +3,7 @@ the hardware allows.
 
     python -m runtime.bench                         # Qwen3-8B's shape on CUDA, on a CPU a tiny one
     python -m runtime.bench --rows "decode step full"
-    python -m runtime.bench --vs-trl                # and TRL's GRPOTrainer: pip install trl==1.16.0
+    python -m runtime.bench --vs-trl                # and TRL's GRPOTrainer: pip install trl==1.16.0 peft
     torchrun --nproc-per-node 2 -m runtime.bench --rows "step full"
 
 All rows take about a quarter of an hour on an H200 and three minutes on two CPU cores.
@@ -594,8 +594,10 @@ def chosen_rows(config: Config, size) -> list[str]:
         if name not in known:
             raise UserError(f"--rows {name!r} is unknown: choose among {' '.join(known)}")
     if config.vs_trl or "trl" in rows:
-        if not importlib.util.find_spec("trl"):
-            raise UserError("TRL is not installed: pip install trl==1.16.0 peft")
+        missing = [name for name in ("trl", "peft") if not importlib.util.find_spec(name)]
+        if missing:
+            names = " and ".join(missing)
+            raise UserError(f"the row trl needs {names}: pip install trl==1.16.0 peft==0.21.2")
         # on a CPU it gets the tokens that embedded counted
         rows += ["trl"] if size is ON_GPU else ["trl", "embedded"]
     return [r for r in rows if r.startswith(("step", "full"))] if distributed.world() > 1 else rows
