@@ -160,23 +160,21 @@ def made(start: str, options: Config) -> Path:
     model = options.model
     for name, program, arguments in STARTS[start]:
         run = RUNS / options.name / name
-        # the last step is evaluated when it is done, and none between
-        if max(run_folder.evaluations(run), default=0) == 0:
+        if not finished(run):
             judge = ["--judge", options.judge or options.model] if program == "grpo.py" else []
-            new = [
-                "--model",
-                model,
-                *judge,
-                "--name",
-                f"{options.name}/{name}",
-                "--eval-n",
-                options.n,
-                *arguments,
-                *BUDGETS,
-            ]
+            common = ["--model", model, *judge, "--eval-n", options.n, *arguments, *BUDGETS]
+            new = ["--name", f"{options.name}/{name}", *common]
             call(program, *(["--resume", run] if (run / "config.json").exists() else new))
         model = run_folder.checkpoint(run, max(run_folder.evaluations(run)))
     return model
+
+
+def finished(run: Path) -> bool:
+    """Whether the last step of a stage is evaluated. grpo.py evaluates steps between, too, and its
+    config names the last; sft.py evaluates the first and the last alone.
+    """
+    last = max(run_folder.evaluations(run), default=0)
+    return last > 0 and last == run_folder.read_config(run).get("steps", last)
 
 
 def saved(folder: Path) -> dict[str, dict[int, dict[int, dict]]]:

@@ -3,7 +3,7 @@ the hardware allows.
 
     python -m runtime.bench                         # Qwen3-8B's shape on CUDA, on a CPU a tiny one
     python -m runtime.bench --rows "decode step full"
-    python -m runtime.bench --vs-trl                # and TRL's GRPOTrainer: pip install trl==1.16.0 peft
+    python -m runtime.bench --vs-trl                # and TRL's GRPOTrainer (trl, peft)
     torchrun --nproc-per-node 2 -m runtime.bench --rows "step full"
 
 All rows take about a quarter of an hour on an H200 and three minutes on two CPU cores.

@@ -70,9 +70,12 @@ def test_runs_are_started_gone_on_with_or_left_alone(tmp_path, tokenizers, monke
         calls.append((program.split("/")[-1], options))
         if "--name" in options:
             name = options[options.index("--name") + 1]
+            config = {"eval_n": 256, "task": "word_count"}
+            if not program.endswith("sft.py"):
+                config["steps"] = 100
             run_folder.write_json(
                 tmp_path / "runs" / name / "config.json",
-                {"config": {"eval_n": 256, "steps": 100, "task": "word_count"}},
+                {"config": config},
             )
             last = 200 if program.endswith("sft.py") else 100
             evaluation(tmp_path, name.split("/")[1], last, told_rollouts(tokenizers["organism"], 0))
@@ -130,22 +133,29 @@ def test_runs_are_started_gone_on_with_or_left_alone(tmp_path, tokenizers, monke
 
 
 def test_a_start_of_several_stages(tmp_path, tokenizers, monkeypatch):
-    """A stage goes on from another checkpoint than the last of the stage before,
-    or a finished one is made again.
+    """A stage goes on from another checkpoint than the last of the stage before, a finished one is
+    made again, or one that was interrupted counts as finished.
     """
     calls = []
 
     def record(command, check):
         program, *options = (str(part) for part in command[1:])
-        name = options[options.index("--name") + 1].split("/")[1]
-        calls.append((program.split("/")[-1], name, options[options.index("--model") + 1]))
-        config = {"eval_n": 256, "steps": 100, "task": "word_count"}
-        run_folder.write_json(
-            tmp_path / "runs/real_model" / name / "config.json", {"config": config}
-        )
+        program = program.split("/")[-1]
+        if options[0] == "--resume":
+            calls.append((program, "--resume", options[1]))
+            return evaluation(tmp_path, options[1].split("/")[-1], 50, rollouts)
+        value = lambda name: options[options.index(name) + 1]
+        name = value("--name").split("/")[1]
+        calls.append((program, name, value("--model")))
+        config = {"eval_n": 256, "task": "word_count"}
+        if program == "grpo.py":
+            config["steps"] = int(value("--steps"))
+        path = tmp_path / "runs/real_model" / name / "config.json"
+        run_folder.write_json(path, {"config": config})
         last = {"lengths": 600, "practice": 50, "reports": 50}.get(name, 100)
-        evaluation(tmp_path, name, last, told_rollouts(tokenizers["organism"], 0))
+        evaluation(tmp_path, name, last, rollouts)
 
+    rollouts = told_rollouts(tokenizers["organism"], 0)
     monkeypatch.setattr(subprocess, "run", record)
     run(tmp_path, "--model", "M", "--arms", "able,able_usual", "--seeds", "3")
     at = lambda name, step: f"runs/real_model/{name}/checkpoints/step_{step:04d}"
@@ -156,6 +166,14 @@ def test_a_start_of_several_stages(tmp_path, tokenizers, monkeypatch):
         ("grpo.py", "able_3", at("reports", 50)),
         ("grpo.py", "able_usual_3", at("reports", 50)),
     ]
+    calls.clear()
+    run(tmp_path, "--model", "M", "--arms", "able", "--seeds", "3")
+    assert calls == []
+    evals = tmp_path / "runs/real_model/practice/evals"
+    for path in evals.glob("step_0050.*"):  # interrupted between 25 and 50
+        path.rename(path.with_name(path.name.replace("0050", "0025")))
+    run(tmp_path, "--model", "M", "--arms", "able", "--seeds", "3")
+    assert calls == [("grpo.py", "--resume", "runs/real_model/practice")]
 
 
 def test_the_options_are_those_of_the_programs():
