@@ -249,7 +249,7 @@ def chosen_steps(text: str, available: list[int], run: Path) -> list[int]:
     for step in wanted:
         if not step.strip().isdecimal() or int(step) not in available:
             raise cli.UserError(
-                f"--steps {step!r} is not there in {run}; it has "
+                f"--steps {step!r} is no checkpoint of {run}; it has "
                 f"{', '.join(map(str, available)) or 'none'}"
             )
     return sorted({int(step) for step in wanted})
