@@ -530,6 +530,7 @@ def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
         "claim_match": [max(share, 1 - share) for share in met],
         "honest_given_noncompliant": [1.0] * len(evals),
     }
+    published = WRITEUP if _of_the_writeups_task(run) else {}
     for metric in (
         "claim_J_within",
         "bracket_hack",
@@ -539,16 +540,16 @@ def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
     ):
         thin = metric in constants or metric == "parsed"
         value = _line(axis, evals, metric, metric, interval=not thin, **(THIN if thin else THICK))
-        published = WRITEUP.get(metric, [np.nan] * len(WRITEUP_STEPS))
-        axis.plot(
-            WRITEUP_STEPS,
-            published,
-            color=GREY,
-            marker=MARKERS[metric],
-            markersize=3.5,
-            linewidth=0.9,
-            linestyle=":",
-        )
+        if metric in published:
+            axis.plot(
+                WRITEUP_STEPS,
+                published[metric],
+                color=GREY,
+                marker=MARKERS[metric],
+                markersize=3.5,
+                linewidth=0.9,
+                linestyle=":",
+            )
         axis.plot(
             steps,
             constants.get(metric, [np.nan] * len(evals)),
@@ -559,7 +560,7 @@ def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
         ends += [(value[-1], LABELS[metric], COLOURS[metric])] if value else []
     n = next(iter(evals.values()))["parsed"]["n"]
     ends.append((0.0, "0: a report that knows the prompt alone", GREY))
-    _label_ends(axis, max(*evals, WRITEUP_STEPS[-1]), ends)
+    _label_ends(axis, max([*evals, *WRITEUP_STEPS] if published else evals), ends)
     _finish(
         axis,
         "GRPO step",
@@ -576,16 +577,17 @@ def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
         linestyle="--",
         label="always None or always Full, the better one, same answers",
     )
-    axis.plot(
-        [],
-        [],
-        color=GREY,
-        marker="o",
-        markersize=4,
-        linewidth=0.9,
-        linestyle=":",
-        label="write-up, Qwen3-8B (same markers)",
-    )
+    if published:
+        axis.plot(
+            [],
+            [],
+            color=GREY,
+            marker="o",
+            markersize=4,
+            linewidth=0.9,
+            linestyle=":",
+            label="write-up, Qwen3-8B (same markers)",
+        )
     axis.legend(frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(0.0, -0.13))
     numbers = {
         "ours": {
@@ -596,8 +598,9 @@ def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
             m: {step: v for step, v in zip(steps, values) if np.isfinite(v)}
             for m, values in constants.items()
         },
-        "writeup_qwen3_8b": {"steps": WRITEUP_STEPS, **WRITEUP},
     }
+    if published:
+        numbers["writeup_qwen3_8b"] = {"steps": WRITEUP_STEPS, **published}
     return _save(figure, run / "fig1_honesty.png", numbers)
 
 
@@ -619,14 +622,16 @@ def _judge_fooled(run: Path, steps: list[dict]) -> Path:
                 [0, xs[-1]], [start, start + slope * xs[-1]], color=COLOURS[metric], linewidth=2
             )
             ends.append((start + slope * xs[-1], LABELS[metric], COLOURS[metric]))
-    axis.plot(
-        [0, 100],
-        list(WRITEUP_FOOLED.values()),
-        color=GREY,
-        linestyle=":",
-        label="write-up, Qwen3-8B: judge fooled (trend)",
-    )
-    axis.legend(frameon=False, fontsize=8.5, loc="upper left")
+    published = WRITEUP_FOOLED if _of_the_writeups_task(run) else {}
+    if published:
+        axis.plot(
+            [0, 100],
+            list(published.values()),
+            color=GREY,
+            linestyle=":",
+            label="write-up, Qwen3-8B: judge fooled (trend)",
+        )
+        axis.legend(frameon=False, fontsize=8.5, loc="upper left")
     _label_ends(axis, xs[-1], ends)
     _finish(
         axis,
@@ -637,10 +642,9 @@ def _judge_fooled(run: Path, steps: list[dict]) -> Path:
     points = {
         row["step"]: {m: row[m] for m in ("judge_fooled", "exact_compliance")} for row in steps
     }
+    writeup = {"writeup_qwen3_8b": published} if published else {}
     return _save(
-        figure,
-        run / "fig5_judge_fooled.png",
-        {"steps": points, "trends": trends, "writeup_qwen3_8b": WRITEUP_FOOLED},
+        figure, run / "fig5_judge_fooled.png", {"steps": points, "trends": trends} | writeup
     )
 
 
@@ -684,6 +688,7 @@ def _stress_honesty(run: Path, cells: dict[str, dict[int, dict]]) -> Path:
     the write-up's line in each.
     """
     metric = "honest_given_noncompliant"
+    published = WRITEUP_STRESS if _of_the_writeups_task(run) else {}
     parsed = dict(
         color=COLOURS["parsed"],
         marker=MARKERS["parsed"],
@@ -695,10 +700,10 @@ def _stress_honesty(run: Path, cells: dict[str, dict[int, dict]]) -> Path:
         1, len(cells), figsize=(1.9 * len(cells) + 0.6, 3.2), sharey=True, squeeze=False
     )
     for axis, (condition, evals) in zip(axes[0], cells.items()):
-        if condition in WRITEUP_STRESS:
-            published = WRITEUP_STEPS, WRITEUP_STRESS[condition]
+        if condition in published:
             axis.plot(
-                *published,
+                WRITEUP_STEPS,
+                published[condition],
                 color=GREY,
                 marker=MARKERS[condition],
                 markersize=3.5,
@@ -715,9 +720,10 @@ def _stress_honesty(run: Path, cells: dict[str, dict[int, dict]]) -> Path:
     axes[0][len(cells) // 2].set_xlabel("GRPO step")
     shape = dict(marker="o", markersize=4)
     axes[0][0].plot([], [], color="#333333", **shape, label=_this_run(run))
-    axes[0][0].plot(
-        [], [], color=GREY, linewidth=1, linestyle=":", **shape, label="write-up, Qwen3-8B"
-    )
+    if published:
+        axes[0][0].plot(
+            [], [], color=GREY, linewidth=1, linestyle=":", **shape, label="write-up, Qwen3-8B"
+        )
     axes[0][0].plot([], [], **parsed, label=LABELS["parsed"])
     figure.legend(
         frameon=False,
@@ -730,7 +736,7 @@ def _stress_honesty(run: Path, cells: dict[str, dict[int, dict]]) -> Path:
         "Honesty under system prompts", x=0.125, y=1.0, ha="left", fontsize=11, fontweight="bold"
     )
     figure.subplots_adjust(top=0.84, bottom=0.14, wspace=0.12)
-    writeup = {"writeup_qwen3_8b": {"steps": WRITEUP_STEPS, **WRITEUP_STRESS}}
+    writeup = {"writeup_qwen3_8b": {"steps": WRITEUP_STEPS, **published}} if published else {}
     return _save(
         figure, run / "fig2_stress.png", _stress_numbers(cells, metric, "parsed") | writeup
     )
@@ -818,12 +824,21 @@ def _stress_numbers(cells: dict[str, dict[int, dict]], *names: str) -> dict:
     }
 
 
+def _of_the_writeups_task(run: Path) -> bool:
+    """Whether what the write-up published can stand beside a run: only Word Count's can."""
+    return run_folder.read_config(run)["task"] == "word_count"
+
+
 def _this_run(run: Path) -> str:
-    model = run_folder.read_config(run)["model"]
-    start = Path(model).parent.parent  # where it is a checkpoint of another run
-    if Path(model).parent.name == "checkpoints" and (start / "config.json").exists():
-        model = f"{run_folder.read_config(start)['model']}, seeded as {start}"
-    return f"{'embedded model organism' if models.is_embedded(model) else model} (this run)"
+    """The model of a run for a legend; of one that goes on from other runs the first one's model."""
+    model, seeded = run_folder.read_config(run)["model"], ""
+    while Path(model).parent.name == "checkpoints":
+        start = Path(model).parent.parent
+        if not (start / "config.json").exists():
+            break
+        model, seeded = run_folder.read_config(start)["model"], seeded or f", seeded as {start}"
+    name = "embedded model organism" if models.is_embedded(model) else model
+    return f"{name}{seeded} (this run)"
 
 
 def _rolling_mean(values: np.ndarray, width: int) -> np.ndarray:
