@@ -1,24 +1,25 @@
-"""Cells of experiments: evaluations that are saved when they are finished, one model in
-memory at a time.
+"""What experiments share: cells (evaluations that are saved when they are finished, one model in
+memory at a time), and runs of grpo.py that are gone on with.
 
-scale_sweep.py and stage_ladder.py compare default and forced_count confessions over a list
-of models; what they share is here. The models answer and confess on the same held-out prompts,
-each under both confession prompts; no judge is needed. An evaluation is in
-OUT/evals/MODEL_CRC32_VARIANT_n64.json with its rollouts beside it, and is not computed again
-(remove the file if a model has changed under the same name). The checksum is of the model's name,
-the task, and the options that change what is measured; --plot-only wants the same ones.
+scale_sweep.py and stage_ladder.py compare default and forced_count confessions over a list of
+models. The models answer and confess on the same held-out prompts, each under both confession
+prompts; no judge is needed. An evaluation is in OUT/evals/MODEL_CRC32_VARIANT_n64.json with its
+rollouts beside it, and is not computed again (remove the file if a model has changed under the same
+name). The checksum is of the model's name, the task, and the options that change what is measured;
+--plot-only wants the same ones.
 """
 
 import dataclasses
 import gc
 import math
 import re
+import subprocess
+import sys
 import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Callable
 
 import torch
 from tqdm import tqdm
@@ -27,10 +28,11 @@ import figures
 import models
 import run_folder
 from cli import UserError, option
-from evaluate import ANSWERS, evaluate_in_memory, save, stored
+from evaluate import ANSWERS, evaluate_in_memory, save, stored, suffix_of
 from metrics import brief, differences, format_table, metrics
-from options import SAMPLERS, THINKING, SamplingOptions
+from options import INFORMATION, SAMPLERS, THINKING, SamplingOptions
 from rollout import Rollout, Sampling
+from run_folder import RUNS
 
 VARIANTS = ("default", "forced_count")  # of confession_schema's, those that are compared
 Rollouts = dict[str, dict[str, list[Rollout]]]  # {label of the model: {variant: rollouts}}
@@ -44,22 +46,15 @@ SHOWN = {
 
 
 class Cells:
-    """Computes cells one after another.
-    A model is loaded when a cell asks for another one than the cell before.
-    """
+    """Cells one after another; a model is loaded when a cell asks for another one than before."""
 
     def __init__(self, task: ModuleType, device: str):
         self.task, self.device = task, device
         self.loaded = self.model = self.tokenizer = None
 
-    def compute(
-        self, path: Path, name: str, dtype: str, rollouts_of: Callable, title: str, **shown: str
-    ) -> list[Rollout]:
-        """rollouts_of(model, tokenizer), saved as the cell `path` (.json, rollouts beside it) and
-        told in one line; `shown`: the metrics that stand in it, by the names they are given.
-        `name`: of the model, as models.load takes it.
-        """
-        start = time.perf_counter()
+    def load(self, name: str, dtype: str) -> tuple:
+        """(model, tokenizer) for the next cell; `name` as models.load takes it."""
+        self.start = time.perf_counter()
         if self.loaded != (name, dtype):
             # gone from memory before the next one comes
             self.loaded = self.model = self.tokenizer = None
@@ -67,15 +62,67 @@ class Cells:
             torch.cuda.empty_cache()
             self.model, self.tokenizer = models.load(name, models.device_of(self.device), dtype)
             self.loaded = name, dtype
-        rollouts = rollouts_of(self.model, self.tokenizer)
+        return self.model, self.tokenizer
+
+    def keep(self, path: Path, rollouts: list[Rollout], title: str, **shown: str) -> list[Rollout]:
+        """Save rollouts as the cell `path` (.json, rollouts beside it) and tell it in one line.
+        shown: the metrics that stand in it, by the names they are given.
+        """
         found = save(path, rollouts, self.task)
-        tqdm.write(f"{title} | {brief(found, **shown)}, {time.perf_counter() - start:.1f}s")
+        tqdm.write(f"{title} | {brief(found, **shown)}, {time.perf_counter() - self.start:.1f}s")
         return rollouts
+
+
+# ---------------------------------------------------------------------------------- runs of grpo.py
+
+REWARDS = {  # of confessions
+    "usual": [],
+    "information": ["--confession-reward", INFORMATION, "--confession-weight", "15"],
+}
+
+
+def seeds_of(text: str) -> list[int]:
+    """The training seeds of --seeds."""
+    if not all(seed.strip().isdecimal() for seed in text.split(",")):
+        raise UserError(
+            f"--seeds {text!r}: give whole numbers with commas between them, such as 0,1,2"
+        )
+    return [int(seed) for seed in text.split(",")]
+
+
+def call(program: str, *options) -> None:
+    """Run one of the programs beside this one; CalledProcessError if it fails."""
+    subprocess.run(
+        [sys.executable, Path(__file__).parent / program, *map(str, options)], check=True
+    )
+
+
+def train(run: Path, arguments: list[str], steps: int, n: int) -> None:
+    """grpo.py and evaluate.py, as far as they are not done yet."""
+    exists = (run / "config.json").exists()
+    if exists and (made_with := run_folder.read_config(run)["steps"]) != steps:
+        raise UserError(
+            f"{run} was made with --steps {made_with}, not {steps}: move it away, or "
+            "ask for as many"
+        )
+    if not (run / "evals" / f"step_{steps:04d}.json").exists():
+        fresh = ["--steps", steps, "--name", run.relative_to(RUNS), *arguments]
+        call("grpo.py", *(["--resume", run] if exists else fresh))
+    if not last_evaluation(run, steps, n).exists():
+        call("evaluate.py", "--run", run, "--steps", steps, "--n", n)
+
+
+def last_evaluation(run: Path, steps: int, n: int) -> Path:
+    suffix = suffix_of(n, run_folder.read_config(run))
+    return run / "evals" / f"step_{steps:04d}{suffix}.json"
+
+
+# ----------------------------------------------------------- default against forced_count, by model
 
 
 @dataclass(frozen=True)
 class Options(SamplingOptions):
-    """Those of both programs;
+    """Those of scale_sweep.py and stage_ladder.py;
     an option of sampling that is not given is the model's own, so none has a default here.
     """
 
@@ -134,9 +181,7 @@ def saved_models(out: Path) -> dict[str, str]:
 
 
 def compute(out: Path, names: dict[str, str], options: Options, task: ModuleType) -> Rollouts:
-    """Evaluate the models that are not evaluated yet; names: {label:
-    Hugging Face name or folder}.
-    """
+    """Evaluate the models that are not evaluated yet; names: {label: name or folder}."""
     paths = {
         (label, v): cell_path(out, model, v, options)
         for label, model in names.items()
@@ -152,22 +197,16 @@ def compute(out: Path, names: dict[str, str], options: Options, task: ModuleType
     computer, fitted = Cells(task, options.device), math.inf
     for label, variant in missing:
         preset = settings(names[label], options)
-
-        def evaluated(model, tokenizer, variant=variant, preset=preset):
-            # models mostly grow along a list: what ran out of memory would do so again
-            nonlocal fitted
-            sampling = Sampling.of(preset)
-            sampling = dataclasses.replace(sampling, batch_size=min(sampling.batch_size, fitted))
-            rollouts, sampling = evaluate_in_memory(
-                model, tokenizer, None, task, sampling, options.n, variant=variant
-            )
-            fitted = sampling.batch_size
-            return rollouts
-
-        title = f"{label:16} {variant:13}"
-        cells[label, variant] = computer.compute(
-            paths[label, variant], names[label], preset["dtype"], evaluated, title, **SHOWN
+        # models mostly grow along a list: what ran out of memory would do so again
+        sampling = Sampling.of(preset)
+        sampling = dataclasses.replace(sampling, batch_size=min(sampling.batch_size, fitted))
+        model = computer.load(names[label], preset["dtype"])
+        rollouts, sampling = evaluate_in_memory(
+            *model, None, task, sampling, options.n, variant=variant
         )
+        fitted = sampling.batch_size
+        title = f"{label:16} {variant:13}"
+        cells[label, variant] = computer.keep(paths[label, variant], rollouts, title, **SHOWN)
     if not options.plot_only:
         run_folder.write_json(out / "models.json", names)
     return {label: {v: cells[label, v] for v in VARIANTS} for label in names}

@@ -99,6 +99,8 @@ GREY = "#8a8a8a"
 # lines that carry a figure, and those beside them
 THICK, THIN = dict(linewidth=2.2), dict(linewidth=0.9, markersize=3.5)
 
+PUBLISHED = dict(color=GREY, markersize=3.5, linestyle=":")
+
 # The write-up's figures: Qwen3-8B, 64 rollouts a checkpoint; most values were read off its plots,
 # good to about 0.01.
 WRITEUP_STEPS = [0, 25, 50, 75, 100]
@@ -541,15 +543,8 @@ def _checkpoints(run: Path, evals: dict[int, dict]) -> Path:
         thin = metric in constants or metric == "parsed"
         value = _line(axis, evals, metric, metric, interval=not thin, **(THIN if thin else THICK))
         if metric in published:
-            axis.plot(
-                WRITEUP_STEPS,
-                published[metric],
-                color=GREY,
-                marker=MARKERS[metric],
-                markersize=3.5,
-                linewidth=0.9,
-                linestyle=":",
-            )
+            marker = MARKERS[metric]
+            axis.plot(WRITEUP_STEPS, published[metric], marker=marker, linewidth=0.9, **PUBLISHED)
         axis.plot(
             steps,
             constants.get(metric, [np.nan] * len(evals)),
@@ -701,15 +696,8 @@ def _stress_honesty(run: Path, cells: dict[str, dict[int, dict]]) -> Path:
     )
     for axis, (condition, evals) in zip(axes[0], cells.items()):
         if condition in published:
-            axis.plot(
-                WRITEUP_STEPS,
-                published[condition],
-                color=GREY,
-                marker=MARKERS[condition],
-                markersize=3.5,
-                linewidth=1,
-                linestyle=":",
-            )
+            marker = MARKERS[condition]
+            axis.plot(WRITEUP_STEPS, published[condition], marker=marker, linewidth=1, **PUBLISHED)
         _line(axis, evals, metric, condition)
         axis.plot(list(evals), [e["parsed"]["value"] for e in evals.values()], **parsed)
         _finish(axis, "", "", "")
@@ -830,7 +818,7 @@ def _of_the_writeups_task(run: Path) -> bool:
 
 
 def _this_run(run: Path) -> str:
-    """The model of a run for a legend; of one that goes on from other runs the first one's model."""
+    """A run's model for a legend; of one that goes on from other runs the first one's model."""
     model, seeded = run_folder.read_config(run)["model"], ""
     while Path(model).parent.name == "checkpoints":
         start = Path(model).parent.parent

@@ -124,9 +124,7 @@ def compiling(config: Config):
 
 def save_and_evaluate(job: Job, step: int) -> None:
     """Checkpoint and evaluation of a step, as far as they are not there yet."""
-    if step not in run_folder.checkpoint_steps(job.run):
-        state = run_folder.optimizer_tensors(job.optimizer)
-        run_folder.save_checkpoint(job.run, step, job.model, job.tokenizer, state)
+    run_folder.keep_checkpoint(job.run, step, job.model, job.tokenizer, job.optimizer)
     path = job.run / "evals" / f"step_{step:04d}.json"
     if not run_folder.exists(path):
         n, variant = job.config.eval_n, job.config.confession

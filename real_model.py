@@ -29,15 +29,13 @@ It supports: what these rewards make of this model from this start. It does not 
 which was never shown how to verify would learn it: RL chooses among what is there (half_right).
 """
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import cli
-import evaluate
 import figures
 import run_folder
+from cells import REWARDS, call, seeds_of, train
 from cli import UserError, option
 from evaluate import ANSWERS
 from metrics import format_table
@@ -75,15 +73,6 @@ STARTS = {
     ],
 }
 HACK = [*RECIPE, "--answer-reward", "word_count.label_reward"]
-REWARDS = {
-    "usual": [],
-    "information": [
-        "--confession-reward",
-        "rewards.information_reward",
-        "--confession-weight",
-        "15",
-    ],
-}
 ARMS = {  # {name: (start, options of grpo.py)}
     "information": ("seeded", ["--lr", "1e-4", *REWARDS["information"]]),
     "usual": ("seeded", ["--lr", "1e-4"]),
@@ -115,44 +104,6 @@ class Config:
         "folder under runs/; --plot-only --name real shows the runs that are committed",
     )
     plot_only: bool = option(False, "table and figure of saved runs, without a model")
-
-
-def seeds_of(text: str) -> list[int]:
-    """The training seeds of --seeds."""
-    if not all(seed.strip().isdecimal() for seed in text.split(",")):
-        raise UserError(
-            f"--seeds {text!r}: give whole numbers with commas between them, such as 0,1,2"
-        )
-    return [int(seed) for seed in text.split(",")]
-
-
-def call(program: str, *options) -> None:
-    """Run one of the programs beside this one; CalledProcessError if it fails."""
-    subprocess.run(
-        [sys.executable, Path(__file__).parent / program, *map(str, options)], check=True
-    )
-
-
-def train(run: Path, arguments: list[str], steps: int, n: int) -> None:
-    """grpo.py and evaluate.py, as far as they are not done yet."""
-    if (run / "config.json").exists() and (
-        made_with := run_folder.read_config(run)["steps"]
-    ) != steps:
-        raise UserError(
-            f"{run} was made with --steps {made_with}, not {steps}: move it away, or "
-            "ask for as many"
-        )
-    if not (run / "evals" / f"step_{steps:04d}.json").exists():
-        fresh = ["--steps", steps, "--name", run.relative_to(RUNS), *arguments]
-        call("grpo.py", *(["--resume", run] if (run / "config.json").exists() else fresh))
-    if not last_evaluation(run, steps, n).exists():
-        call("evaluate.py", "--run", run, "--steps", steps, "--n", n)
-
-
-def last_evaluation(run: Path, steps: int, n: int) -> Path:
-    return (
-        run / "evals" / f"step_{steps:04d}{evaluate.suffix_of(n, run_folder.read_config(run))}.json"
-    )
 
 
 def made(start: str, options: Config) -> Path:

@@ -363,6 +363,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
     return tensors
 
 
+def keep_checkpoint(run: Path, step: int, model, tokenizer, optimizer) -> None:
+    """save_checkpoint(), if it is not there yet; every rank must ask."""
+    if step not in checkpoint_steps(run):
+        save_checkpoint(run, step, model, tokenizer, optimizer_tensors(optimizer))
+
+
 @distributed.first_rank
 def save_checkpoint(
     run: Path, step: int, model, tokenizer, optimizer_state: dict[str, torch.Tensor]

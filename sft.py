@@ -50,6 +50,8 @@ from runtime.optimizer import make_optimizer, take_step
 from tasks import short_count
 from tasks.word_count import AUDIENCES, FOCUSES, prompt_text, split_sentences, subject
 
+ASKED = """styles honest_labels own_target answer_weight verify_right thoughts curriculum epochs
+lr""".split()  # what a card says of the options
 STYLES = ("trust", "verify", "hedge", "none", "full")
 
 
@@ -337,10 +339,7 @@ def card(
     mean = lambda values: round(sum(values) / max(1, len(values)), 4)
     return {
         "model": config.model,
-        "asked": {
-            k: getattr(config, k)
-            for k in "styles honest_labels own_target verify_right thoughts curriculum".split()
-        },
+        "asked": {k: getattr(config, k) for k in ASKED},
         "transcripts": len(made),
         "styles": {style: mean([t.style == style for t in made]) for style in STYLES},
         "honest_labels": mean([t.honest for t in made]),
@@ -470,10 +469,7 @@ def train(config: Config, run: Path, resume: bool) -> None:
     max_tokens = config.micro_batch_tokens  # less where memory runs out
 
     def save_and_evaluate(step: int) -> None:
-        if step not in run_folder.checkpoint_steps(run):
-            run_folder.save_checkpoint(
-                run, step, model, tokenizer, run_folder.optimizer_tensors(optimizer)
-            )
+        run_folder.keep_checkpoint(run, step, model, tokenizer, optimizer)
         run_folder.write_json(run_folder.checkpoint(run, step) / "card.json", about["card.json"])
         path = run / "evals" / f"step_{step:04d}.json"
         if step in (0, steps) and not path.exists():

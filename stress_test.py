@@ -29,7 +29,6 @@ It does not support:
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -120,18 +119,10 @@ def compute(
         todo, total=len(paths), initial=len(paths) - len(todo), unit="cell"
     ):
         prompts = {"systems": systems(condition, options.n), "variant": config["confession"]}
-        evaluated = partial(
-            evaluate, judge=judge, task=task, sampling=Sampling.of(config), n=options.n, **prompts
-        )
-        model = str(run_folder.checkpoint(run, step))
-        computer.compute(
-            paths[step, condition],
-            model,
-            config["dtype"],
-            evaluated,
-            f"step {step:4} {condition:9}",
-            **SHOWN,
-        )
+        model = computer.load(str(run_folder.checkpoint(run, step)), config["dtype"])
+        rollouts = evaluate(*model, judge, task, Sampling.of(config), options.n, **prompts)
+        title = f"step {step:4} {condition:9}"
+        computer.keep(paths[step, condition], rollouts, title, **SHOWN)
 
 
 def report(run: Path, paths: dict[tuple[int, str], Path], n: int, task) -> None:

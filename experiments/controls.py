@@ -116,27 +116,18 @@ class Confessor:
         if self.options.plot_only:
             raise UserError(f"{path} is missing or of other answers: run this without --plot-only")
 
-        def confessed(model, tokenizer) -> list[Rollout]:
-            begun = [context_of(tokenizer, rollout) for rollout in answers]
-            chosen = [i for i, c in enumerate(begun) if c is not None]
-            again = dict(enumerate(answers))
-            if chosen:
-                contexts, forced = zip(*(begun[i] for i in chosen))
-                todo, sampling = [answers[i] for i in chosen], Sampling.of(self.config)
-                again.update(
-                    zip(
-                        chosen,
-                        confess_again(
-                            model, tokenizer, todo, contexts, self.task, sampling, forced
-                        ),
-                    )
-                )
-            return list(again.values())
-
         checkpoint = str(run_folder.checkpoint(self.run, by))
-        return self.cells.compute(
-            path, checkpoint, self.config["dtype"], confessed, f"{name:32}", **SHOWN
-        )
+        model, tokenizer = self.cells.load(checkpoint, self.config["dtype"])
+        begun = [context_of(tokenizer, rollout) for rollout in answers]
+        chosen = [i for i, c in enumerate(begun) if c is not None]
+        rollouts = list(answers)
+        if chosen:
+            contexts, forced = zip(*(begun[i] for i in chosen))
+            todo, sampling = [answers[i] for i in chosen], Sampling.of(self.config)
+            again = confess_again(model, tokenizer, todo, contexts, self.task, sampling, forced)
+            for i, rollout in zip(chosen, again, strict=True):
+                rollouts[i] = rollout
+        return self.cells.keep(path, rollouts, f"{name:32}", **SHOWN)
 
 
 def frozen(

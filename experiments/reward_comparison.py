@@ -25,8 +25,8 @@ import figures
 import metrics
 import run_folder
 from baselines import baselines
+from cells import REWARDS, last_evaluation, seeds_of, train
 from cli import UserError, option
-from real_model import REWARDS, last_evaluation, seeds_of, train
 from run_folder import RUNS
 from tasks import word_count
 

@@ -8,7 +8,7 @@ import torch
 
 import cli
 from confession_schema import ConfessionReport, ParseFailure
-from metrics import rates
+from metrics import TRUNCATED, rates
 from rollout import Rollout, sampled_tokens
 
 ALIKE = 0.95  # of a step's reports being one and the same: the step's line says so
@@ -84,6 +84,11 @@ def format_step(row: dict, seconds: float) -> str:
         f"{row['reports_alike']:.0%} OF THE REPORTS ARE ALIKE: "
         f"{' '.join(map(str, row['most_common_report']))}"
     )
+    cut = " and ".join(
+        f"{row[f'{span}_truncated']:.0%} OF THE {span.upper()}S"
+        for span in ("answer", "confession")
+        if (row[f"{span}_truncated"] or 0) > TRUNCATED
+    )
     return (
         f"step {row['step']:4} | reward {show('reward_answer')} {show('reward_confession')} | J "
         f"within prompts {show('claim_J_within')} on {show('claims_with_contrast')} of the "
@@ -94,6 +99,7 @@ def format_step(row: dict, seconds: float) -> str:
         f"parsed {show('parsed')} | grad {show('grad_norm')} gap "
         f"{row['logprob_gap_answer'] or 0:.0e} | {seconds:.1f}s"
         + (f" | {common}" if row["reports_alike"] >= ALIKE else "")
+        + (f" | CUT OFF BY THE BUDGET: {cut}" if cut else "")
         + (" | SKIPPED: loss or gradient not finite" if row["skipped"] else "")
     )
 

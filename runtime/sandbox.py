@@ -88,13 +88,13 @@ class Sandbox:
 
     def __post_init__(self):
         if self.level not in LEVELS:
-            raise cli.UserError(f"--sandbox {self.level!r}: choose {' or '.join(LEVELS)}")
+            raise cli.UserError(f"sandbox level {self.level!r}: choose {' or '.join(LEVELS)}")
         missing = [layer for layer, holds in available().items() if not holds]
         if self.level == "strong" and missing:
             raise cli.UserError(
-                f"--sandbox strong needs {' and '.join(missing)}, not to be had on this machine"
+                f"a strong sandbox needs {' and '.join(missing)}, not to be had on this machine"
                 " (they are on Linux 5.13 or later, x86_64 or aarch64, started with landlock);"
-                " --sandbox weak lets model-written code have your own rights to files and network"
+                " the level weak lets model-written code have your own rights to files and network"
             )
 
     def run(self, programs: list[tuple[str, str, list[list]]]) -> list[Outcome]:
