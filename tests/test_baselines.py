@@ -210,6 +210,17 @@ def test_the_step_line_says_when_reports_are_alike():
     assert row["reports_alike"] == 0 and "ALIKE" not in progress.format_step(row, 1.0)
 
 
+def test_the_step_line_says_what_the_budget_cuts_off():
+    """Reports that never end are paid for their whole object, and nothing but a table shows it."""
+    stats = dict(grad_norm=1.0, logprob_gap_answer=0.0, skipped=False)
+    row = progress.step_row(1, some_evaluation(), TASK, {"answer": 0.0, "confession": 0.0}, stats)
+    assert "CUT OFF" not in progress.format_step(row, 1.0)
+    row |= {"answer_truncated": 0.05, "confession_truncated": 1.0}
+    assert progress.format_step(row, 1.0).endswith("CUT OFF BY THE BUDGET: 100% OF THE CONFESSIONS")
+    row |= {"answer_truncated": 0.3}
+    assert "30% OF THE ANSWERS and 100% OF THE CONFESSIONS" in progress.format_step(row, 1.0)
+
+
 def test_a_table_says_when_nothing_can_tell(tmp_path, tokenizers, capsys):
     """J within a prompt is a dash in an evaluation with one answer a prompt,
     and the reader takes it for a detail.

@@ -125,6 +125,21 @@ def put_together(*options: str) -> None:
         evaluate.main()
 
 
+def test_one_run_and_the_steps_that_were_asked_for(tmp_path, tokenizers, monkeypatch, capsys):
+    """A second run of --run is dropped in silence, or the table has other steps than --steps."""
+    run = seed_run(tmp_path / "a", {0: 0, 25: 1, 100: 2}, tokenizers["organism"])
+    redraw = ["evaluate.py", "--redraw", "--n", "5", "--steps", "0,25", "--run"]
+    monkeypatch.setattr(sys, "argv", [*redraw, str(run)])
+    evaluate.main()
+    table = capsys.readouterr().out
+    assert table == (run / "table.txt").read_text()
+    assert table.split()[:4] == ["step", "0", "step", "25"] and "step 100" not in table
+    monkeypatch.setattr(sys, "argv", [*redraw, f"{run},{tmp_path / 'b'}"])
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main()
+    assert "give one run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("n, suffix", [("5", ""), ("7", "_n7")])
 def test_seeds_are_put_together(tmp_path, tokenizers, capsys, n, suffix):
     """The table is of a step that some run lacks or of another number of rollouts, or the figure
