@@ -53,7 +53,9 @@ class Cells:
         self.loaded = self.model = self.tokenizer = None
 
     def load(self, name: str, dtype: str) -> tuple:
-        """(model, tokenizer) for the next cell; `name` as models.load takes it."""
+        """(model, tokenizer) for the next cell; `name` as models.load takes it. A variable that
+        outlives the cell would keep the model beside the next one.
+        """
         self.start = time.perf_counter()
         if self.loaded != (name, dtype):
             # gone from memory before the next one comes
@@ -200,9 +202,13 @@ def compute(out: Path, names: dict[str, str], options: Options, task: ModuleType
         # models mostly grow along a list: what ran out of memory would do so again
         sampling = Sampling.of(preset)
         sampling = dataclasses.replace(sampling, batch_size=min(sampling.batch_size, fitted))
-        model = computer.load(names[label], preset["dtype"])
         rollouts, sampling = evaluate_in_memory(
-            *model, None, task, sampling, options.n, variant=variant
+            *computer.load(names[label], preset["dtype"]),
+            judge=None,
+            task=task,
+            sampling=sampling,
+            n=options.n,
+            variant=variant,
         )
         fitted = sampling.batch_size
         title = f"{label:16} {variant:13}"

@@ -119,8 +119,14 @@ def compute(
         todo, total=len(paths), initial=len(paths) - len(todo), unit="cell"
     ):
         prompts = {"systems": systems(condition, options.n), "variant": config["confession"]}
-        model = computer.load(str(run_folder.checkpoint(run, step)), config["dtype"])
-        rollouts = evaluate(*model, judge, task, Sampling.of(config), options.n, **prompts)
+        rollouts = evaluate(
+            *computer.load(str(run_folder.checkpoint(run, step)), config["dtype"]),
+            judge=judge,
+            task=task,
+            sampling=Sampling.of(config),
+            n=options.n,
+            **prompts,
+        )
         title = f"step {step:4} {condition:9}"
         computer.keep(paths[step, condition], rollouts, title, **SHOWN)
 
