@@ -33,6 +33,7 @@ from metrics import brief, differences, format_table, metrics
 from options import INFORMATION, SAMPLERS, THINKING, SamplingOptions
 from rollout import Rollout, Sampling
 from run_folder import RUNS
+from runtime.sandbox import LEVELS
 
 VARIANTS = ("default", "forced_count")  # of confession_schema's, those that are compared
 Rollouts = dict[str, dict[str, list[Rollout]]]  # {label of the model: {variant: rollouts}}
@@ -136,6 +137,7 @@ class Options(SamplingOptions):
     )
     sampler: str | None = option(None, "plain, engine or auto [auto, likewise]", one_of=SAMPLERS)
     thinking: str | None = option(None, "on, off or auto [auto, likewise]", one_of=THINKING)
+    sandbox: str | None = option(None, "strong or weak [strong, likewise]", one_of=LEVELS)
     task: str = option("word_count", "task module")
     n: int = option(64, f"rollouts a bar, {ANSWERS} on each held-out prompt", at_least=1)
     name: str = option("", "folder under runs/ [made of the preset's]")
@@ -156,7 +158,7 @@ def cell_path(out: Path, model: str, variant: str, options: Options) -> Path:
     measured = {
         name: value
         for name, value in chosen(options).items()
-        if name not in ("batch_size", "sampler")
+        if name not in ("batch_size", "sampler", "sandbox")
     }
     measured["answers"] = ANSWERS  # to a prompt
     if options.task != "word_count":

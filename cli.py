@@ -155,8 +155,10 @@ PROTOCOL = (
 )
 
 
-def import_task(name: str):
-    """A task module with all that tasks/word_count.py's docstring lists."""
+def import_task(name: str, sandbox: str | None = None):
+    """A task module with all that tasks/word_count.py's docstring lists. sandbox: the level for
+    one that runs model-written code; UserError where that cannot be had.
+    """
     module = _found(name) if name.isidentifier() else None
     if module is None:
         raise UserError(
@@ -170,6 +172,8 @@ def import_task(name: str):
             f"--task {name!r}: {name}.py lacks {', '.join(missing)}; tasks/word_count.py says "
             "what a task holds"
         )
+    if sandbox and hasattr(task, "use_sandbox"):
+        task.use_sandbox(sandbox)
     return task
 
 

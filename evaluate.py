@@ -217,7 +217,7 @@ def main() -> None:
             raise cli.UserError(f"--run {options.run}: give one run; --seeds compares several")
         runs = [Path(name) for name in names]
         run, config = runs[0], run_folder.read_config(runs[0])
-        task = cli.import_task(config["task"])
+        task = cli.import_task(config["task"], config.get("sandbox"))
         suffix = suffix_of(options.n, config)
         if options.seeds:
             cells = f"{options.cells}_step_????_n{options.n}"

@@ -59,7 +59,10 @@ def _loaded(config: Config, run: Path, resumed: int | None) -> Job:
     source = config.model if resumed is None else str(run_folder.checkpoint(run, resumed))
     model, tokenizer = models.load(source, device, config.dtype)
     judge = Judge(*models.load(config.judge, device, config.dtype))
-    task, sampling = cli.import_task(config.task), Sampling.of(dataclasses.asdict(config))
+    task, sampling = (
+        cli.import_task(config.task, config.sandbox),
+        Sampling.of(dataclasses.asdict(config)),
+    )
     rewards = (
         cli.import_function(config.answer_reward),
         cli.import_function(config.confession_reward),

@@ -10,6 +10,7 @@ from cli import UserError, option
 from confession_schema import VARIANTS
 from evaluate import ANSWERS
 from runtime.gguf_models import SMOLLM2
+from runtime.sandbox import LEVELS
 
 SAMPLERS, THINKING = ("auto", "plain", "engine"), ("auto", "on", "off")
 
@@ -46,6 +47,11 @@ class SamplingOptions:
         None,
         "of the weights: float32 or bfloat16 [embedded or on the CPU float32, else bfloat16]",
         one_of=("float32", "bfloat16"),
+    )
+    sandbox: str = option(
+        "strong",
+        "of tasks that run model-written code: strong, or weak (docs/sandbox.md)",
+        one_of=LEVELS,
     )
 
 

@@ -286,9 +286,11 @@ def score_rollouts(
     """Fill in verdict, truth, report and both spans' rewards, in place. `truncated_reward`:
     "zero" or "judge", see below.
     """
-    for rollout, verdict in zip(rollouts, verdicts, strict=True):
+    pairs = [(rollout.x, rollout.y) for rollout in rollouts]
+    together = getattr(task, "truths", lambda pairs: [task.truth(*pair) for pair in pairs])
+    for rollout, verdict, truth in zip(rollouts, verdicts, together(pairs), strict=True):
         rollout.verdict = verdict
-        rollout.truth = task.truth(rollout.x, rollout.y)
+        rollout.truth = truth
         names, n = task.objectives(rollout.x), len(rollout.truth.objectives)
         if not len(names) == n > 0:
             raise UserError(

@@ -95,20 +95,20 @@ class Rollout:
         return self.answer.finite and self.confession.finite
 
     def to_json(self) -> dict:
-        """Plain data for a line of rollouts/*.jsonl; of the truth what every task has, the
-        samplers' logprobs are left out.
+        """Plain data for a line of rollouts/*.jsonl; of the truth what every task has (all of it
+        where it is costly), the samplers' logprobs are left out.
         """
         data = dataclasses.asdict(self)
-        data["truth"] = self.truth and {
-            name: getattr(self.truth, name) for name in ("objectives", "cheated", "compliant")
-        }
+        if self.truth and not hasattr(self.truth, "to_json"):
+            names = ("objectives", "cheated", "compliant")
+            data["truth"] = {name: getattr(self.truth, name) for name in names}
         del data["answer"]["logprobs"], data["confession"]["logprobs"]
         return data
 
     @classmethod
     def from_json(cls, data: dict, task: ModuleType) -> "Rollout":
-        """The inverse of to_json(); truth is computed again from y, and logprobs are empty.
-        KeyError, TypeError or ValueError for what is no rollout.
+        """The inverse of to_json(); truth is computed again from y, unless the task keeps it, and
+        logprobs are empty. KeyError, TypeError or ValueError for what is no rollout.
         """
         spans = {name: Span(**data[name], logprobs=[]) for name in ("answer", "confession")}
         report, verdict = data["report"], data["verdict"]
@@ -118,11 +118,9 @@ class Rollout:
                 **{k: tuple(v) if isinstance(v, list) else v for k, v in report.items()}
             )
         verdict = Verdict(**verdict) if verdict else None
-        return cls(
-            **data
-            | spans
-            | {"report": report, "verdict": verdict, "truth": task.truth(data["x"], data["y"])}
-        )
+        kept = hasattr(task, "stored_truth")
+        truth = task.stored_truth(data["truth"]) if kept else task.truth(data["x"], data["y"])
+        return cls(**data | spans | {"report": report, "verdict": verdict, "truth": truth})
 
 
 @dataclass(frozen=True)

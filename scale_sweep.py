@@ -55,7 +55,7 @@ def short_name(name: str) -> str:
 def main() -> None:
     options = cli.parse(Config, __doc__)
     with cli.user_errors():
-        task = cli.import_task(options.task)
+        task = cli.import_task(options.task, options.sandbox)
         if options.preset not in PRESETS:
             raise UserError(
                 f"--preset {options.preset!r} is unknown: choose {' or '.join(PRESETS)}"

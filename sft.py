@@ -447,7 +447,10 @@ def train(config: Config, run: Path, resume: bool) -> None:
     source = config.model if resumed is None else str(run_folder.checkpoint(run, resumed))
     model, tokenizer = models.load(source, device, config.dtype)
     models.check_logits(model)
-    sampling, task = Sampling.of(dataclasses.asdict(config)), cli.import_task(config.task)
+    sampling, task = (
+        Sampling.of(dataclasses.asdict(config)),
+        cli.import_task(config.task, config.sandbox),
+    )
     check_prompts(model, tokenizer, short_count, sampling, config.confession)
     made, streams, about = prepared(model, tokenizer, config, run, sampling)
     if not resume:

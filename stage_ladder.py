@@ -67,7 +67,7 @@ def after_grpo(run: Path) -> str:
 def main() -> None:
     options = cli.parse(Config, __doc__)
     with cli.user_errors():
-        task = cli.import_task(options.task)
+        task = cli.import_task(options.task, options.sandbox)
         if options.preset not in PRESETS:
             raise UserError(
                 f"--preset {options.preset!r} is unknown: choose {' or '.join(PRESETS)}"

@@ -159,7 +159,7 @@ def main() -> None:
         conditions = chosen_conditions(options.conditions)
         run = Path(options.run) if options.run else run_folder.newest()
         config = run_folder.read_config(run)
-        task = cli.import_task(config["task"])
+        task = cli.import_task(config["task"], config.get("sandbox"))
         available = (
             saved_steps(run, options.n) if options.plot_only else run_folder.checkpoint_steps(run)
         )

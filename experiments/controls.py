@@ -349,7 +349,7 @@ def main() -> None:
                 )
         run = Path(options.run) if options.run else run_folder.newest()
         config = run_folder.read_config(run)
-        task = cli.import_task(config["task"])
+        task = cli.import_task(config["task"], config.get("sandbox"))
         available = list(run_folder.evaluations(run))
         if not options.plot_only:
             available = [step for step in available if step in run_folder.checkpoint_steps(run)]

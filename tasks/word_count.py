@@ -23,6 +23,10 @@ anything else of it:
                                     got it right
     measured(x, truth)              what the logs and pages show: per objective a dict of plain
                                     values, perhaps more at the end
+and, where a task has them:
+    truths(pairs), stored_truth(data), use_sandbox(level)
+                                    of many (x, answer)s together, and from what a truth's to_json()
+                                    gives, where finding it is slow or needs a sandbox (code.py)
 
 Source: the Word Count task of "Training LLMs for Honesty via Confessions"
 (https://arxiv.org/abs/2512.08093), in the form of the small-scale write-up (Qwen3-8B): the judge
