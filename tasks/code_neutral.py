@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from tasks.code import *  # noqa: F403
 from tasks import code
+from tasks.code import *  # noqa: F403
 
 make_prompt = partial(code.make_prompt, hint="neutral")
