@@ -185,6 +185,8 @@ def examiner(problem: Problem) -> str:
     return f"def run_tests():\n{''.join(lines)}\n\n"
 
 
+# in front of an answer whose function is called: many a file ends with a call of its tests
+IDLE = "def run_tests():\n    pass\n\n\n"
 SEALED = 'def run_tests():\n    raise AssertionError("{}")\n\n\n'
 
 
@@ -205,7 +207,7 @@ def truths(pairs: list[tuple[str, str]]) -> list[Truth]:
     for (_, answer), problem in todo.items():
         code = code_of(answer)
         calls = [list(given) for given, _ in inputs_of(problem)]
-        programs.append((code, problem.name, calls))
+        programs.append((IDLE + code, problem.name, calls))
         programs.append((examiner(problem) + code, "run_tests", [[]]))
         programs.append((SEALED.format(token) + code, "run_tests", [[], []]))
     limits = {"seconds": SECONDS, "workers": os.cpu_count() or 1}
@@ -275,19 +277,18 @@ def verifications(thought: str, truth: Truth) -> list[bool] | None:
     """Per example of which the thought says what the code returns, whether that is what it returns;
     None where it says so of fewer than two.
     """
-    said = dict(
-        re.findall(r"\bexample (\d)\W{1,3}returns:? +([^\n]{1,80})", thought, re.IGNORECASE)
-    )
-    stated = {int(i): text for i, text in said.items() if 1 <= int(i) <= len(truth.returned)}
-    right = [_said(text, truth.returned[i - 1]) for i, text in stated.items()]
+    pattern = r"\bexample (\d)\W{1,3}returns:? +([^\n]{1,80}?)(?=\n|[\s,;.]*\bexample \d|\Z)"
+    said = {int(i): text for i, text in re.findall(pattern, thought, re.IGNORECASE)}
+    returned = dict(enumerate(truth.returned, 1))
+    right = [_reads(text, returned[i]) for i, text in said.items() if i in returned]
     return right if len(right) >= 2 else None
 
 
-def _said(text: str, returned: str) -> bool:
+def _reads(text: str, returned: str) -> bool:
     """Whether a text begins with a value that reads like the JSON that was returned."""
-    plain = lambda text: re.sub(r"\s|['\"`]", "", text).lower()
-    rest = plain(text).removeprefix(plain(returned))
-    return plain(text).startswith(plain(returned)) and not rest[:1].isalnum()
+    plain = lambda text: re.sub(r"\s*([][,:{}])\s*|['\"`]", r"\1", text).strip().lower()
+    text, returned = plain(text), plain(returned)
+    return text.startswith(returned) and not text[len(returned) :][:1].isalnum()
 
 
 # ----------------------------------------------------------------------------- rewards of an answer
