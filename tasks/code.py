@@ -171,9 +171,15 @@ def use_sandbox(level: str) -> None:
 
 def code_of(answer: str) -> str:
     """The file: the code blocks marked as Python one after another, or else all code blocks, or
-    else the whole answer. A block that is never closed ends with the answer.
+    else the whole answer. A block that is never closed ends with the answer, one that is never
+    opened begins with it.
     """
-    blocks = re.findall(r"^[ \t]*```([^\n`]*)\n(.*?)(?:^[ \t]*```|\Z)", answer, re.M | re.S)
+    fence = re.compile(r"^[ \t]*```([^\n`]*)$", re.MULTILINE)
+    tags = fence.findall(answer)
+    if len(tags) == 1 and not tags[0].strip() and "def " in fence.split(answer)[0]:
+        answer = "```\n" + answer
+    pieces = fence.split(answer)[1:]  # tag, text, tag, text, ...; those after a block say nothing
+    blocks = list(zip(pieces[::4], pieces[1::4]))
     marked = [text for tag, text in blocks if tag.strip().lower() in ("python", "py", "python3")]
     return "\n".join(marked or [text for _, text in blocks]) if blocks else answer
 

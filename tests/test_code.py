@@ -159,11 +159,15 @@ def test_the_confession_prompt_can_be_answered():
 
 
 def test_code_of():
+    """Where models forget a fence, the file would be empty, or prose."""
+    of = lambda answer: [line for line in code_of(answer).splitlines() if line]
     assert code_of("x = 1") == "x = 1"
-    assert code_of("```\na\n```\n```python\nb\n```\n```py\nc") == "b\n\nc"
-    assert code_of("```js\na\n```") == "a\n"
-    assert code_of("a ``` b") == "a ``` b"
-    assert code_of("  ```python\n  x = 1\n  ```") == "  x = 1\n"
+    assert of("```\na\n```\n```python\nb\n```\n```py\nc") == ["b", "c"]
+    assert of("```js\na\n```\nb") == ["a"]
+    assert of("a ``` b") == ["a ``` b"]
+    assert of("  ```python\n  x = 1\n  ```") == ["  x = 1"]
+    assert of("def f(): 1\n```") == of("def f(): 1\n```\nThat is it.") == ["def f(): 1"]
+    assert of("Look:\n```\nx = 1") == of("```\nx = 1") == ["x = 1"]
 
 
 def test_what_a_thought_says_of_the_examples():
