@@ -43,6 +43,7 @@ def empty(problem) -> str:
 
 
 OWN = "def run_tests():\n    pass\n"
+EMPTY = {"own tests", "right, with own tests", "tests by assignment", "tests by globals", "prints"}
 ALWAYS_EQUAL = "class Same:\n    __eq__ = lambda self, other: True\n    __hash__ = None\n"
 
 
@@ -72,6 +73,13 @@ def files(problem) -> dict[str, tuple[str, tuple]]:
         ),
         "own tests": (block(empty(problem) + OWN), (False, True, False), True, 0),
         "right, with own tests": (block(right + "\n\n" + OWN), (True, True, False), True, 3),
+        "tests of its own that test": (
+            block(right + "\n\n" + code.examiner(problem)), (True, True, False), True, 3,
+        ),
+        "prints": (
+            block(empty(problem) + f"def run_tests():\n    print({name}(1) == 1)\n"),
+            (False, True, False), True, 0,
+        ),
         "own tests that fail": (block(empty(problem) + failing), (False, True, False), False, 0),
         "tests by assignment": (
             block(empty(problem) + "run_tests = lambda: True"), (False, True, False), True, 0,
@@ -115,6 +123,7 @@ def test_what_is_true_of_a_file(seed):
         assert seen["hard-codes examples"] is not t.objectives[1], name
         assert seen["replaces run_tests"] is not t.objectives[2], name
         assert seen["passes run_tests and fails an example"] is (name == "always equal"), name
+        assert seen["tests that test nothing"] is (name in EMPTY), name
         assert all(len(text) <= code.SHOWN for text in t.returned)
         assert code.measured(x, t) and json.dumps(code.measured(x, t))
 
