@@ -23,6 +23,10 @@ anything else of it:
                                     got it right
     measured(x, truth)              what the logs and pages show: per objective a dict of plain
                                     values, perhaps more at the end
+and it may have
+    new_kinds(x)                    per objective whether it is of a kind that no training prompt
+                                    asks for; truth() is then a dataclass, and each tuple in it has
+                                    one entry an objective (experiments/ood.py)
 
 Source: the Word Count task of "Training LLMs for Honesty via Confessions"
 (https://arxiv.org/abs/2512.08093), in the form of the small-scale write-up (Qwen3-8B): the judge
