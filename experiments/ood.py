@@ -177,29 +177,22 @@ def train(tasks: dict[str, ModuleType], options: Config) -> dict[str, str]:
 
 def compute(out: Path, rows: dict[str, str], tasks: dict[str, ModuleType], options: Config) -> None:
     """All cells that are not there, and OUT/matrix.json, which says where each is."""
-    first, *others = rows
     if options.answers == "frozen":
         refuse_other_tokens(rows)
     own = [cells.settings(model, options) for model in rows.values()]
     given = cells.chosen(options) | {name: max(of[name] for of in own) for name in BUDGETS}
-    computer, answered = Cells(None, options.device), {}
-    paths: dict[str, dict[str, str]] = {row: {} for row in rows}
+    computer, paths = Cells(None, options.device), {}
+    frozen: dict[str, list[Rollout]] = {}  # {task: the first row's answers}
     for row, model in rows.items():
         for name, task in tasks.items():
-            asked = cells.Options(**given, device=options.device, task=name, n=options.n)
-            frozen = options.answers == "frozen" and row != first
-            path = cells.cell_path(out, model, "frozen" if frozen else "own", asked)
             computer.task = task
-            rollouts = cell(
-                computer,
-                path,
-                f"{row:20} {name:14}",
-                model,
-                answered[name] if frozen else None,
-                asked,
-            )
-            answered.setdefault(name, rollouts)
-            paths[row][name] = path.name
+            asked = cells.Options(**given, device=options.device, task=name, n=options.n)
+            answers = frozen.get(name)
+            path = cells.cell_path(out, model, "frozen" if answers else "own", asked)
+            rollouts = cell(computer, path, f"{row:20} {name:14}", model, answers, asked)
+            if options.answers == "frozen":
+                frozen.setdefault(name, rollouts)
+            paths.setdefault(row, {})[name] = path.name
     run_folder.write_json(
         out / "matrix.json", {"tasks": list(tasks), "answers": options.answers, "cells": paths}
     )
