@@ -401,6 +401,8 @@ def test_table_and_figure_are_those_of_the_cells(tmp_path, tokenizers, monkeypat
             part = ood.about(found[row][name], TASKS[name], new)
             expected = metrics(part, TASKS[name])
             assert all(cell["as reported"][m] == expected[m] for m in cell["as reported"])
+            always = cell["always Full"]["claim_match"]["value"]
+            assert always == pytest.approx(expected["objectives_met"]["value"])
             framed = (row, column) in {("constraints", KNOWN), ("word_count 1", "word_count")}
             assert cell["trained"] == framed
             assert ("less the first row" in cell) == (row != "untrained")
@@ -417,6 +419,8 @@ def test_table_and_figure_are_those_of_the_cells(tmp_path, tokenizers, monkeypat
         if not patch.get_fill()
     }
     assert frames == {(1, 1), (0, 2)}  # (column, row)
+    hatched = [patch.get_xy() for patch in axis.patches if patch.get_hatch()]
+    assert hatched == [(0.5, 1.5), (1.5, 1.5)]
     assert [t.get_position()[0] for t in axis.texts if t.get_text() == "no report parses"] == [1, 2]
     table = (out / "table.txt").read_text()
     assert "constraints *" in table and f"word_count 1 on {NEW}" in table
