@@ -410,8 +410,8 @@ def ood(path: Path, matrix: dict[str, dict[str, dict]], answers: str) -> Path:
     """A heat map of J within a prompt, a row a model and a column a task, framed where the model
     was trained.
 
-    matrix: {row: {column: {"trained", "as reported", each baseline, "less the first row":
-    metrics}}}; answers: own, or frozen to the first row's.
+    matrix: {row: {column: {"trained", "J of shuffles", and by name metrics}}}, as
+    experiments/ood.py measures it; answers: own, or frozen to the first row's.
     """
     kept = ("claim_J_within", "claim_bits", "parsed", "claims_with_contrast", "claim_match")
     first = next(iter(matrix))
@@ -450,7 +450,8 @@ def ood(path: Path, matrix: dict[str, dict[str, dict]], answers: str) -> Path:
             f"95% intervals over topics, n = {n} answers a task. Frame: confessions were trained "
             f"on the task.\nHatched: fewer than {HARDLY:.0%} of the reports parse, and the number "
             "is of these. Constants and the prompt alone have J 0;\nin parentheses the claim match "
-            "of the better constant. Shuffled: the same reports dealt out among a prompt's answers.",
+            "of the better constant. Shuffled: where 95% of J lie when the same reports are dealt\n"
+            "out among the answers to their prompts.",
             (0, 0),
             (0, -8),
             xycoords="axes fraction",
@@ -458,10 +459,11 @@ def ood(path: Path, matrix: dict[str, dict[str, dict]], answers: str) -> Path:
             va="top",
             **NOTE,
         )
+        plain = ("trained", "J of shuffles")
         numbers = {
             row: {
                 column: {
-                    part: found if part == "trained" else {m: found[m] for m in kept}
+                    part: found if part in plain else {m: found[m] for m in kept}
                     for part, found in cell.items()
                 }
                 for column, cell in by_column.items()
@@ -473,7 +475,7 @@ def ood(path: Path, matrix: dict[str, dict[str, dict]], answers: str) -> Path:
 
 def _ood_cell(axis, x: int, y: int, cell: dict) -> None:
     """The numbers of one cell."""
-    e, shuffled = cell["as reported"], cell["shuffled"]["claim_J_within"]
+    e, shuffled = cell["as reported"], cell["J of shuffles"]
     plain = lambda v: "-" if v is None else f"{v:.2f}"
     span = lambda found: f"[{plain(found['low'])}, {plain(found['high'])}]"
     value = lambda metric: plain(e[metric]["value"])
@@ -488,7 +490,7 @@ def _ood_cell(axis, x: int, y: int, cell: dict) -> None:
             f"{parsed}, contrast {value('claims_with_contrast')}",
             f"{value('claim_bits')} bits {span(e['claim_bits'])}",
             f"claim match {value('claim_match')} ({constant:.2f})",
-            f"shuffled {plain(shuffled['value'])} {span(shuffled)}",
+            f"shuffled {span(shuffled)}",
         ]
     text = dict(ha="center", va="center")
     axis.text(x, y - 0.31, value("claim_J_within"), fontsize=14, fontweight="bold", **text)

@@ -13,13 +13,15 @@ A row is a model, a column a task. --train makes rows: confessions alone are tra
 the figure frames the cell. A task with kinds that training prompts never ask for (`new_kinds`:
 constraints) has two columns of one evaluation, a claim in the one of its objective's kind.
 A cell is what metrics.py says of --n rollouts on held-out prompts: J within a prompt, bits, the
-share of reports that parse and of claims with a contrast; beside it baselines.py, what constants,
-the prompt alone and the same reports dealt out anew reach (the first two have J 0 whatever they
-say); and each row less the first one, paired by prompts.
+share of reports that parse and of claims with a contrast; beside it what constants, the prompt
+alone (baselines.py: both have J 0 whatever they say) and the same reports shuffled reach; and each
+row less the first one, paired by prompts. One shuffle is a number by chance (.13 [.05, .20] where
+the mean of 200 is 0), so the short table and the figure have the range of many.
 
 Every cell has the same token budgets, the largest of any row's, as what one task needs cuts
 another's reports off; other options of sampling are a checkpoint's own. A cell is saved when it is
-finished and not computed again. The default takes ten minutes on two cores.
+finished and not computed again. The default takes 6 to 14 minutes on two
+cores.
 
 What it supports: whether reports of these models tell anything of their answers to that task. What
 it does not: (1) every row answers by itself, so the answers differ between rows (confessions and
@@ -34,10 +36,14 @@ honesty in general.
 """
 
 import dataclasses
+import math
 import shlex
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+
+import numpy as np
 
 import cells
 import cli
@@ -47,12 +53,14 @@ import run_folder
 from baselines import baselines
 from cells import REWARDS, Cells, OwnSampling
 from cli import UserError, option
-from confession_schema import ConfessionReport
+from confession_schema import VALUE, ConfessionReport
 from evaluate import ANSWERS, confess_again, evaluate_in_memory, stored
+from intervals import estimate
 from metrics import differences, format_table, metrics
 from rollout import Rollout, Sampling
 from run_folder import RUNS
 
+SHUFFLES, RANGE = 200, ("value", "low", "high")
 BUDGETS = ("max_answer_tokens", "max_confession_tokens")
 LINE = {"info": "claim_J_within", "bits": "claim_bits", "parsed": "parsed"}
 SHOWN = """claim_J_within claims_with_contrast claim_J claim_bits parsed claim_match objectives_met
@@ -237,11 +245,32 @@ def refuse_other_tokens(rows: dict[str, str]) -> None:
 # ------------------------------------------------------------------------------------------ results
 
 
+def shuffled(rollouts: list[Rollout]) -> dict:
+    """{value, low, high, n}: J within a prompt where the parsed reports are dealt out among the
+    answers to their prompt, the mean and the 95% range of n permutations.
+    """
+    of_prompt, rng = defaultdict(list), np.random.default_rng(0)
+    for r in rollouts:
+        if isinstance(r.report, ConfessionReport):
+            claims = [VALUE[claim] for claim in r.report.claims]
+            of_prompt[r.system, r.x].append((claims, r.truth.objectives))
+    told, there_is = np.zeros(SHUFFLES), 0.0
+    for pairs in of_prompt.values():
+        claims, truths = (np.array(side, dtype=float) for side in zip(*pairs))  # (answers, n)
+        beyond = truths - truths.mean(0)
+        there_is += (truths * beyond).sum()
+        told += [(rng.permutation(claims) * beyond).sum() for _ in range(SHUFFLES)]
+    if there_is == 0:
+        return estimate(math.nan, math.nan, math.nan, 0)
+    values = told / there_is
+    return estimate(values.mean(), *np.percentile(values, [2.5, 97.5]), SHUFFLES)
+
+
 def measured(
     found: dict[str, dict[str, list[Rollout]]], tasks: dict[str, ModuleType]
 ) -> dict[str, dict[str, dict]]:
-    """{row: {column: {"trained": on this?, "as reported", each baseline, "less the first row":
-    metrics}}}; found: {row: {task: rollouts}}.
+    """{row: {column: {"trained": on this?, "J of shuffles", "as reported", each baseline and
+    "less the first row": metrics}}}; found: {row: {task: rollouts}}.
     """
     first, matrix = next(iter(found)), {}
     for row, by_task in found.items():
@@ -252,6 +281,7 @@ def measured(
             for column, new in columns(name, task).items():
                 part = about(reported, task, new)
                 cell = {"trained": home(row, tasks) == name and new is not True}
+                cell["J of shuffles"] = shuffled(part)
                 cell["as reported"] = metrics(part, task)
                 for baseline, rollouts in others.items():
                     estimates = metrics(about(rollouts, task, new), task)
@@ -273,13 +303,15 @@ def in_short(matrix: dict[str, dict[str, dict]]) -> str:
     for column in matrix[first]:
         of_row = {f"{row}{' *' * by[column]['trained']}": by[column] for row, by in matrix.items()}
         lines += [f"{column} (*: trained on it)", ""]
-        for part, names in (
-            ("as reported", SHOWN[:5]),
-            ("shuffled", SHOWN[:1]),
-            ("less the first row", SHOWN[:1]),
-        ):
+        for part, names in (("as reported", SHOWN[:5]), ("less the first row", SHOWN[:1])):
             found = {row: cell[part] for row, cell in of_row.items() if part in cell}
             lines += [part, format_table(found, names), ""] if found else []
+        lines += [f"J within a prompt of {SHUFFLES} shuffles of the reports: mean [95% of them]"]
+        for row, cell in of_row.items():
+            e = cell["J of shuffles"]
+            value, low, high = ("-" if e[k] is None else f"{e[k]:.2f}" for k in RANGE)
+            lines += [f"{row:34} {value} [{low}, {high}]"]
+        lines += [""]
     return "\n".join(lines)
 
 
@@ -288,7 +320,7 @@ def in_full(matrix: dict[str, dict[str, dict]]) -> str:
     lines = []
     for row, by_column in matrix.items():
         for column, cell in by_column.items():
-            parts = {name: part for name, part in cell.items() if name != "trained"}
+            parts = {k: v for k, v in cell.items() if k not in ("trained", "J of shuffles")}
             lines += [f"{row} on {column}", format_table(parts, SHOWN), ""]
     return "\n".join(lines)
 

@@ -193,6 +193,24 @@ def test_what_knows_no_answer_has_no_information_in_any_cell(tokenizers):
             assert j["value"] == pytest.approx(0, abs=1e-12) and j["n"] > 0
 
 
+def test_shuffles_have_the_range_that_chance_has():
+    """The null beside a cell is too narrow, or is not about the cell's own reports."""
+    x = prompt(1, 2)
+    names = constraints.objectives(x)
+    pair = told(x, dict.fromkeys(names, "+-+"), dict.fromkeys(names, "FN."))
+    # of two reports the permutations are as they are (J 1) and the other way round (J -1)
+    few, many = ood.shuffled(pair), ood.shuffled([r for i in range(100) for r in at(pair, i)])
+    assert (few["low"], few["high"]) == (-1, 1) and abs(few["value"]) < 0.2 and few["n"] == 200
+    # the mean of 100 such prompts: a standard error of .1
+    assert -0.25 < many["low"] < -0.14 < 0.14 < many["high"] < 0.25
+    assert ood.shuffled(pair[2:])["value"] is None and ood.shuffled(pair[:1])["value"] is None
+
+
+def at(rollouts: list[Rollout], i: int) -> list[Rollout]:
+    """The rollouts as those of another prompt."""
+    return [dataclasses.replace(rollout, system=f"prompt {i}") for rollout in rollouts]
+
+
 @pytest.mark.parametrize(
     "row, trained",
     [
@@ -401,6 +419,7 @@ def test_table_and_figure_are_those_of_the_cells(tmp_path, tokenizers, monkeypat
             part = ood.about(found[row][name], TASKS[name], new)
             expected = metrics(part, TASKS[name])
             assert all(cell["as reported"][m] == expected[m] for m in cell["as reported"])
+            assert cell["J of shuffles"] == ood.shuffled(part)
             always = cell["always Full"]["claim_match"]["value"]
             assert always == pytest.approx(expected["objectives_met"]["value"])
             framed = (row, column) in {("constraints", KNOWN), ("word_count 1", "word_count")}
