@@ -20,8 +20,8 @@ the mean of 200 is 0), so the short table and the figure have the range of many.
 
 Every cell has the same token budgets, the largest of any row's, as what one task needs cuts
 another's reports off; other options of sampling are a checkpoint's own. A cell is saved when it is
-finished and not computed again. The default takes 6 to 14 minutes on two
-cores.
+finished and not computed again; a run that exists is gone on with, whatever --grpo says by then.
+The default takes 6 to 14 minutes on two cores.
 
 What it supports: whether reports of these models tell anything of their answers to that task. What
 it does not: (1) every row answers by itself, so the answers differ between rows (confessions and
@@ -349,8 +349,8 @@ def main() -> None:
             rows, tasks = rows_of(options.rows), listed(options.tasks)
             if not tasks:
                 raise UserError("--tasks is empty: name at least one task, such as word_count")
-            to_train = options.train if options.train or rows else "word_count"
-            trained = listed(to_train or "")
+            by_default = "" if rows else "word_count"
+            trained = listed(by_default if options.train is None else options.train)
             for name in trained:
                 if name in rows:
                     raise UserError(f"--train {name}: --rows has a row of that name: rename it")

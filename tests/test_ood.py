@@ -368,6 +368,7 @@ def test_a_real_model_judges_itself_and_the_default_trains(tmp_path, monkeypatch
     monkeypatch.setattr(ood, "report", lambda *_: None)
     run(tmp_path)
     run(tmp_path, "--rows", f"a={POLICY}")
+    run(tmp_path, "--train", "")
     run(tmp_path, "--train", "constraints", "--model", "someone/1B")
     assert [run.name for run, _ in calls] == ["word_count", "constraints"]
     assert "--judge" not in calls[0][1]
