@@ -94,9 +94,9 @@ class Config(OwnSampling):
 # ------------------------------------------------------------------------------------ rows, columns
 
 
-def listed(text: str) -> dict[str, ModuleType]:
+def listed(text: str, sandbox: str | None = None) -> dict[str, ModuleType]:
     """{name: task} of names with commas between them."""
-    return {name: cli.import_task(name) for name in filter(None, text.split(","))}
+    return {name: cli.import_task(name, sandbox) for name in filter(None, text.split(","))}
 
 
 def rows_of(text: str) -> dict[str, str]:
@@ -346,7 +346,7 @@ def main() -> None:
     with cli.user_errors():
         out = RUNS / options.name
         if not options.plot_only:
-            rows, tasks = rows_of(options.rows), listed(options.tasks)
+            rows, tasks = rows_of(options.rows), listed(options.tasks, options.sandbox)
             if not tasks:
                 raise UserError("--tasks is empty: name at least one task, such as word_count")
             by_default = "" if rows else "word_count"
