@@ -1710,9 +1710,965 @@ def factors(n: int) -> list[int]:
     return factors(split) + factors(n // split) if split else [n] * (n > 1)
 
 
+# ---------------------------------------------------------------------------------------- counting
+
+
+COUNTING = [
+    T(
+        "pair_sums",
+        2,
+        "sum_over_pairs_$way_name",
+        {"numbers": List(Int(0, 15), most=6)},
+        "Look at all pairs of two elements a and b of the list numbers where a stands before b, "
+        "also pairs of equal numbers. Add up $way over all those pairs $those; 0 if there are "
+        "none.",
+        """
+        total = 0
+        for i, a in enumerate(numbers):
+            for b in numbers[i + 1:]:
+                if $those_code:
+                    total += $way_code
+        return total
+        """,
+        lambda v, s: sum(
+            v.way(s[i], s[j]) for j in range(len(s)) for i in range(j) if v.those(s[i], s[j])
+        ),
+        [
+            {"way": P(f"{name}_{which}", says, code, oracle), "those": P(which, *those)}
+            for name, says, code, oracle in (
+                ("products", "the product a * b", "a * b", lambda a, b: b * a),
+                (
+                    "distances",
+                    "the distance of a and b",
+                    "abs(a - b)",
+                    lambda a, b: max(a, b) - min(a, b),
+                ),
+            )
+            for which, *those in (
+                ("rising", "in which a is smaller than b", "a < b", lambda a, b: b - a > 0),
+                ("of_odd_sum", "whose sum is odd", "(a + b) % 2 == 1", lambda a, b: a & 1 != b & 1),
+                (
+                    "nearby",
+                    "that differ by at most 4",
+                    "abs(a - b) <= 4",
+                    lambda a, b: b - 4 <= a <= b + 4,
+                ),
+            )
+        ],
+    ),
+    T(
+        "histogram",
+        2,
+        "histogram_in_steps_of_$k",
+        {"numbers": List(Int(0, 19), most=9)},
+        "The elements of the list numbers lie between 0 and 19. Return a list of $size counts: how "
+        "many elements lie from 0 to $last, from $k to ${last2}, and so on, for each range of $k "
+        "numbers up to 19 (the last range may be shorter).",
+        """
+        counts = [0] * $size
+        for n in numbers:
+            counts[n // $k] += 1
+        return counts
+        """,
+        lambda v, s: [len([n for n in s if low <= n < low + v.k]) for low in range(0, 20, v.k)],
+        rows("k size last last2", (4, 5, 3, 7), (5, 4, 4, 9), (6, 4, 5, 11), (3, 7, 2, 5)),
+    ),
+    T(
+        "stairs",
+        3,
+        "ways_to_climb_${name}",
+        {"n": Int(0, 45)},
+        "In how many ways can one climb n stairs with steps of $steps stairs, where the order of "
+        "the steps matters? For 0 stairs there is one way.",
+        """
+        ways = [1]
+        for i in range(1, n + 1):
+            ways.append(sum(ways[i - step] for step in $tuple if step <= i))
+        return ways[n]
+        """,
+        lambda v, n: compositions(n, v.tuple),
+        rows(
+            "name steps tuple",
+            ("by_1_or_3", "1 or 3", (1, 3)),
+            ("by_2_or_3", "2 or 3", (2, 3)),
+            ("by_1_or_4", "1 or 4", (1, 4)),
+            ("by_2_3_or_5", "2, 3 or 5", (2, 3, 5)),
+        ),
+        held_out=True,
+    ),
+    T(
+        "change",
+        2,
+        "greedy_change_$name",
+        {"amount": Int(0, 400)},
+        "Pay an amount (0 or greater) with coins of $says, always taking the largest coin that is "
+        "not more than what is left. Return the list of how many coins of each kind are used, the "
+        "largest coin first.",
+        """
+        counts = []
+        for coin in $coins:
+            counts.append(amount // coin)
+            amount %= coin
+        return counts
+        """,
+        lambda v, amount: greedy(amount, v.coins),
+        rows(
+            "name says coins",
+            ("of_50_20_5_1", "50, 20, 5 and 1", (50, 20, 5, 1)),
+            ("of_64_16_4_1", "64, 16, 4 and 1", (64, 16, 4, 1)),
+            ("of_100_30_7_1", "100, 30, 7 and 1", (100, 30, 7, 1)),
+        ),
+    ),
+    T(
+        "letter_positions",
+        1,
+        "positions_of_$kind_name",
+        TEXT,
+        "Return the list of the indexes, ascending, at which text has a character that is $kind; "
+        "the first index is $start. The list is empty if there is none.",
+        "return [i for i, c in enumerate(text, $start) if $kind_code]",
+        lambda v, text: [m + v.start for m in range(len(text)) if v.kind(text[m])],
+        [{"kind": kind, "start": start} for kind, start in ((VOWELS, 0), (EARLY, 1), (IN_REST, 0))],
+    ),
+    T(
+        "most_frequent",
+        2,
+        "most_frequent_$key_name",
+        {"numbers": List(Int(0, 99), most=8)},
+        "Group the elements of the list numbers by $key. Return the elements of the largest group "
+        "in their order; of several largest groups the one with the "
+        "smallest $short. An empty list gives an empty list.",
+        """
+        groups = {}
+        for n in numbers:
+            groups.setdefault($key_code, []).append(n)
+        return max((groups[key] for key in sorted(groups)), key=len, default=[])
+        """,
+        lambda v, s: [
+            n
+            for n in s
+            if v.key(n) == min(map(v.key, s), key=lambda k: (-sum(v.key(m) == k for m in s), k))
+        ],
+        [
+            {"key": P(*piece), "short": short}
+            for short, *piece in (
+                (
+                    "last digit",
+                    "last_digit",
+                    "their last digit",
+                    "n % 10",
+                    lambda n: int(str(n)[-1]),
+                ),
+                (
+                    "tens digit",
+                    "tens_digit",
+                    "their tens digit (0 for numbers below 10)",
+                    "n // 10",
+                    lambda n: int(f"{n:02}"[0]),
+                ),
+                (
+                    "digit sum",
+                    "digit_sum",
+                    "the sum of their digits",
+                    "n // 10 + n % 10",
+                    lambda n: sum(map(int, str(n))),
+                ),
+                (
+                    "remainder",
+                    "remainder_by_4",
+                    "the remainder on division by 4",
+                    "n % 4",
+                    lambda n: n & 3,
+                ),
+            )
+        ],
+    ),
+    T(
+        "multiples_sum",
+        1,
+        "sum_of_multiples_$way_name",
+        {"n": Int(0, 300)},
+        "Add up all whole numbers from 1 to n (n included) that are $way; 0 if there are none.",
+        "return sum(i for i in range(1, n + 1) if $way_code)",
+        lambda v, n: sum(map(v.way, range(n + 1))),
+        pieces(
+            "way",
+            (
+                "of_3_or_7",
+                "multiples of 3 or of 7 or of both",
+                "i % 3 == 0 or i % 7 == 0",
+                lambda i: i * (i % 3 * (i % 7) == 0),
+            ),
+            (
+                "of_4_not_6",
+                "multiples of 4 but not of 6",
+                "i % 4 == 0 and i % 6 != 0",
+                lambda i: i * (i % 12 in (4, 8)),
+            ),
+            (
+                "of_3_or_5_not_both",
+                "multiples of 3 or of 5, but not of both",
+                "(i % 3 == 0) != (i % 5 == 0)",
+                lambda i: i * (i % 15 in (3, 5, 6, 9, 10, 12)),
+            ),
+            (
+                "of_neither_2_nor_5",
+                "multiples neither of 2 nor of 5",
+                "i % 2 != 0 and i % 5 != 0",
+                lambda i: i * (str(i)[-1] in "1379"),
+            ),
+        ),
+        held_out=True,
+    ),
+    T(
+        "overtakers",
+        3,
+        "${way_name}_counts",
+        {"numbers": List(Int(0, 12))},
+        "Return a list with one count for each element of the list numbers, in order: the "
+        "number of $way. An empty list gives an empty list.",
+        "return [sum($way_code for m in numbers[$slice]) for i, n in enumerate(numbers)]",
+        lambda v, s: [v.way(s[:i], n, s[i + 1 :]) for i, n in enumerate(s)],
+        [
+            {"slice": cut, "way": P(*piece)}
+            for cut, *piece in (
+                (
+                    "i + 1:",
+                    "later_smaller",
+                    "later elements that are smaller than it",
+                    "m < n",
+                    lambda a, n, b: len([m for m in b if n - m > 0]),
+                ),
+                (
+                    ":i",
+                    "earlier_within_2",
+                    "earlier elements that differ from it by at most 2",
+                    "abs(m - n) <= 2",
+                    lambda a, n, b: len(list(filter(lambda m: m in range(n - 2, n + 3), a))),
+                ),
+                (
+                    ":i",
+                    "earlier_same_parity",
+                    "earlier elements that are greater than it and, like "
+                    "it, odd, or, like it, even",
+                    "m > n and (m - n) % 2 == 0",
+                    lambda a, n, b: sum(m in range(n + 2, 99, 2) for m in a),
+                ),
+            )
+        ],
+    ),
+]
+
+
+def compositions(n: int, steps: tuple) -> int:
+    """Ways to write n as a sum of steps in order, by powers of a polynomial."""
+    total, power = 0, Counter({0: 1})
+    while power:
+        total += power[n]
+        following = Counter()
+        for size, count in power.items():
+            for step in steps:
+                if size + step <= n:
+                    following[size + step] += count
+        power = following
+    return total
+
+
+def greedy(amount: int, coins: tuple) -> list[int]:
+    """Coin by coin."""
+    taken = []
+    while amount:
+        taken.append(max(coin for coin in coins if coin <= amount))
+        amount -= taken[-1]
+    return [taken.count(coin) for coin in coins]
+
+
+# --------------------------------------------------------------------------------------- sequences
+
+SEQUENCES = [
+    T(
+        "recurrence",
+        2,
+        "sequence_from_${a}_${b}_$way_name",
+        {"n": Int(0, 40)},
+        "A sequence begins with $a and $b; every later term is $way, where x is the term two "
+        "places before it and y the term just before it. Return term number n; the first "
+        "term is number 0.",
+        """
+        x, y = $a, $b
+        for _ in range(n):
+            x, y = y, $way_code
+        return x
+        """,
+        lambda v, n: reduce(lambda s, _: [*s, v.way(*s[-2:])], range(n), [v.a, v.b])[n],
+        [
+            {"a": a, "b": b, "way": P(*piece)}
+            for a, b, *piece in (
+                (1, 2, "x_plus_2y", "x + 2 * y", "x + 2 * y", lambda x, y: y + y + x),
+                (2, 5, "3y_minus_x", "3 * y - x", "3 * y - x", lambda x, y: y + y - x + y),
+                (1, 1, "x_plus_y_plus_1", "x + y + 1", "x + y + 1", lambda x, y: -~(y + x)),
+                (0, 3, "y_minus_2x", "y - 2 * x", "y - 2 * x", lambda x, y: y - x - x),
+                (
+                    3,
+                    4,
+                    "sum_mod_100",
+                    "the remainder of x * y + 7 on division by 1000",
+                    "(x * y + 7) % 1000",
+                    lambda x, y: int(str(y * x + 7)[-3:]),
+                ),
+            )
+        ],
+    ),
+    T(
+        "two_way_steps",
+        2,
+        "path_$way_name",
+        {"start": Int(1, 60), "steps": Int(0, 8)},
+        "Begin with the number start (at least 1) and apply this rule exactly steps times: $way. "
+        "Return the list of all numbers on the way, start included, so of steps + 1 numbers.",
+        """
+        numbers = [start]
+        for _ in range(steps):
+            n = numbers[-1]
+            numbers.append($way_code)
+        return numbers
+        """,
+        lambda v, start, steps: list(accumulate([start, *range(steps)], lambda n, _: v.way(n))),
+        pieces(
+            "way",
+            (
+                "halve_or_3n_minus_1",
+                "an even number is halved, an odd number n becomes 3 * n - 1",
+                "n // 2 if n % 2 == 0 else 3 * n - 1",
+                lambda n: (n // 2, n + n + n - 1)[n & 1],
+            ),
+            (
+                "third_or_plus_4",
+                "a multiple of 3 is divided by 3, any other number grows by 4",
+                "n // 3 if n % 3 == 0 else n + 4",
+                lambda n: divmod(n, 3)[0] if n in range(0, n + 1, 3) else n + 4,
+            ),
+            (
+                "double_or_minus_25",
+                "a number below 30 is doubled, any other shrinks by 25",
+                "2 * n if n < 30 else n - 25",
+                lambda n: n + (n if 30 > n else -25),
+            ),
+            (
+                "plus_last_digit",
+                "the number grows by its last digit, or by 7 if that is 0",
+                "n + (n % 10 or 7)",
+                lambda n: n + [7, *range(1, 10)][int(str(n)[-1])],
+            ),
+            (
+                "half_or_plus_9",
+                "an even number is halved, an odd number grows by 9",
+                "n // 2 if n % 2 == 0 else n + 9",
+                lambda n: (n >> 1, n + 9)[n & 1],
+            ),
+        ),
+    ),
+    T(
+        "kth_without",
+        2,
+        "nth_number_$way_name",
+        {"n": Int(1, 60)},
+        "Take the whole numbers 1, 2, 3, ... in order and leave out all that $way. Return the n-th "
+        "of those that stay (n is at least 1; the first is number 1).",
+        """
+        number, left = 0, n
+        while left > 0:
+            number += 1
+            if not ($way_code):
+                left -= 1
+        return number
+        """,
+        lambda v, n: [i for i in range(1, 40 * n) if not v.way(i)][n - 1],
+        pieces(
+            "way",
+            (
+                "without_digit_3",
+                "have the digit 3",
+                "'3' in str(number)",
+                lambda i: (
+                    i % 10 == 3 or i // 10 % 10 == 3 or i // 100 % 10 == 3 or i // 1000 % 10 == 3
+                ),
+            ),
+            (
+                "not_by_4_or_6",
+                "are multiples of 4 or of 6",
+                "number % 4 == 0 or number % 6 == 0",
+                lambda i: i % 12 in (0, 4, 6, 8),
+            ),
+            (
+                "of_odd_digit_sum",
+                "have an even sum of digits",
+                "sum(map(int, str(number))) % 2 == 0",
+                lambda i: len(re.findall("[13579]", str(i))) % 2 == 0,
+            ),
+            (
+                "no_equal_neighbours",
+                "have two equal digits side by side",
+                "any(a == b for a, b in zip(str(number), str(number)[1:]))",
+                lambda i: re.search(r"(\d)\1", str(i)),
+            ),
+        ),
+    ),
+    T(
+        "self_growth",
+        3,
+        "grow_by_$way_name",
+        {"start": Int(1, 99), "count": Int(0, 9)},
+        "Return a list of count terms. The first is start (at least 1), and each later "
+        "term is the one before it plus $way. For count 0 the list is empty.",
+        """
+        terms = []
+        term = start
+        for _ in range(count):
+            terms.append(term)
+            term += $way_code
+        return terms
+        """,
+        lambda v, start, count: list(
+            accumulate([start, *range(count)], lambda n, _: n + v.way(str(n)))
+        )[:count],
+        pieces(
+            "way",
+            (
+                "digit_sum",
+                "the sum of its digits",
+                "sum(int(d) for d in str(term))",
+                lambda s: sum(int(d) * s.count(d) for d in set(s)),
+            ),
+            (
+                "largest_digit",
+                "its largest digit",
+                "max(int(d) for d in str(term))",
+                lambda s: int(sorted(s)[-1]),
+            ),
+            (
+                "reversed_number",
+                "the number with its digits in reverse order",
+                "int(str(term)[::-1])",
+                lambda s: int("".join(reversed(s))),
+            ),
+            (
+                "different_digits",
+                "the square of how many different digits it has",
+                "len(set(str(term))) ** 2",
+                lambda s: len(Counter(s)) ** 2,
+            ),
+        ),
+        held_out=True,
+    ),
+    T(
+        "circle_removal",
+        3,
+        "circle_order_${name}",
+        {"n": Int(0, 12), "k": Int(1, 5)},
+        "The numbers from 1 to n stand in a circle. Counting begins at number 1; the k-th that is "
+        "counted is taken out (k is at least 1), and counting goes on $rule. Return the list of "
+        "the numbers in the order in which they are taken out; it is empty for n = 0.",
+        """
+        circle, order, place = list(range(1, n + 1)), [], 0
+        while circle:
+            place = (place + k - 1) % len(circle)
+            order.append(circle.pop(place))
+            $then
+        return order
+        """,
+        lambda v, n, k: list(turn([*range(1, n + 1)], k, v.name)),
+        rows(
+            "name rule then",
+            ("onwards", "with the next one that is still there", "pass"),
+            ("skipping", "behind the next one that is still there, which is skipped", "place += 1"),
+            (
+                "growing",
+                "with the next one that is still there, but k grows by 1 each time",
+                "k += 1",
+            ),
+            (
+                "turning_back",
+                "with number 1 again, or with the smallest number that is left",
+                "place = 0",
+            ),
+        ),
+    ),
+    T(
+        "range_with_rule",
+        1,
+        "numbers_${way_name}_between",
+        {"low": Int(-20, 40), "high": Int(20, 60)},
+        "Return the list of all whole numbers from low to high, both included, ascending, that are "
+        "$way. It is empty if there are none or if low is greater than high.",
+        "return [n for n in range(low, high + 1) if $way_code]",
+        lambda v, low, high: [n for n in range(-99, 99) if low <= n <= high and v.way(n)],
+        pieces(
+            "way",
+            (
+                "by_6_rest_1",
+                "greater by 1 than a multiple of 6",
+                "n % 6 == 1",
+                lambda n: (n - 1) // 6 * 6 == n - 1,
+            ),
+            (
+                "by_7_or_end_5",
+                "multiples of 7 or end with the digit 5",
+                "n % 7 == 0 or abs(n) % 10 == 5",
+                lambda n: n in range(-98, 99, 7) or str(n)[-1] == "5",
+            ),
+            (
+                "by_digit_4",
+                "written with the digit 4",
+                "'4' in str(n)",
+                lambda n: abs(n) % 10 == 4 or abs(n) // 10 == 4,
+            ),
+        ),
+    ),
+    T(
+        "zigzag",
+        3,
+        "bounce_between_${low}_and_$high",
+        {"start": Int(0, 9), "steps": List(Int(-9, 9), least=1)},
+        "A point at start (between 0 and 9) moves by each of steps in turn (negative: down). "
+        "Whenever it would go below $low or above $high it is thrown back from there by as much as "
+        "it would have gone beyond. Return the list of its places after each step.",
+        """
+        place, places = start, []
+        for step in steps:
+            place += step
+            if place < $low:
+                place = 2 * $low - place
+            if place > $high:
+                place = 2 * $high - place
+            places.append(place)
+        return places
+        """,
+        lambda v, start, steps: [
+            *accumulate(
+                steps, lambda p, s: fold(p + s - v.low, v.high - v.low) + v.low, initial=start
+            )
+        ][1:],
+        rows("low high", (0, 9), (0, 12), (-3, 10)),
+    ),
+]
+
+
+def fold(place: int, size: int) -> int:
+    """Reflect at 0 and at size."""
+    return size - abs(size - place % (2 * size))
+
+
+def turn(circle: list, k: int, way: str):
+    """By rotation of the list."""
+    while circle:
+        at = (k - 1) % len(circle)
+        yield circle[at]
+        circle = circle[at + 1 :] + circle[:at]
+        k += way == "growing"
+        if way == "skipping":
+            circle = circle[1:] + circle[:1]
+        if way == "turning_back":
+            circle = sorted(circle)
+
+
+# ------------------------------------------------------------------------------------------- grids
+
+
+def moved(grid: list, rows: int, columns: int) -> list:
+    """The cells at this distance, 0 outside."""
+    at = {(i, j): cell for i, row in enumerate(grid) for j, cell in enumerate(row)}
+    return [
+        [at.get((i + rows, j + columns), 0) for j in range(len(grid[0]))] for i in range(len(grid))
+    ]
+
+
+BOX = "grid is a list of rows of equal length, with at least one row and one column. "
+
+GRIDS = [
+    T(
+        "line_reduce",
+        1,
+        "${way_name}_of_each_$line",
+        GRID,
+        BOX + "Return the list of the $way of each $line, $order.",
+        "return [$way_code for part in $lines]",
+        lambda v, grid: (
+            [v.way([row[j] for row in grid]) for j in range(len(grid[0]))]
+            if v.line == "column"
+            else [v.way(grid[i]) for i in range(len(grid))]
+        ),
+        [
+            {"way": way, "line": line, "order": order, "lines": lines}
+            for line, order, lines in (
+                ("column", "from left to right", "zip(*grid)"),
+                ("row", "from top to bottom", "grid"),
+            )
+            for way in (MAX, SPAN, ENDS)
+        ][:5],
+    ),
+    T(
+        "cells_sum",
+        2,
+        "sum_of_$which_name",
+        GRID,
+        BOX + "Return the sum of $which. Rows and columns are numbered from 0.",
+        """
+        total = 0
+        for i, row in enumerate(grid):
+            for j, cell in enumerate(row):
+                if $which_code:
+                    total += cell
+        return total
+        """,
+        lambda v, grid: v.which(grid),
+        pieces(
+            "which",
+            (
+                "border",
+                "all cells at the border (the first and last row and column)",
+                "i in (0, len(grid) - 1) or j in (0, len(row) - 1)",
+                lambda g: sum(map(sum, g)) - sum(map(sum, [row[1:-1] for row in g[1:-1]])),
+            ),
+            (
+                "inner_cells",
+                "all cells that do not lie at the border (0 if there are none)",
+                "0 < i < len(grid) - 1 and 0 < j < len(row) - 1",
+                lambda g: sum(map(sum, [row[1:-1] for row in g[1:-1]])),
+            ),
+            (
+                "dark_squares",
+                "all cells whose row number and column number have an odd sum",
+                "(i + j) % 2 == 1",
+                lambda g: sum(sum(row[1 - i % 2 :: 2]) for i, row in enumerate(g)),
+            ),
+            (
+                "upper_triangle",
+                "all cells whose column number is greater than their row number",
+                "j > i",
+                lambda g: sum(sum(row[i + 1 :]) for i, row in enumerate(g)),
+            ),
+            (
+                "row_maxima",
+                "all cells that are as great as the greatest cell of their row, each of "
+                "several equal ones counted",
+                "cell == max(row)",
+                lambda g: sum(max(row) * row.count(max(row)) for row in g),
+            ),
+        ),
+    ),
+    T(
+        "rearrange",
+        2,
+        "grid_$way_name",
+        GRID,
+        BOX + "Return a new grid, $way.",
+        "return $way_code",
+        lambda v, grid: v.way(grid, range(len(grid)), range(len(grid[0]))),
+        pieces(
+            "way",
+            (
+                "turned_right",
+                "grid turned clockwise by a quarter",
+                "[list(column)[::-1] for column in zip(*grid)]",
+                lambda g, r, c: [[g[i][j] for i in reversed(r)] for j in c],
+            ),
+            (
+                "turned_left",
+                "grid turned counter-clockwise by a quarter",
+                "[list(column) for column in zip(*grid)][::-1]",
+                lambda g, r, c: [[g[i][j] for i in r] for j in reversed(c)],
+            ),
+            (
+                "with_shifted_rows",
+                "in which row number i (from 0) is rotated to the left by i places",
+                "[row[i % len(row):] + row[:i % len(row)] for i, row in enumerate(grid)]",
+                lambda g, r, c: [[g[i][(j + i) % len(c)] for j in c] for i in r],
+            ),
+            (
+                "over_the_corner",
+                "mirrored at the diagonal from the top right to the bottom left "
+                "(its rows are the columns of grid from right to left, each read from bottom to top)",
+                "[list(column)[::-1] for column in zip(*grid)][::-1]",
+                lambda g, r, c: [[g[i][j] for i in reversed(r)] for j in reversed(c)],
+            ),
+        ),
+    ),
+    T(
+        "read_out",
+        2,
+        "read_grid_$way_name",
+        GRID,
+        BOX + "Return one list of all its cells, $way.",
+        """
+        cells = []
+        for i, line in enumerate($lines):
+            cells += list(line)[::$step]
+        return cells
+        """,
+        lambda v, grid: v.way(grid, len(grid), len(grid[0])),
+        [
+            {"lines": lines, "step": step, "way": P(name, says, "", oracle)}
+            for name, says, lines, step, oracle in (
+                (
+                    "snake",
+                    "row by row from the top, the first row from left to right, the next "
+                    "from right to left, and so on in turn",
+                    "grid",
+                    "-1 if i % 2 else 1",
+                    lambda g, r, c: [
+                        g[i][j if i % 2 == 0 else c - 1 - j] for i in range(r) for j in range(c)
+                    ],
+                ),
+                (
+                    "snake_of_columns",
+                    "column by column from the left, the first column from bottom "
+                    "to top, the next from top to bottom, and so on in turn",
+                    "zip(*grid)",
+                    "1 if i % 2 else -1",
+                    lambda g, r, c: [
+                        g[i if j % 2 else r - 1 - i][j] for j in range(c) for i in range(r)
+                    ],
+                ),
+                (
+                    "columns_from_right",
+                    "column by column from the right, each from top to bottom",
+                    "list(zip(*grid))[::-1]",
+                    "1",
+                    lambda g, r, c: [g[i][j] for j in range(c - 1, -1, -1) for i in range(r)],
+                ),
+            )
+        ],
+        held_out=True,
+    ),
+    T(
+        "neighbour_sums",
+        3,
+        "grid_$way_name",
+        {"grid": Grid(Int(0, 5), most=3)},
+        BOX + "Return a new grid of the same size in which each cell is $way, always "
+        "taken from the given grid. Outside of the grid there are no cells.",
+        """
+        result = [[0] * len(row) for row in grid]
+        for i, row in enumerate(grid):
+            for j, cell in enumerate(row):
+                around = [grid[i + a][j + b] for a, b in $steps
+                          if 0 <= i + a < len(grid) and 0 <= j + b < len(row)]
+                result[i][j] = $way_code
+        return result
+        """,
+        lambda v, grid: [
+            [v.way(cell, list(values)) for cell, values in zip(row, zip(*lines))]
+            for row, *lines in zip(grid, *[moved(grid, a, b) for a, b in v.steps])
+        ],
+        [
+            {"steps": steps, "way": P(*piece)}
+            for steps, *piece in (
+                (
+                    ((-1, 0), (1, 0), (0, -1), (0, 1)),
+                    "of_neighbour_sums",
+                    "the sum of the cells above, below, left and right of it",
+                    "sum(around)",
+                    lambda c, s: sum(s),
+                ),
+                (
+                    ((-1, -1), (-1, 1), (1, -1), (1, 1)),
+                    "of_diagonal_maxima",
+                    "the greatest of the "
+                    "four cells that touch it only at a corner, or 0 if there are none",
+                    "max(around, default=0)",
+                    lambda c, s: sorted(s)[-1],
+                ),
+                (
+                    ((-1, 0), (1, 0), (0, -1), (0, 1)),
+                    "of_greater_neighbours",
+                    "the number of cells "
+                    "above, below, left or right of it that are greater than it",
+                    "sum(other > cell for other in around)",
+                    lambda c, s: len([x for x in s if x > c]),
+                ),
+                (
+                    ((0, -1), (0, 1)),
+                    "plus_both_sides",
+                    "itself plus twice the sum of the cells just left and just right of it",
+                    "cell + 2 * sum(around)",
+                    lambda c, s: c + sum(s) + sum(s),
+                ),
+            )
+        ],
+    ),
+    T(
+        "gravity",
+        3,
+        "let_fall_$way",
+        {"grid": Grid(Choice("..AB"), most=4)},
+        BOX
+        + "Each cell is a letter or an empty place ('.'). All letters $fall as far as they can, "
+        "without changing their order in their $line. Return the new grid.",
+        """
+        lines = [list(line) for line in $lines]
+        result = []
+        for line in lines:
+            full = [cell for cell in line if cell != '.']
+            empty = ['.'] * (len(line) - len(full))
+            result.append($sum)
+        return $back
+        """,
+        lambda v, grid: v.check(grid),
+        [
+            {
+                "way": way,
+                "fall": fall,
+                "line": line,
+                "lines": lines,
+                "sum": total,
+                "back": back,
+                "check": check,
+            }
+            for way, fall, line, lines, total, back, check in (
+                (
+                    "down",
+                    "fall down",
+                    "column",
+                    "zip(*grid)",
+                    "empty + full",
+                    "[list(row) for row in zip(*result)]",
+                    lambda g: [
+                        *map(list, zip(*[sorted(c, key=lambda x: x != ".") for c in zip(*g)]))
+                    ],
+                ),
+                (
+                    "up",
+                    "rise to the top",
+                    "column",
+                    "zip(*grid)",
+                    "full + empty",
+                    "[list(row) for row in zip(*result)]",
+                    lambda g: [
+                        *map(list, zip(*[sorted(c, key=lambda x: x == ".") for c in zip(*g)]))
+                    ],
+                ),
+                (
+                    "right",
+                    "slide to the right",
+                    "row",
+                    "grid",
+                    "empty + full",
+                    "result",
+                    lambda g: [sorted(row, key=lambda x: x != ".") for row in g],
+                ),
+            )
+        ],
+        held_out=True,
+    ),
+    T(
+        "rings",
+        3,
+        "spiral_$way_name",
+        GRID,
+        BOX + "Return the list of all cells on a spiral that begins at the top left corner, runs "
+        "$way, and winds inwards around what is left until every cell has been visited.",
+        """
+        rows, cells = [list(row) for row in grid], []
+        $turned
+        while rows:
+            cells += rows.pop(0)
+            rows = [list(column) for column in zip(*rows)][::-1]
+        return cells
+        """,
+        lambda v, grid: walk_inwards(grid, v.first),
+        [
+            {"way": P(name, says, "", None), "turned": turned, "first": first}
+            for name, says, turned, first in (
+                ("clockwise", "first to the right along the first row, then down", "pass", (0, 1)),
+                (
+                    "counter_clockwise",
+                    "first down along the first column, then to the right",
+                    "rows = [list(column) for column in zip(*grid)]",
+                    (1, 0),
+                ),
+            )
+        ],
+    ),
+    T(
+        "robot_on_grid",
+        3,
+        "collect_on_grid_$edge_name",
+        {"grid": Grid(Int(1, 9), most=4), "moves": Joined(Choice("UDLR"), most=8)},
+        BOX + "A robot begins on the top left cell and makes the moves U, D, L and R (up, down, "
+        "left, right). A move over the edge $edge. Return the sum of the cells where it stands at "
+        "the beginning and after each move, a cell as often as it stands there.",
+        """
+        i = j = 0
+        total = grid[0][0]
+        for move in moves:
+            a = i + (move == 'D') - (move == 'U')
+            b = j + (move == 'R') - (move == 'L')
+            $edge_code
+            total += grid[i][j]
+        return total
+        """,
+        lambda v, grid, moves: v.edge(grid, moves),
+        pieces(
+            "edge",
+            (
+                "staying",
+                "is left out, but the cell where the robot stands counts again",
+                "if 0 <= a < len(grid) and 0 <= b < len(grid[0]):\n                i, j = a, b",
+                lambda g, m: roam(g, m, lambda p, q, size: q if 0 <= q < size else p),
+            ),
+            (
+                "round",
+                "leads to the opposite end of the same row or column",
+                "i, j = a % len(grid), b % len(grid[0])",
+                lambda g, m: roam(g, m, lambda p, q, size: q % size),
+            ),
+            (
+                "home",
+                "takes the robot back to the top left cell",
+                "inside = 0 <= a < len(grid) and 0 <= b < len(grid[0])\n"
+                "            i, j = (a, b) if inside else (0, 0)",
+                lambda g, m: roam(g, m, None),
+            ),
+        ),
+    ),
+]
+
+
+def roam(grid: list, moves: str, bound) -> int:
+    place, total = (0, 0), grid[0][0]
+    size = (len(grid), len(grid[0]))
+    for move in moves:
+        step = {"U": (-1, 0), "D": (1, 0), "L": (0, -1), "R": (0, 1)}[move]
+        there = tuple(map(int.__add__, place, step))
+        if bound:
+            place = tuple(map(bound, place, there, size))
+        else:
+            place = there if all(0 <= n < most for n, most in zip(there, size)) else (0, 0)
+        total += grid[place[0]][place[1]]
+    return total
+
+
+def walk_inwards(grid: list, step: tuple) -> list:
+    """Cell by cell, with a turn where the way is blocked."""
+    free = {(i, j): cell for i, row in enumerate(grid) for j, cell in enumerate(row)}
+    a, b = step
+    turn = (lambda a, b: (b, -a)) if step == (0, 1) else (lambda a, b: (-b, a))
+    place, cells = (0, 0), []
+    while free:
+        cells.append(free.pop(place))
+        if (place[0] + a, place[1] + b) not in free:
+            a, b = turn(a, b)
+        place = (place[0] + a, place[1] + b)
+    return cells
+
+
 FAMILIES = {
     "lists": LISTS,
     "strings": STRINGS,
     "words": WORD_TEMPLATES,
     "digits": DIGIT_TEMPLATES,
+    "counting": COUNTING,
+    "sequences": SEQUENCES,
+    "grids": GRIDS,
 }
