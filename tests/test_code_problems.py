@@ -192,6 +192,7 @@ def test_no_two_are_the_same():
     functions = {p.name: load(p.name, p.reference) for p in problems()}
     kinds = lambda p: (p.family, *map(type, p.samples[0][0]))
     for p in problems():
+        assert right_on(functions[p.name], p.samples + p.hidden)
         for q in problems():
             if p is not q and kinds(p) == kinds(q) and right_on(functions[q.name], p.samples):
                 assert p.template != q.template, (p.name, q.name)
