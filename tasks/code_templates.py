@@ -978,11 +978,8 @@ DIGIT_TEMPLATES = [
                  "sum(d * d for d in digits) - 1", lambda n, s: sum(map(lambda d: d**2, s)) - 1),
                 (20, "cut_and_add", "itself without its last digit, plus 2 times that digit",
                  "n // 10 + 2 * digits[-1]", lambda n, s: (n - s[-1]) // 10 + s[-1] + s[-1]),
-                (50, "minus_digits", "itself minus 5 times the sum of its decimal digits, minus 1",
-                 "n - 5 * sum(digits) - 1", lambda n, s: n - 1 - sum(5 * d for d in s)),
             )
-        ][:3],
-    ),
+        ]),
     T("bases", 2, "base_${b}_$way_name", NUMBER,
         "Write the number n (0 or greater) in base $b and return $way. The number 0 has one "
         "digit, 0.",
