@@ -185,7 +185,7 @@ LISTS = [
         lambda v, numbers: sum(sorted([v.low, n, v.high])[1] for n in numbers),
         rows("low high", (0, 10), (-5, 5), (2, 20), (-10, 15)),
     ),
-    T("gaps", 1, "${way_name}_at_distance_$k", NUMBERS,
+    T("gaps", 2, "${way_name}_at_distance_$k", NUMBERS,
         "For each element of the list numbers that has another one $k places after it, take "
         "$way. Return these in order; the result is empty if numbers has $k elements or fewer.",
         "return [$way_code for a, b in zip(numbers, numbers[$k:])]",
@@ -1723,7 +1723,7 @@ ENCODING = [
              "index (the first index is 0, spaces count)", "(2 if i % 2 == 0 else -4)",
              lambda i: (2, -4)[i & 1]),
         )),
-    T("mirror_alphabet", 1, "swap_letters_$way_name", PLAIN,
+    T("mirror_alphabet", 2, "swap_letters_$way_name", PLAIN,
         "text holds lower-case letters and spaces. Return it with every letter replaced: $way. "
         "Spaces stay.",
         """
@@ -1780,7 +1780,7 @@ ENCODING = [
                  "-"),
             )
         ]),
-    T("bit_rules", 2, "bits_$way_name", BITS,
+    T("bit_rules", 3, "bits_$way_name", BITS,
         "bits is a string of the digits 0 and 1. Return $way. An empty string gives an "
         "empty string.",
         "return ''.join($way_code)",
@@ -1947,7 +1947,7 @@ def walk(moves: str, act: Callable) -> list[int]:
 
 
 MACHINES = [
-    T("line_walker", 1, "walk_on_line_$rule_name", {"moves": Joined(Choice("LRRX"), most=9)},
+    T("line_walker", 2, "walk_on_line_$rule_name", {"moves": Joined(Choice("LRRX"), most=9)},
         "A walker begins at place 0 and follows the letters of moves: L is one step to the left "
         "(minus 1), R one step to the right (plus 1), and X $rule. Return the list of "
         "its places after each letter.",
@@ -2089,7 +2089,7 @@ MACHINES = [
              lambda s, m, c: sum(
              [*accumulate(s, lambda a, b: sorted([0, a + b, m])[1], initial=c)][1:])),
         )),
-    T("account", 2, "account_$rule_name", {"amounts": List(Int(-60, 60), most=8)},
+    T("account", 3, "account_$rule_name", {"amounts": List(Int(-60, 60), most=8)},
         "An account begins with 0. The list amounts holds payments in (positive) and out "
         "(negative). $rule Return [the balance at the end, the number of refused payments].",
         """
