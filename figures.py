@@ -402,6 +402,64 @@ def arms(path: Path, found: dict[str, dict[int, dict[int, dict]]]) -> Path:
         return _save(figure, path, numbers)
 
 
+def seeding(path: Path, found: dict[str, dict]) -> Path:
+    """A line a cell of experiments/seed_hack.py: where the seeded hack fires, the honest path, and
+    what reports tell, hollow before seeding and filled after. found: its numbers().
+    """
+    rows = {cell: len(found) - i for i, cell in enumerate(found)}
+
+    def dot(axis, y: float, e: dict, colour: str, **style) -> None:
+        if e["value"] is not None:
+            if e["low"] is not None:
+                axis.hlines(y, e["low"], e["high"], color=colour, alpha=0.5, linewidth=1.2)
+            axis.plot(e["value"], y, color=colour, **{"marker": "o", "markersize": 5} | style)
+
+    hollow = {"markerfacecolor": "white"}
+    levels = dict(zip(("level 1", "level 2", "level 3"), ("#44AA99", "#BB8A1D", "#882255")))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 4, figsize=(17, 0.45 * len(found) + 1.6), sharey=True)
+        for cell, y in rows.items():
+            data = found[cell]
+            for shift, (level, colour) in zip((0.22, 0, -0.22), levels.items()):
+                dot(axes[0], y + shift, data["answers"]["after"]["fires"][level], colour)
+            axes[0].plot(data["options"]["fraction"], y, marker="|", markersize=16, color=GREY)
+            sides = (("before", 0.12, hollow), ("after", -0.12, {}))
+            for side, shift, style in sides:
+                solved = data["answers"][side]["solved | no hack"]["all"]
+                dot(axes[1], y + shift, solved, COLOURS["exact_compliance"], **style)
+                told = data["confessions"][side]
+                for axis, column in ((axes[2], "J within"), (axes[3], "bits")):
+                    dot(axis, y + shift, told["reported"][column], COLOURS["J"], **style)
+                    other = told["shuffled"][column]["value"]
+                    if other is not None:
+                        axis.plot(other, y + shift, color=GREY, marker="x", markersize=5)
+        for level, colour in levels.items():
+            axes[0].plot([], [], color=colour, marker="o", linestyle="", label=level)
+        axes[0].plot([], [], color=GREY, marker="|", linestyle="", label="share of transcripts")
+        black = {"color": "#333333", "marker": "o", "linestyle": ""}
+        axes[3].plot([], [], **black, **hollow, label="before")
+        axes[3].plot([], [], **black, label="after")
+        axes[3].plot([], [], color=GREY, marker="x", linestyle="", label="shuffled reports")
+        titles = (
+            "the hack fires",
+            "solved | no hack",
+            "J within a prompt | parsed",
+            "bits a claim",
+        )
+        for axis, title in zip(axes, titles):
+            axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        for axis in axes[:2]:
+            axis.set_xlim(-0.03, 1.03)
+        for axis in axes[2:]:
+            axis.axvline(0, color=GREY, linewidth=1)
+        axes[0].set_yticks(list(rows.values()), list(rows))
+        for axis in (axes[0], axes[3]):
+            axis.legend(frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+        n = next(iter(found.values()))["answers"]["after"]["fires"]["all"]["n"]
+        figure.supxlabel(f"share, or J and bits (95% interval), n = {n} rollouts", fontsize=10)
+        return _save(figure, path, found)
+
+
 def _title(metric: str) -> str:
     """The metric's label over a panel of its own."""
     label = LABELS[metric].replace(" = honest - false confession", "")
