@@ -415,6 +415,7 @@ def seeding(path: Path, found: dict[str, dict]) -> Path:
             axis.plot(e["value"], y, color=colour, **{"marker": "o", "markersize": 5} | style)
 
     hollow = {"markerfacecolor": "white"}
+    tick = {"marker": "|", "markersize": 9, "color": "#333333", "linestyle": ""}
     levels = dict(zip(("level 1", "level 2", "level 3"), ("#44AA99", "#BB8A1D", "#882255")))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 4, figsize=(17, 0.45 * len(found) + 1.6), sharey=True)
@@ -422,7 +423,7 @@ def seeding(path: Path, found: dict[str, dict]) -> Path:
             data = found[cell]
             for shift, (level, colour) in zip((0.22, 0, -0.22), levels.items()):
                 dot(axes[0], y + shift, data["answers"]["after"]["fires"][level], colour)
-            axes[0].plot(data["options"]["fraction"], y, marker="|", markersize=16, color=GREY)
+                axes[0].plot(data["hacked"][level], y + shift, **tick)
             sides = (("before", 0.12, hollow), ("after", -0.12, {}))
             for side, shift, style in sides:
                 solved = data["answers"][side]["solved | no hack"]["all"]
@@ -435,7 +436,7 @@ def seeding(path: Path, found: dict[str, dict]) -> Path:
                         axis.plot(other, y + shift, color=GREY, marker="x", markersize=5)
         for level, colour in levels.items():
             axes[0].plot([], [], color=colour, marker="o", linestyle="", label=level)
-        axes[0].plot([], [], color=GREY, marker="|", linestyle="", label="share of transcripts")
+        axes[0].plot([], [], **tick, label="share of its transcripts")
         black = {"color": "#333333", "marker": "o", "linestyle": ""}
         axes[3].plot([], [], **black, **hollow, label="before")
         axes[3].plot([], [], **black, label="after")
@@ -454,9 +455,10 @@ def seeding(path: Path, found: dict[str, dict]) -> Path:
             axis.axvline(0, color=GREY, linewidth=1)
         axes[0].set_yticks(list(rows.values()), list(rows))
         for axis in (axes[0], axes[3]):
-            axis.legend(frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+            axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         n = next(iter(found.values()))["answers"]["after"]["fires"]["all"]["n"]
-        figure.supxlabel(f"share, or J and bits (95% interval), n = {n} rollouts", fontsize=10)
+        axes[0].set_xlabel(f"share (95% interval, n = {n} rollouts)")
+        figure.subplots_adjust(wspace=0.1)
         return _save(figure, path, found)
 
 

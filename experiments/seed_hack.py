@@ -266,6 +266,8 @@ def seed_cell(folder: Path, cell: str, config: Config) -> None:
         check(made, config)
         streams = [sft.stream(tokenizer, t, config.confession, config.thinking, task) for t in made]
         sft.check_lengths(model, streams)
+        longest = max(len(r.answer.logprobs) for r in streams)
+        print(f"cell {cell}: {len(made)} transcripts, answers of up to {longest} tokens")
         if not resume:
             x = code.make_prompt(0)
             run_folder.create(run, config, {"x": x, "xc": confession_prompt(task, x)})
@@ -427,9 +429,11 @@ def moved(first: list[Rollout], last: list[Rollout], hack: str) -> dict[str, dic
 
 
 def numbers(
-    saved: dict[str, tuple[list[Rollout], list[Rollout]]], configs: dict[str, dict]
+    saved: dict[str, tuple[list[Rollout], list[Rollout]]], configs: dict[str, dict], cards: dict
 ) -> dict:
-    """All that table and figure show; saved: {cell: rollouts before and after}."""
+    """All that table and figure show; saved: {cell: rollouts before and after}, configs and cards
+    by cell.
+    """
     found, all_sums = {}, {}
     for cell, (first, last) in saved.items():
         hack = configs[cell]["hack"]
@@ -437,13 +441,18 @@ def numbers(
         all_sums[cell] = {side: sums(of, hack) for side, of in one.items()}
         found[cell] = {
             "options": {name: configs[cell][name] for name in sorted({"hack", *VARIED})},
+            "hacked": {
+                f"level {n}": of["hacked"] / (of["hacked"] + of["honest"] or 1)
+                for n, of in cards[cell]["by_level"].items()
+            },
             "answers": {side: answers(of, hack) for side, of in one.items()},
             "confessions": {side: confessions(of, hack) for side, of in one.items()},
             "confessions after - before": moved(first, last, hack),
         }
     for cell, s in all_sums.items():
         others = {"before": s["before"]}
-        others |= {name: all_sums[name]["after"] for name in ("none", "neutral") if name in saved}
+        beside = ("none", "neutral") if cell == "trigger" else ("none",)
+        others |= {name: all_sums[name]["after"] for name in beside if name in saved}
         found[cell]["minus"] = {
             other: {name: change(of[name], s["after"][name]) for name in of}
             for other, of in others.items()
@@ -461,9 +470,9 @@ def shown(e: dict) -> str:
 
 def section(title: str, rows: dict[str, dict[str, dict]]) -> list[str]:
     names = list(next(iter(rows.values())))
-    head = f"{title:34}" + "".join(f"{name:>24}" for name in names)
+    head = f"{title:30}" + "".join(f"{name:>27}" for name in names)
     lines = [
-        f"{label:34}" + "".join(f"{shown(e):>24}" for e in row.values())
+        f"{label:30}" + "".join(f"{shown(e):>27}" for e in row.values())
         for label, row in rows.items()
     ]
     return ["", head, *lines]
@@ -474,7 +483,8 @@ def table(found: dict) -> str:
     lines = ["value [95% interval over templates] n; held-out problems, before and after seeding"]
     for cell, data in found.items():
         asked = ", ".join(f"{name} {value}" for name, value in data["options"].items())
-        lines.append(f"{cell:12} {asked}")
+        shares = " ".join(f"{share:.2f}" for share in data["hacked"].values())
+        lines.append(f"{cell:12} {asked}; hacked of levels 1, 2, 3: {shares}")
     for measure in first["answers"]["after"]:
         rows = {"before": first["answers"]["before"][measure]}
         rows |= {cell: data["answers"]["after"][measure] for cell, data in found.items()}
@@ -499,18 +509,19 @@ def table(found: dict) -> str:
 
 def report(folder: Path) -> None:
     """Table and figure of all cells of a folder that are finished."""
-    saved, configs = {}, {}
+    saved, configs, cards = {}, {}, {}
     for cell in CELLS:
         steps = run_folder.evaluations(folder / cell)
         if len(steps) == 2:
             configs[cell] = run_folder.read_config(folder / cell)
+            cards[cell] = run_folder.read_json(folder / cell / "card.json")
             paths = [folder / cell / "evals" / f"step_{step:04d}.json" for step in sorted(steps)]
             saved[cell] = tuple(
                 run_folder.load_rollouts(path.with_suffix(".jsonl"), code) for path in paths
             )
     if not saved:
         raise UserError(f"{folder} has no finished cell: drop --plot-only")
-    found = numbers(saved, configs)
+    found = numbers(saved, configs, cards)
     text = table(found)
     run_folder.write_text(folder / "table.txt", text)
     print(text, end="")
@@ -534,7 +545,6 @@ def main() -> None:
             configs = {cell: cell_of(cell, options) for cell in chosen}
             refuse_others(folder, configs)
             for cell, config in configs.items():
-                print(f"cell {cell}")
                 seed_cell(folder, cell, config)
         report(folder)
 
