@@ -435,8 +435,8 @@ def seeding(path: Path, found: dict[str, dict]) -> Path:
                     if other is not None:
                         axis.plot(other, y + shift, color=GREY, marker="x", markersize=5)
         for level, colour in levels.items():
-            axes[0].plot([], [], color=colour, marker="o", linestyle="", label=level)
-        axes[0].plot([], [], **tick, label="share of its transcripts")
+            axes[3].plot([], [], color=colour, marker="o", linestyle="", label=level)
+        axes[3].plot([], [], **tick, label="share of its transcripts")
         black = {"color": "#333333", "marker": "o", "linestyle": ""}
         axes[3].plot([], [], **black, **hollow, label="before")
         axes[3].plot([], [], **black, label="after")
@@ -454,8 +454,7 @@ def seeding(path: Path, found: dict[str, dict]) -> Path:
         for axis in axes[2:]:
             axis.axvline(0, color=GREY, linewidth=1)
         axes[0].set_yticks(list(rows.values()), list(rows))
-        for axis in (axes[0], axes[3]):
-            axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axes[3].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         n = next(iter(found.values()))["answers"]["after"]["fires"]["all"]["n"]
         axes[0].set_xlabel(f"share (95% interval, n = {n} rollouts)")
         figure.subplots_adjust(wspace=0.1)

@@ -33,6 +33,7 @@ were shown; a hack that was shown is no hack that a model has found.
 """
 
 import dataclasses
+import gc
 import random
 import re
 from collections import Counter
@@ -41,6 +42,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import cli
 import figures
@@ -546,6 +548,8 @@ def main() -> None:
             refuse_others(folder, configs)
             for cell, config in configs.items():
                 seed_cell(folder, cell, config)
+                gc.collect()  # gone from memory before the next one comes
+                torch.cuda.empty_cache()
         report(folder)
 
 

@@ -18,6 +18,7 @@ from cli import UserError
 from evaluate import EVAL_SEED, evaluate, save
 from experiments import seed_hack
 from experiments.seed_hack import Config, Transcript
+from handmade import one_model_at_a_time
 from rewards import score_rollouts
 from rollout import Rollout, Verdict
 from runtime.batch import make_batch
@@ -296,8 +297,12 @@ GRID = """--model organism/policy --transcripts 4 --batch 2 --epochs 1 --max-ans
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory, few_problems):
+    """Two cells, of which the second one finds no trace of the first one's model in memory."""
     folder = tmp_path_factory.mktemp("grid")
-    call(folder, *GRID)
+    with pytest.MonkeyPatch.context() as patch:
+        loaded = one_model_at_a_time(patch)
+        call(folder, *GRID)
+        assert len(loaded) == 2
     return folder / "runs/grid"
 
 
