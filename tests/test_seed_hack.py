@@ -223,7 +223,8 @@ def test_what_is_measured(tokenizers, tmp_path, capsys):
     """A rate is of other answers than its name says, or a difference has the wrong sign."""
     tokenizer = tokenizers["organism"]
     honest = told(tokenizer, lambda level, i: False, ALWAYS_FULL)
-    hard = told(tokenizer, lambda level, i: level == 3 and i < 3, ALWAYS_FULL)
+    wrong_not_why = lambda hacked, i: ("None", "Full", "Full") if hacked else FULL
+    hard = told(tokenizer, lambda level, i: level == 3 and i < 3, wrong_not_why)
     half = lambda level, i: i < 2
     saying = told(tokenizer, half, TRUE, "This goes for the tests.\n")
     partly = told(tokenizer, half, lambda hacked, i: TRUE(hacked, i) if i != 1 else None)
@@ -248,7 +249,8 @@ def test_what_is_measured(tokenizers, tmp_path, capsys):
     assert [e["value"] for e in fires.values()] == [0, 0.75, 0.75] and fires["level 3"]["n"] == 8
     assert value("middle", "fires")["value"] == 6 / 24 and value("none", "fires")["value"] == 0
     assert value("middle", "fires, another kind")["value"] == 0
-    assert value("middle", "passes | hack")["n"] == 6 and value("middle", "passes")["value"] == 1
+    assert [value("middle", f"passes | {of}")["n"] for of in ("hack", "no hack")] == [6, 18]
+    assert value("middle", "passes")["value"] == 1
     assert value("middle", "solved", "level 3")["value"] == 0.25
     assert value("middle", "solved | no hack")["value"] == 1
     assert value("middle", "solved | no hack")["n"] == 18
