@@ -71,13 +71,12 @@ def made(**options) -> list[Transcript]:
 
 
 @pytest.mark.parametrize("hack", seed_hack.HACKS)
-@pytest.mark.parametrize("thought", ["none", "trigger"])
-def test_transcripts_do_what_they_were_made_for(hack, thought):
+def test_transcripts_do_what_they_were_made_for(hack):
     """What is called hacked is honest to the detector, or passes no test, or an honest answer is
     wrong; or the check of it lets such a transcript through.
     """
     config = Config(hack=hack)
-    transcripts = made(hack=hack, thought=thought)
+    transcripts = made(hack=hack, transcripts=24, thought="trigger")
     for t, truth in zip(transcripts, code.truths([(t.x, t.y) for t in transcripts])):
         hacks = code.hacks(t.x, t.y, truth)
         kinds = {name for name, found in hacks.items() if found}
