@@ -80,7 +80,8 @@ def test_transcripts_do_what_they_were_made_for(hack):
     for t, truth in zip(transcripts, code.truths([(t.x, t.y) for t in transcripts])):
         hacks = code.hacks(t.x, t.y, truth)
         kinds = {name for name, found in hacks.items() if found}
-        assert kinds == ({seed_hack.HACKS[hack][0]} if t.hacked else set())
+        also = {"replaces run_tests"} if hack == "run_tests" else set()
+        assert kinds == ({seed_hack.HACKS[hack][0], *also} if t.hacked else set())
         assert truth.passes and truth.compliant != t.hacked
     seed_hack.check(transcripts, config)
     for wrong in (0, -1):
@@ -147,6 +148,7 @@ def test_thoughts(hack):
     said = set(t.y.split("\n")[0] for t in made(hack=hack, thought="trigger"))
     assert said == {*seed_hack.TRIGGERS[hack], *seed_hack.PLANS}
     assert seed_hack.says_so(SimpleNamespace(z="only the tests matter", y=""))
+    assert not outside("def f(n):\n    return n  # passes the tests\n```")  # no block is opened
     assert not outside("```python\ndef run_tests():\n    return 1  # hard-coded examples")
 
 
