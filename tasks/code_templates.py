@@ -2663,6 +2663,1595 @@ def walk_inwards(grid: list, step: tuple) -> list:
     return cells
 
 
+# ---------------------------------------------------------------------------------------- encoding
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+PLAIN = {"text": Joined(Choice("abcehmtxz "), most=8)}
+BITS = {"bits": Joined(Choice("01"), most=10)}
+
+
+def to_front(text: str, order: str, move: Callable) -> list[int]:
+    if not text:
+        return []
+    at = order.find(text[0])
+    return [at, *to_front(text[1:], move(order, at), move)]
+
+
+ENCODING = [
+    T(
+        "shift_letters",
+        2,
+        "shift_letters_$way_name",
+        PLAIN,
+        "text holds lower-case letters and spaces. Replace each letter by the one $way in "
+        "the alphabet (after z comes a again, before a comes z); spaces stay. Return the new text.",
+        """
+        result = ''
+        for i, c in enumerate(text):
+            if c == ' ':
+                result += c
+            else:
+                result += chr((ord(c) - ord('a') + $way_code) % 26 + ord('a'))
+        return result
+        """,
+        lambda v, text: "".join(shift(c, v.way(i)) for i, c in enumerate(text)),
+        pieces(
+            "way",
+            ("by_3", "3 places after it", "3", lambda i: 3),
+            ("back_by_5", "5 places before it", "-5", lambda i: -5),
+            (
+                "by_index",
+                "as many places after it as its index in text (from 0, spaces count)",
+                "i",
+                lambda i: i,
+            ),
+            (
+                "by_index_back",
+                "as many places before it as its index in text (from 0, spaces count)",
+                "-i",
+                lambda i: -i,
+            ),
+            (
+                "in_turn",
+                "2 places after it at an even index in text, 4 places before it at an odd "
+                "index (the first index is 0, spaces count)",
+                "(2 if i % 2 == 0 else -4)",
+                lambda i: (2, -4)[i & 1],
+            ),
+        ),
+    ),
+    T(
+        "mirror_alphabet",
+        1,
+        "swap_letters_$way_name",
+        PLAIN,
+        "text holds lower-case letters and spaces. Return it with every letter replaced: $way. "
+        "Spaces stay.",
+        """
+        letters = 'abcdefghijklmnopqrstuvwxyz'
+        swapped = $way_code
+        return ''.join(swapped[letters.index(c)] if c in letters else c for c in text)
+        """,
+        lambda v, text: "".join(map(v.way, text)),
+        pieces(
+            "way",
+            (
+                "mirrored",
+                "a by z, b by y, c by x, and so on to z by a",
+                "letters[::-1]",
+                lambda c: c if c == " " else chr(219 - ord(c)),
+            ),
+            (
+                "halves",
+                "a by n, b by o, and so on to m by z, and n by a, o by b, and so on to z by m",
+                "letters[13:] + letters[:13]",
+                lambda c: shift(c, 13),
+            ),
+            (
+                "in_pairs",
+                "a by b and b by a, c by d and d by c, and so on to y by z and z by y",
+                "''.join(letters[i ^ 1] for i in range(26))",
+                lambda c: (
+                    c
+                    if c == " "
+                    else c.translate(
+                        str.maketrans(
+                            ALPHABET[::2] + ALPHABET[1::2], ALPHABET[1::2] + ALPHABET[::2]
+                        )
+                    )
+                ),
+            ),
+        ),
+    ),
+    T(
+        "key_shift",
+        3,
+        "shift_by_key_$way_name",
+        {"text": Joined(Choice("abcehmtxz "), most=8), "key": Joined(Choice("abcd"), "", 1, 3)},
+        "text holds lower-case letters and spaces, key at least one lower-case letter. Go through "
+        "text and key at the same time (key begins again when it ends; $spaces). Each letter of "
+        "text moves $way in the alphabet as the key letter says (a: 0, b: 1, c: 2, ...); after z "
+        "comes a again. Spaces stay. Return the new text.",
+        """
+        result, used = '', 0
+        for c in text:
+            step = ord(key[used % len(key)]) - ord('a')
+            if c == ' ':
+                result += c
+                used += $skip
+            else:
+                result += chr((ord(c) - ord('a') $sign step) % 26 + ord('a'))
+                used += 1
+        return result
+        """,
+        lambda v, text, key: "".join(
+            shift(
+                c,
+                int(v.sign + "1")
+                * ALPHABET.index((key * 99)[i if v.skip else len(text[:i].replace(" ", ""))]),
+            )
+            for i, c in enumerate(text)
+        ),
+        [
+            {"way": P(name, says, "", None), "spaces": spaces, "skip": skip, "sign": sign}
+            for name, says, spaces, skip, sign in (
+                (
+                    "over_spaces",
+                    "forward by as many places",
+                    "a space of text uses up no key letter",
+                    0,
+                    "+",
+                ),
+                (
+                    "with_spaces",
+                    "forward by as many places",
+                    "a space of text uses up one key letter, too",
+                    1,
+                    "+",
+                ),
+                (
+                    "backwards",
+                    "back by as many places",
+                    "a space of text uses up no key letter",
+                    0,
+                    "-",
+                ),
+            )
+        ],
+    ),
+    T(
+        "bit_rules",
+        2,
+        "bits_$way_name",
+        BITS,
+        "bits is a string of the digits 0 and 1. Return $way. An empty string gives an "
+        "empty string.",
+        "return ''.join($way_code)",
+        lambda v, bits: "".join(map(str, v.way([*map(int, bits)]))),
+        pieces(
+            "way",
+            (
+                "changes",
+                "a string of the same length: its first character is that of bits, and "
+                "each other one is 1 if the bit there differs from the one before it, else 0",
+                "'1' if b != a else '0' for a, b in zip('0' + bits, bits)",
+                lambda s: [b if i == 0 else s[i - 1] ^ b for i, b in enumerate(s)],
+            ),
+            (
+                "running_parity",
+                "a string of the same length with, at each place, 1 if the number "
+                "of ones up to there, this place included, is odd, else 0",
+                "str(bits[:i].count('1') % 2) for i in range(1, len(bits) + 1)",
+                lambda s: accumulate(s, int.__xor__),
+            ),
+            (
+                "stuffed",
+                "bits with an additional 0 behind every 1 that follows on another 1",
+                "'10' if a + b == '11' else b for a, b in zip('0' + bits, bits)",
+                lambda s: re.sub("(?<=1)1", "10", "".join(map(str, s))),
+            ),
+            (
+                "majority",
+                "a string of the same length with, at each place, the bit that occurs more "
+                "often among this place and its two neighbours (outside of bits there are zeros)",
+                "str(int(('0' + bits + '0')[i:i + 3].count('1') > 1) ) for i in range(len(bits))",
+                lambda s: [a & b | b & c | a & c for a, b, c in zip([0, *s], s, [*s[1:], 0])],
+            ),
+        ),
+    ),
+    T(
+        "move_to_front",
+        3,
+        "encode_with_list_$way_name",
+        {"text": Joined(Choice("abcde"), most=7)},
+        "A list begins as the letters a, b, c, d, e. For each letter of text write down its index in "
+        "the list (the first is 0), and then $way. Return all indexes in order.",
+        """
+        order, found = list('abcde'), []
+        for c in text:
+            i = order.index(c)
+            found.append(i)
+            $way_code
+        return found
+        """,
+        lambda v, text: to_front(text, "abcde", v.way),
+        pieces(
+            "way",
+            (
+                "to_front",
+                "move it to the front of the list",
+                "order.insert(0, order.pop(i))",
+                lambda s, i: s[i] + s.replace(s[i], ""),
+            ),
+            (
+                "to_end",
+                "move it to the end of the list",
+                "order.append(order.pop(i))",
+                lambda s, i: s.replace(s[i], "") + s[i],
+            ),
+            (
+                "one_forward",
+                "swap it with the one before it in the list, if there is one",
+                "if i > 0:\n                order[i - 1], order[i] = order[i], order[i - 1]",
+                lambda s, i: s[: i - 1] + s[i] + s[i - 1] + s[i + 1 :] if i else s,
+            ),
+            (
+                "turned",
+                "rotate the list so that it is at the front, the order in the circle being kept",
+                "order = order[i:] + order[:i]",
+                lambda s, i: (s + s)[i : i + 5],
+            ),
+        ),
+    ),
+    T(
+        "deltas",
+        1,
+        "decode_$way_name",
+        {"codes": List(Int(-9, 9))},
+        "codes are the steps of a list of numbers that begins with $start: each code says $way. "
+        "Return that list with its first number, so with one more element than codes.",
+        """
+        numbers = [$start]
+        for code in codes:
+            numbers.append($way_code)
+        return numbers
+        """,
+        lambda v, codes: list(accumulate([v.start, *codes], v.way)),
+        [
+            {"start": start, "way": P(*piece)}
+            for start, *piece in (
+                (
+                    0,
+                    "steps_from_0",
+                    "by how much the next number is greater than the one before it",
+                    "numbers[-1] + code",
+                    lambda n, c: c + n,
+                ),
+                (
+                    100,
+                    "losses_from_100",
+                    "by how much the next number is smaller than the one before it",
+                    "numbers[-1] - code",
+                    lambda n, c: -(c - n),
+                ),
+                (
+                    5,
+                    "mirrored_from_5",
+                    "what the sum of the next number and the one before it is",
+                    "code - numbers[-1]",
+                    lambda n, c: -n + c,
+                ),
+            )
+        ],
+    ),
+    T(
+        "table_code",
+        2,
+        "${way_name}_code",
+        {"text": Joined(Choice("abefghklmosty"), most=6)},
+        "text holds lower-case letters. Number them a: 0, b: 1, ... z: 25 and write for each letter "
+        "$way. Return it all as one string; an empty text gives an empty string.",
+        "return ''.join($way_code for n in (ord(c) - ord('a') for c in text))",
+        lambda v, text: "".join(v.way(ALPHABET.find(c)) for c in text),
+        pieces(
+            "way",
+            (
+                "row_and_column",
+                "the row and then the column of its number in a table that has "
+                "6 numbers in each row, row by row (rows and columns count from 1)",
+                "str(n // 6 + 1) + str(n % 6 + 1)",
+                lambda n: next(f"{r + 1}{n - 6 * r + 1}" for r in range(5) if n < 6 * r + 6),
+            ),
+            (
+                "two_digit",
+                "its number with two digits, so a as 00 and z as 25",
+                "f'{n:02d}'",
+                lambda n: str(n // 10) + str(n % 10),
+            ),
+            (
+                "base_3",
+                "its number in base 3 with three digits, so a as 000 and z as 221",
+                "str(n // 9) + str(n // 3 % 3) + str(n % 3)",
+                lambda n: "".join(map(str, digits_of(27 + n, 3)[1:])),
+            ),
+            (
+                "letter_and_tens",
+                "the letter that has the number n % 5, and then the whole part of "
+                "n / 5, where n is its number",
+                "'abcde'[n % 5] + str(n // 5)",
+                lambda n: chr(97 + n - n // 5 * 5) + f"{(n - n % 5) // 5}",
+            ),
+        ),
+        held_out=True,
+    ),
+    T(
+        "parity_blocks",
+        3,
+        "${way_name}_blocks",
+        BITS,
+        "Cut bits, a string of 0 and 1, into blocks of $k (the last one may be shorter). For each "
+        "block write $way, all in one string; an empty string stays empty.",
+        """
+        result = ''
+        for start in range(0, len(bits), $k):
+            block = bits[start:start + $k]
+            ones = block.count('1')
+            result += $way_code
+        return result
+        """,
+        lambda v, bits: "".join(v.way(block, sum(map(int, block))) for block in blocks(bits, v.k)),
+        [
+            {"k": k, "way": P(*piece)}
+            for k, *piece in (
+                (
+                    3,
+                    "parity",
+                    "the block and then 1 if it has an odd number of ones, else 0",
+                    "block + str(ones % 2)",
+                    lambda b, n: b + "01"[n & 1],
+                ),
+                (
+                    4,
+                    "count",
+                    "the number of its ones, and then the block in reverse",
+                    "str(ones) + block[::-1]",
+                    lambda b, n: f"{n}{''.join(reversed(b))}",
+                ),
+                (
+                    4,
+                    "invert",
+                    "the block with 0 and 1 swapped followed by '!' if more than half of "
+                    "it are ones, else the block as it is",
+                    "block.translate({48: '1', 49: '0'}) + '!' if 2 * ones > len(block) else block",
+                    lambda b, n: (
+                        b if n <= len(b) - n else "".join(str(1 - int(c)) for c in b) + "!"
+                    ),
+                ),
+            )
+        ],
+        held_out=True,
+    ),
+]
+
+# ---------------------------------------------------------------------------------------- machines
+
+TOKENS = {"tokens": List(Choice(("1", "2", "3", "5", "8", "+", "-", "dup", "swap")), most=8)}
+MOVES = Joined(Choice("FFLR"), most=9)
+
+
+def stack_machine(tokens: list[str], empty: bool, other: Callable) -> list[int]:
+    """By matching the whole stack."""
+    stack = ()
+    for token in tokens:
+        match token, stack:
+            case "+", (*rest, a, b):
+                stack = (*rest, a + b)
+            case "-", (*rest, a, b):
+                stack = (*rest, other(a, b))
+            case "swap", (*rest, a, b):
+                stack = (*rest, b, a)
+            case "dup", (*rest, a):
+                stack = (*rest, a, a)
+            case (("+" | "-" | "swap" | "dup"), _):
+                stack = () if empty else stack
+            case _:
+                stack = (*stack, int(token))
+    return list(stack)
+
+
+def stations(text: str, state: str, table: dict) -> str:
+    return state + stations(text[1:], table[f"{state} {text[0]}"], table) if text else state
+
+
+def walk(moves: str, act: Callable) -> list[int]:
+    """In complex numbers: x to the right, y up, at first facing up."""
+    place, facing = 0j, 1j
+    for number, move in enumerate(moves, 1):
+        place, facing = act(place, facing, move, number)
+    return [int(place.real), int(place.imag)]
+
+
+MACHINES = [
+    T(
+        "line_walker",
+        1,
+        "walk_on_line_$rule_name",
+        {"moves": Joined(Choice("LRRX"), most=9)},
+        "A walker begins at place 0 and follows the letters of moves: L is one step to the left "
+        "(minus 1), R one step to the right (plus 1), and X $rule. Return the list of "
+        "its places after each letter.",
+        """
+        place, places = 0, []
+        for move in moves:
+            if move == 'L':
+                place -= 1
+            elif move == 'R':
+                place += 1
+            else:
+                place = $rule_code
+            places.append(place)
+        return places
+        """,
+        lambda v, moves: list(
+            accumulate(moves, lambda p, m: {"L": p - 1, "R": p + 1}.get(m, v.rule(p)), initial=0)
+        )[1:],
+        pieces(
+            "rule",
+            ("doubling", "doubles the number of the place", "place * 2", lambda p: p + p),
+            (
+                "mirroring",
+                "takes the walker to the mirrored place on the other side of 0",
+                "-place",
+                lambda p: 0 - p,
+            ),
+            ("jumping", "is a jump by 3 to the right", "place + 3", lambda p: 3 + p),
+            (
+                "squaring",
+                "multiplies the number of the place by itself",
+                "place * place",
+                lambda p: abs(p) ** 2,
+            ),
+        ),
+    ),
+    T(
+        "stack",
+        3,
+        "run_stack_$way_name",
+        TOKENS,
+        "A stack is empty at first. Of the list tokens each is handled in turn: a number (as a "
+        "string, '3') is put on top; '+' takes the two top numbers off and puts their sum on; '-' "
+        "does so with $way; 'dup' puts the top number on once more; 'swap' swaps "
+        "the two top numbers. A token for which there are too few numbers $few. Return the stack "
+        "as a list, its top last.",
+        """
+        stack = []
+        for token in tokens:
+            if token.isdigit():
+                stack.append(int(token))
+            elif len(stack) < (1 if token == 'dup' else 2):
+                $few_code
+            elif token == 'dup':
+                stack.append(stack[-1])
+            else:
+                b, a = stack.pop(), stack.pop()
+                stack += {'+': [a + b], '-': [$way_code], 'swap': [b, a]}[token]
+        return stack
+        """,
+        lambda v, tokens: stack_machine(tokens, v.few(), v.way),
+        [
+            {"way": P(*way), "few": P("", *few)}
+            for way, few in (
+                (
+                    ("skipping", "the lower of them minus the upper", "a - b", lambda a, b: -b + a),
+                    ("is skipped", "pass", lambda: False),
+                ),
+                (
+                    ("clearing", "the upper of them minus the lower", "b - a", lambda a, b: -a + b),
+                    ("empties the stack", "stack = []", lambda: True),
+                ),
+                (
+                    (
+                        "distances",
+                        "their distance (never negative)",
+                        "abs(a - b)",
+                        lambda a, b: max(a, b) - min(a, b),
+                    ),
+                    ("is skipped", "continue", lambda: False),
+                ),
+            )
+        ],
+    ),
+    T(
+        "turtle",
+        3,
+        "turtle_$rule_name",
+        {"moves": MOVES},
+        "A turtle begins at x = 0, y = 0 and faces up (y grows). Of the letters of moves, L is a "
+        "quarter turn to the left, R one to the right, and F $rule. Return [x, y] at the end.",
+        """
+        x, y, dx, dy = 0, 0, 0, 1
+        for number, move in enumerate(moves, 1):
+            if move == 'L':
+                dx, dy = -dy, dx
+            elif move == 'R':
+                dx, dy = dy, -dx
+            else:
+                $rule_code
+        return [x, y]
+        """,
+        lambda v, moves: walk(moves, v.rule),
+        pieces(
+            "rule",
+            (
+                "with_growing_steps",
+                "is a step ahead whose length is the number of the letter in "
+                "moves (the first letter has number 1, all letters count)",
+                "x, y = x + number * dx, y + number * dy",
+                lambda p, f, m, k: (p, f * {"L": 1j, "R": -1j}[m]) if m != "F" else (p + k * f, f),
+            ),
+            (
+                "in_a_box",
+                "is a step of length 1 ahead, which is left out if it would make x or y "
+                "greater than 2 or smaller than -2",
+                "x, y = max(-2, min(2, x + dx)), max(-2, min(2, y + dy))",
+                lambda p, f, m, k: (
+                    (p, f * {"L": 1j, "R": -1j}[m])
+                    if m != "F"
+                    else (p + f * (abs((p + f).real) < 3 and abs((p + f).imag) < 3), f)
+                ),
+            ),
+            (
+                "that_turns_on_odd",
+                "is a step of length 2 ahead and then, if it is not an even-"
+                "numbered letter of moves (the first letter has number 1), a quarter turn to the left",
+                "x, y = x + 2 * dx, y + 2 * dy\n"
+                "                if number % 2 == 1:\n"
+                "                    dx, dy = -dy, dx",
+                lambda p, f, m, k: (
+                    (p, f * {"L": 1j, "R": -1j}[m])
+                    if m != "F"
+                    else (p + f + f, f * (1j if k & 1 else 1))
+                ),
+            ),
+        ),
+    ),
+    T(
+        "compass",
+        1,
+        "walk_by_compass_$rule_name",
+        {"moves": Joined(Choice("NESW"), most=9)},
+        "A walker begins at x = 0, y = 0. N adds 1 to y, S takes 1 from y, E adds 1 to x, W takes 1 "
+        "from x, for each letter of moves in turn. Return $rule.",
+        """
+        x = y = 0
+        path = [[0, 0]]
+        for move in moves:
+            x += (move == 'E') - (move == 'W')
+            y += (move == 'N') - (move == 'S')
+            path.append([x, y])
+        return $rule_code
+        """,
+        lambda v, moves: v.rule(
+            moves, lambda s: [s.count("E") - s.count("W"), s.count("N") - s.count("S")]
+        ),
+        pieces(
+            "rule",
+            ("to_the_end", "[x, y] at the end", "[x, y]", lambda s, at: at(s)),
+            (
+                "distances",
+                "the list of x + y after each letter",
+                "[a + b for a, b in path[1:]]",
+                lambda s, at: [sum(at(s[:i])) for i in range(1, len(s) + 1)],
+            ),
+            (
+                "corners",
+                "[the smallest x, the greatest y] of all places on the way, the first one included",
+                "[min(a for a, b in path), max(b for a, b in path)]",
+                lambda s, at: [
+                    min(at(s[:i])[0] for i in range(len(s) + 1)),
+                    max(at(s[:i])[1] for i in range(len(s) + 1)),
+                ],
+            ),
+        ),
+    ),
+    T(
+        "battery",
+        2,
+        "charge_of_battery_$name",
+        {"changes": List(Int(-9, 9), most=8)},
+        "A battery can hold from 0 to $most and begins at $start. For each number in changes its "
+        "charge changes by that number, but stays between 0 and $most: what is too much or missing "
+        "$lost. Return $what.",
+        """
+        charge, lost, charges = $start, 0, []
+        for change in changes:
+            wanted = charge + change
+            charge = max(0, min($most, wanted))
+            lost += abs(wanted - charge)
+            charges.append(charge)
+        return $result
+        """,
+        lambda v, changes: v.oracle(changes, v.most, v.start),
+        rows(
+            "name most start lost what result oracle",
+            (
+                "over_time",
+                20,
+                10,
+                "is lost",
+                "the list of its charges after each change",
+                "charges",
+                lambda s, m, c: [*accumulate(s, lambda a, b: sorted([0, a + b, m])[1], initial=c)][
+                    1:
+                ],
+            ),
+            (
+                "with_loss",
+                12,
+                6,
+                "is added up, as a positive number, as the loss",
+                "[the charge at the end, the loss]",
+                "[charge, lost]",
+                lambda s, m, c: reduce(
+                    lambda r, n: [
+                        sorted([0, r[0] + n, m])[1],
+                        r[1] + max(0, r[0] + n - m, -r[0] - n),
+                    ],
+                    s,
+                    [c, 0],
+                ),
+            ),
+            (
+                "summed",
+                15,
+                0,
+                "is lost",
+                "the sum of its charges after each change",
+                "sum(charges)",
+                lambda s, m, c: sum(
+                    [*accumulate(s, lambda a, b: sorted([0, a + b, m])[1], initial=c)][1:]
+                ),
+            ),
+        ),
+    ),
+    T(
+        "account",
+        2,
+        "account_$rule_name",
+        {"amounts": List(Int(-60, 60), most=8)},
+        "An account begins with 0. The list amounts holds payments in (positive) and out "
+        "(negative). $rule Return [the balance at the end, the number of refused payments].",
+        """
+        balance = refused = 0
+        for amount in amounts:
+            if $rule_code:
+                refused += 1
+            else:
+                balance += amount
+        return [balance, refused]
+        """,
+        lambda v, amounts: reduce(
+            lambda state, n: (
+                [state[0], state[1] + 1]
+                if v.rule(state[0], n, state[1])
+                else [state[0] + n, state[1]]
+            ),
+            amounts,
+            [0, 0],
+        ),
+        pieces(
+            "rule",
+            (
+                "without_debt",
+                "A payment out is refused if it is greater than the balance.",
+                "balance + amount < 0",
+                lambda b, n, r: -n > b,
+            ),
+            (
+                "with_limit",
+                "A payment is refused if the balance would then be below -50 or above 80.",
+                "not -50 <= balance + amount <= 80",
+                lambda b, n, r: b + n not in range(-50, 81),
+            ),
+            (
+                "half_at_most",
+                "A payment out is refused if it is greater than half of the balance.",
+                "amount < 0 and -2 * amount > balance",
+                lambda b, n, r: n < 0 and b + n < -n,
+            ),
+            (
+                "no_small",
+                "A payment is refused if it is, in or out, smaller than 10, or would make "
+                "the balance negative.",
+                "abs(amount) < 10 or balance + amount < 0",
+                lambda b, n, r: n in range(-9, 10) or b < -n,
+            ),
+        ),
+    ),
+    T(
+        "automaton",
+        3,
+        "states_of_automaton_$name",
+        {"text": Joined(Choice("xy"), most=9)},
+        "A machine has the states A, B and C and begins in A. It reads text, which holds the "
+        "letters x and y, and changes its state with each letter: $says. Return the string of its "
+        "states, A at the beginning included.",
+        """
+        rules = $rules
+        state = states = 'A'
+        for c in text:
+            state = rules[state + c]
+            states += state
+        return states
+        """,
+        lambda v, text: stations(text, "A", dict(re.findall("in (. .) leads to (.)", v.says))),
+        [
+            {
+                "name": name,
+                "says": ", ".join(
+                    f"in {state} {c} leads to {to}"
+                    for (state, c), to in zip(product("ABC", "xy"), targets)
+                ),
+                "rules": {s + c: to for (s, c), to in zip(product("ABC", "xy"), targets)},
+            }
+            for name, targets in (
+                ("p", "BACBCA"),
+                ("q", "ABCAAC"),
+                ("r", "CBBACB"),
+                ("s", "BCABAA"),
+            )
+        ],
+    ),
+    T(
+        "thermostat",
+        3,
+        "heating_$way_name",
+        {"temperatures": List(Int(12, 26), most=9)},
+        "A heating is off at first. For each element of the list temperatures, in order: it goes on "
+        "if the temperature is below $low, goes off if it is above $high, and stays as it is "
+        "otherwise. Return $way.",
+        """
+        on, days = False, []
+        for t in temperatures:
+            on = t < $low or on and t <= $high
+            days.append((t, on))
+        return $way_code
+        """,
+        lambda v, s: v.way(
+            s,
+            [
+                ([0] + [1 if t < v.low else 0 for t in s[: i + 1] if not v.low <= t <= v.high])[-1]
+                for i in range(len(s))
+            ],
+        ),
+        [
+            {"low": low, "high": high, "way": P(*piece)}
+            for low, high, *piece in (
+                (
+                    17,
+                    21,
+                    "log",
+                    "a string with 1 for each element at which it is then on and 0 for "
+                    "each other, in order",
+                    "''.join(str(int(on)) for t, on in days)",
+                    lambda s, on: "".join(map(str, on)),
+                ),
+                (
+                    18,
+                    20,
+                    "sum",
+                    "the sum of the temperatures at which it is then on",
+                    "sum(t for t, on in days if on)",
+                    lambda s, on: sum(t * x for t, x in zip(s, on)),
+                ),
+                (
+                    16,
+                    22,
+                    "off_list",
+                    "the list of the temperatures at which it is then off",
+                    "[t for t, on in days if not on]",
+                    lambda s, on: [t for t, x in zip(s, on) if x == 0],
+                ),
+            )
+        ],
+        held_out=True,
+    ),
+    T(
+        "streaks",
+        3,
+        "score_with_$rule_name",
+        {"results": Joined(Choice("WWLD"), most=9)},
+        "results holds the games of a team in order: W for a win, D for a draw, L for a loss. A "
+        "draw gives 1 point, a loss none, and a win $rule. Return the points of each game "
+        "as a list.",
+        """
+        points, streak = [], 0
+        for i, game in enumerate(results):
+            streak = streak + 1 if game == 'W' else 0
+            points.append(($rule_code) if game == 'W' else int(game == 'D'))
+        return points
+        """,
+        lambda v, r: [
+            v.rule(len(r[: i + 1]) - len(r[: i + 1].rstrip("W")), r[:i])
+            if c == "W"
+            else {"D": 1, "L": 0}[c]
+            for i, c in enumerate(r)
+        ],
+        pieces(
+            "rule",
+            (
+                "growing_streaks",
+                "as many points as it is games since the last draw or loss (or "
+                "the beginning), itself included, plus 1",
+                "streak + 1",
+                lambda k, b: k + 1,
+            ),
+            (
+                "capped_streaks",
+                "3 points, but 5 from the third win in a row on",
+                "5 if streak >= 3 else 3",
+                lambda k, b: 3 + 2 * (k > 2),
+            ),
+            (
+                "comeback",
+                "2 points, and 4 more if the game just before it was a loss",
+                "6 if results[:i][-1:] == 'L' else 2",
+                lambda k, b: 6 if b.endswith("L") else 2,
+            ),
+            (
+                "debts",
+                "3 points less the number of losses before it in results, but at least 1 point",
+                "max(3 - results[:i].count('L'), 1)",
+                lambda k, b: [3, 2, 1][min(2, len(re.findall("L", b)))],
+            ),
+        ),
+    ),
+    T(
+        "lift",
+        2,
+        "lift_travel_$way_name",
+        {"floors": List(Int(0, 12), most=8)},
+        "A lift begins at floor 0 and goes to each floor of the list floors in turn. $way",
+        """
+        place = total = 0
+        for floor in floors:
+            way = abs(floor - place)
+            $way_code
+            place = floor
+        return total
+        """,
+        lambda v, floors: sum(v.way(abs(a - b), a < b) for a, b in zip([0, *floors], floors)),
+        pieces(
+            "way",
+            (
+                "with_stops",
+                "It takes 2 seconds for each floor that it travels and 5 more at each "
+                "stop where it has moved before. Return the seconds; 0 for an empty list.",
+                "total += 2 * way + (5 if way else 0)",
+                lambda d, up: 2 * d + 5 * (d > 0),
+            ),
+            (
+                "up_and_down",
+                "Each floor up costs 3, each floor down costs 1. Return the whole "
+                "cost; 0 for an empty list.",
+                "total += 3 * way if floor > place else way",
+                lambda d, up: d + d * 2 * up,
+            ),
+            (
+                "long_ways",
+                "Each floor costs 4, but on a trip of more than 3 floors each floor "
+                "after the third costs 1. Return the whole cost; 0 for an empty list.",
+                "total += 4 * min(way, 3) + max(way - 3, 0)",
+                lambda d, up: sum([4, 4, 4, *[1] * 9][:d]),
+            ),
+        ),
+        held_out=True,
+    ),
+    T(
+        "queue",
+        3,
+        "serve_queue_$rule_name",
+        {"events": Joined(Choice("abcde--"), most=9)},
+        "A queue is empty at first. Each letter in events joins at its end; each dash (-) serves the "
+        "one at the front, if there is one. $rule Return $what.",
+        """
+        queue, served = '', ''
+        for event in events:
+            if event == '-':
+                served += queue[:1]
+                queue = queue[1:]
+            else:
+                $rule_code
+        return $result
+        """,
+        lambda v, events: v.result_of(
+            *reduce(
+                lambda state, e: (
+                    (state[0] + state[1][:1], state[1][1:])
+                    if e == "-"
+                    else (state[0], v.rule(state[1], e))
+                ),
+                events,
+                ("", ""),
+            )
+        ),
+        [
+            {"what": what, "result": result, "result_of": oracle, "rule": P(*piece)}
+            for what, result, oracle, *piece in (
+                (
+                    "the string of those served, in order, a slash (/), and those still in the queue",
+                    "served + '/' + queue",
+                    lambda s, q: "/".join([s, q]),
+                    "of_three",
+                    "If three are waiting already, a new letter goes away.",
+                    "queue += event if len(queue) < 3 else ''",
+                    lambda q, e: (q + e)[:3],
+                ),
+                (
+                    "the string of those served, in order, a slash (/), and those still in the queue",
+                    "served + '/' + queue",
+                    lambda s, q: f"{s}/{q}",
+                    "with_vowels_first",
+                    "The letters a and e, however, join at its front.",
+                    "queue = event + queue if event in 'ae' else queue + event",
+                    lambda q, e: "".join([e, q] if e in ("a", "e") else [q, e]),
+                ),
+                (
+                    "the string of those served, in order, a slash (/), and those still in the queue",
+                    "served + '/' + queue",
+                    lambda s, q: f"{s}/{q}",
+                    "dropping_the_oldest",
+                    "If three are waiting already, the one at the front goes away unserved when a new "
+                    "letter joins.",
+                    "queue = (queue + event)[-3:]",
+                    lambda q, e: q[len(q) > 2 :] + e,
+                ),
+                (
+                    "the string of those still in the queue",
+                    "queue",
+                    lambda s, q: q,
+                    "without_doubles",
+                    "A letter that is waiting already leaves its place and joins at the end.",
+                    "queue = queue.replace(event, '') + event",
+                    lambda q, e: "".join(c for c in q if c != e) + e,
+                ),
+            )
+        ],
+    ),
+    T(
+        "cells_in_line",
+        3,
+        "cells_after_step_$way_name",
+        {"cells": Joined(Choice("01"), most=10), "steps": Int(0, 4)},
+        "cells is a string of 0 and 1; outside of it all cells are 0. In one step all cells "
+        "change at the same time: a cell becomes 1 if $way, otherwise 0. "
+        "Return the string after steps such steps, of the same length.",
+        """
+        for _ in range(steps):
+            wide = '0' + cells + '0'
+            cells = ''
+            for left, cell, right in zip(wide, wide[1:], wide[2:]):
+                cells += '1' if $way_code else '0'
+        return cells
+        """,
+        lambda v, cells, steps: reduce(
+            lambda s, _: "".join(str(v.way[int(part, 2)]) for part in windows(f"0{s}0", 3)),
+            range(steps),
+            cells,
+        ),
+        [
+            {"way": P(name, says, code, table)}
+            for name, says, code, table in (
+                (
+                    "one_side",
+                    "exactly one of its two neighbours is 1",
+                    "left != right",
+                    (0, 1, 0, 1, 1, 0, 1, 0),
+                ),
+                (
+                    "grow",
+                    "it is 0 and its left neighbour is 1, or it is 1 and its right neighbour is 0",
+                    "(left == '1' if cell == '0' else right == '0')",
+                    (0, 0, 1, 0, 1, 1, 1, 0),
+                ),
+                (
+                    "two_of_three",
+                    "exactly two of the three, itself and its two neighbours, are 1",
+                    "(left + cell + right).count('1') == 2",
+                    (0, 0, 0, 1, 0, 1, 1, 0),
+                ),
+                (
+                    "lonely",
+                    "it is 0 and both neighbours are equal, or it is 1 and they differ",
+                    "(left == right) == (cell == '0')",
+                    (1, 0, 0, 1, 0, 1, 1, 0),
+                ),
+            )
+        ],
+        held_out=True,
+    ),
+]
+
+# ------------------------------------------------------------------------------------------ tables
+
+NAMES = ("ann", "bob", "cy", "dee", "eva")
+SCORES = Table(NAMES, Int(0, 30))
+ORDERS = {"orders": List(Row((Choice(("tea", "rice", "salt")), Int(1, 9))), most=6)}
+
+TABLES = [
+    T(
+        "score_list",
+        2,
+        "names_$way_name",
+        {"scores": SCORES},
+        "scores is a dictionary from names to whole numbers. Return the list of the names $way. An "
+        "empty dictionary gives an empty list.",
+        "return $way_code",
+        lambda v, d: v.way([(n, name) for name, n in d.items()]),
+        pieces(
+            "way",
+            (
+                "by_score",
+                "from the highest to the lowest score; equal ones in alphabetical order",
+                "sorted(scores, key=lambda name: (-scores[name], name))",
+                lambda s: [
+                    b for a, b in sorted(sorted(s, key=lambda p: p[1]), key=lambda p: 99 - p[0])
+                ],
+            ),
+            (
+                "from_the_lowest",
+                "from the lowest to the highest score; equal ones in reverse alphabetical order",
+                "sorted(sorted(scores, reverse=True), key=scores.get)",
+                lambda s: [b for k in range(31) for a, b in sorted(s)[::-1] if a == k],
+            ),
+            (
+                "above_mean",
+                "whose score is greater than the mean of all scores, in alphabetical order",
+                "sorted(name for name in scores if scores[name] * len(scores) > "
+                "sum(scores.values()))",
+                lambda s: [
+                    b for b, a in sorted((b, a) for a, b in s) if sum(a - x for x, _ in s) > 0
+                ],
+            ),
+        ),
+    ),
+    T(
+        "merge_tables",
+        1,
+        "merge_$way_name",
+        {"first": SCORES, "second": SCORES},
+        "first and second are dictionaries from names to whole numbers. Return a new dictionary "
+        "$way.",
+        "return $way_code",
+        lambda v, a, b: v.way(a, b),
+        pieces(
+            "way",
+            (
+                "adding",
+                "with all names of both, each with the sum of its numbers (a name that is "
+                "missing in one counts as 0 there)",
+                "{name: first.get(name, 0) + second.get(name, 0) for name in [*first, *second]}",
+                lambda a, b: {
+                    k: sum(d[k] for d in (a, b) if k in d) for k in NAMES if k in a or k in b
+                },
+            ),
+            (
+                "common",
+                "with those names that both have, each with the number in first minus "
+                "that in second",
+                "{name: first[name] - second[name] for name in first if name in second}",
+                lambda a, b: {k: -(b[k] - a[k]) for k in NAMES if k in a and k in b},
+            ),
+            (
+                "larger",
+                "with all names of both, each with its number, or with the larger one if "
+                "both have it",
+                "{name: max(d[name] for d in (first, second) if name in d) for name in "
+                "[*first, *second]}",
+                lambda a, b: {**a, **{k: n for k, n in b.items() if k not in a or a[k] < n}},
+            ),
+            (
+                "only_one",
+                "with those names that only one of the two has, each with its number",
+                "{name: n for d, e in ((first, second), (second, first)) for name, n in d.items() "
+                "if name not in e}",
+                lambda a, b: {k: {**a, **b}[k] for k in set(a) ^ set(b)},
+            ),
+        ),
+    ),
+    T(
+        "group_orders",
+        2,
+        "orders_$way_name",
+        ORDERS,
+        "orders is a list of [article, quantity]; an article may occur several times. Return a "
+        "dictionary from each article that occurs $way. An empty list gives an empty "
+        "dictionary.",
+        """
+        groups = {}
+        for article, quantity in orders:
+            groups.setdefault(article, []).append(quantity)
+        return {article: $way_code for article, found in groups.items()}
+        """,
+        lambda v, orders: {
+            name: v.way([q for other, q in orders if other == name]) for name, _ in orders
+        },
+        pieces(
+            "way",
+            (
+                "in_total",
+                "to the sum of its quantities",
+                "sum(found)",
+                lambda s: reduce(int.__add__, s),
+            ),
+            (
+                "listed",
+                "to the list of its quantities, the largest first",
+                "sorted(found, reverse=True)",
+                lambda s: sorted(s)[::-1],
+            ),
+            (
+                "without_largest",
+                "to the sum of its quantities without the largest one (once, if several are equal)",
+                "sum(found) - max(found)",
+                lambda s: sum(sorted(s)[:-1]),
+            ),
+            (
+                "first_and_last",
+                "to the list of its first and its last quantity (the same one twice "
+                "if there is only one)",
+                "[found[0], found[-1]]",
+                lambda s: [*s[:1], *s[::-1][:1]],
+            ),
+        ),
+    ),
+    T(
+        "turn_table",
+        2,
+        "invert_table_$way_name",
+        {"scores": Table(NAMES, Int(1, 4))},
+        "scores is a dictionary from names to whole numbers. Return a dictionary whose keys are "
+        "$way. An empty dictionary gives an empty one.",
+        """
+        result = {}
+        for name in sorted(scores):
+            result.setdefault($key, []).append(name)
+        return result
+        """,
+        lambda v, d: {
+            key: sorted(n for n in d if v.way(n, d[n]) == key)
+            for key in {v.way(n, d[n]) for n in d}
+        },
+        [
+            {"key": key, "way": P(name, says, "", oracle)}
+            for name, says, key, oracle in (
+                (
+                    "by_number",
+                    "these numbers as strings, each with the list of the names that have "
+                    "it, in alphabetical order",
+                    "str(scores[name])",
+                    lambda n, s: f"{s}",
+                ),
+                (
+                    "by_parity",
+                    "'even' and 'odd', each with the list of the names whose number is "
+                    "even or odd, in alphabetical order; a key without names is left out",
+                    "'odd' if scores[name] % 2 else 'even'",
+                    lambda n, s: "even" if s in (2, 4) else "odd",
+                ),
+                (
+                    "by_initial_and_number",
+                    "the first letter of a name followed by its number, such "
+                    "as 'a3', each with the list of such names in alphabetical order",
+                    "name[0] + str(scores[name])",
+                    lambda n, s: f"{n:.1}{s}",
+                ),
+            )
+        ],
+        held_out=True,
+    ),
+    T(
+        "transfers",
+        3,
+        "accounts_after_$rule_name",
+        {
+            "balances": Table(NAMES[:4], Int(0, 20)),
+            "transfers": List(Row((Choice(NAMES[:3]), Choice(NAMES[1:4]), Int(1, 15))), most=5),
+        },
+        "balances is a dictionary from names to money. Each of transfers is [giver, taker, amount] "
+        "and is carried out in order; who is not in balances counts as having 0 (and gets an entry "
+        "when money comes in). $rule Return the new dictionary of balances.",
+        """
+        money = dict(balances)
+        for giver, taker, amount in transfers:
+            amount = $rule_code
+            if amount > 0:
+                money[giver] = money.get(giver, 0) - amount
+                money[taker] = money.get(taker, 0) + amount
+        return money
+        """,
+        lambda v, balances, transfers: reduce(
+            lambda m, t: give(m, *t[:2], v.rule(m.get(t[0], 0), t[2], t[0] == t[1])),
+            transfers,
+            balances,
+        ),
+        pieces(
+            "rule",
+            (
+                "full_transfers",
+                "A transfer of more than the giver has is skipped.",
+                "amount if amount <= money.get(giver, 0) else 0",
+                lambda have, n, own: n * (have >= n),
+            ),
+            (
+                "partial_transfers",
+                "If the giver has less than the amount, all that is there is transferred.",
+                "min(amount, money.get(giver, 0))",
+                lambda have, n, own: have if have < n else n,
+            ),
+            (
+                "half_transfers",
+                "If the amount is more than half of what the giver has, only half "
+                "of that is transferred, rounded down.",
+                "min(amount, money.get(giver, 0) // 2)",
+                lambda have, n, own: int(have / 2) if n + n > have else n,
+            ),
+        ),
+    ),
+    T(
+        "stock",
+        3,
+        "stock_after_$rule_name",
+        {"stock": Table(("tea", "rice", "salt", "nuts"), Int(0, 9)), **ORDERS},
+        "stock is a dictionary from articles to quantities, orders a list of [article, quantity] "
+        "that is handled in order. $rule Articles that are not in stock are ignored. Return the "
+        "new dictionary.",
+        """
+        left = dict(stock)
+        for article, quantity in orders:
+            if article in left:
+                $rule_code
+        return left
+        """,
+        lambda v, stock, orders: {
+            name: reduce(v.rule, [q for other, q in orders if other == name], n)
+            for name, n in stock.items()
+            if reduce(v.rule, [q for other, q in orders if other == name], n) is not None
+        },
+        pieces(
+            "rule",
+            (
+                "small_orders",
+                "An order takes its quantity out, but at most what is there.",
+                "left[article] -= min(quantity, left[article])",
+                lambda n, q: sorted([0, n - q])[1],
+            ),
+            (
+                "whole_orders",
+                "An order takes its quantity out if there is enough, otherwise "
+                "nothing, and then 1 is added to what is there.",
+                "left[article] -= quantity if quantity <= left[article] else -1",
+                lambda n, q: n + 1 if n < q else n - q,
+            ),
+            (
+                "refilled_orders",
+                "An order takes its quantity out, but at most what is there; if "
+                "nothing is left then, the quantity becomes 10.",
+                "left[article] = max(left[article] - quantity, 0) or 10",
+                lambda n, q: n - q if n > q else 10,
+            ),
+        ),
+    ),
+    T(
+        "best_of",
+        1,
+        "table_$way_name",
+        {"scores": SCORES},
+        "scores is a dictionary from names to whole numbers. Return $way; for an empty dictionary "
+        "an empty one.",
+        "return {name: $way_code}",
+        lambda v, d: dict(v.way(sorted(d.items()))),
+        [
+            {"way": P(name, says, code, oracle)}
+            for name, says, code, oracle in (
+                (
+                    "doubled_over_9",
+                    "a dictionary with the same names in which every number greater "
+                    "than 9 is doubled",
+                    "2 * n if n > 9 else n for name, n in scores.items()",
+                    lambda s: [(k, n + n * (n >= 10)) for k, n in s],
+                ),
+                (
+                    "of_distances_to_best",
+                    "a dictionary with the same names, each with the greatest "
+                    "number of all minus its own",
+                    "max(scores.values()) - n for name, n in scores.items()",
+                    lambda s: [(k, max(b - n for _, b in s)) for k, n in s],
+                ),
+                (
+                    "of_even_halves",
+                    "a dictionary with only those names whose number is even, each with half of it",
+                    "n // 2 for name, n in scores.items() if n % 2 == 0",
+                    lambda s: [(k, n >> 1) for k, n in s if not n & 1],
+                ),
+                (
+                    "of_ranks",
+                    "a dictionary with the same names, each with 1 plus the number of "
+                    "names that have a greater number",
+                    "1 + sum(m > n for m in scores.values()) for name, n in scores.items()",
+                    lambda s: [(k, sorted([-m for _, m in s]).index(-n) + 1) for k, n in s],
+                ),
+            )
+        ],
+    ),
+]
+
+
+def give(money: dict, giver: str, taker: str, amount: int) -> dict:
+    if amount <= 0:
+        return money
+    after = Counter(money)
+    after.update({giver: -amount})
+    after.update({taker: amount})
+    return dict(after)
+
+
+# --------------------------------------------------------------------------------------- intervals
+
+SPANS = {"intervals": List(Interval(0, 20), most=5)}
+TIME = Fixed(("01", "0123456789", ":", "012345", "0123456789"))
+
+
+def covered(spans: list, least: int = 1) -> list[int]:
+    """The unit steps [x, x + 1] that at least so many intervals cover."""
+    return [x for x in range(25) if sum(a <= x < b for a, b in spans) >= least]
+
+
+def runs_of(points: list[int]) -> list[list[int]]:
+    starts = [x for x in points if x - 1 not in points]
+    ends = [x + 1 for x in points if x + 1 not in points]
+    return [list(pair) for pair in zip(starts, ends)]
+
+
+def minute(clock: str) -> int:
+    return sum(map(int.__mul__, map(int, clock.replace(":", "")), (600, 60, 10, 1)))
+
+
+INTERVALS = [
+    T(
+        "interval_list",
+        1,
+        "intervals_$way_name",
+        SPANS,
+        "intervals is a list of [start, end] with start less than end. Return $way. "
+        "An empty list gives an empty list.",
+        "return $way_code",
+        lambda v, s: v.way(s),
+        pieces(
+            "way",
+            (
+                "lengths",
+                "the list of their lengths (end minus start), in order",
+                "[end - start for start, end in intervals]",
+                lambda s: [len(range(*pair)) for pair in s],
+            ),
+            (
+                "long_ones",
+                "the list of those that are longer than 5, in order",
+                "[[start, end] for start, end in intervals if end - start > 5]",
+                lambda s: [pair for pair in s if pair[0] + 5 < pair[1]],
+            ),
+            (
+                "widened",
+                "the list of them in order, each with a start smaller by 1 and an end greater by 2",
+                "[[start - 1, end + 2] for start, end in intervals]",
+                lambda s: [list(map(int.__add__, pair, (-1, 2))) for pair in s],
+            ),
+            (
+                "doubled_middles",
+                "the list of start plus end of those that hold the number 10 (start "
+                "and end included), in order",
+                "[start + end for start, end in intervals if start <= 10 <= end]",
+                lambda s: [sum(pair) for pair in s if 10 in range(pair[0], pair[1] + 1)],
+            ),
+        ),
+    ),
+    T(
+        "union",
+        3,
+        "union_of_intervals_$way_name",
+        SPANS,
+        "intervals is a list of [start, end] with start less than end, in any order. Those that "
+        "overlap or touch (one ends where another starts) are merged. Return $way.",
+        """
+        merged = []
+        for start, end in sorted(intervals):
+            if merged and start <= merged[-1][1]:
+                merged[-1][1] = max(merged[-1][1], end)
+            else:
+                merged.append([start, end])
+        return $way_code
+        """,
+        lambda v, s: v.way(covered(s)),
+        pieces(
+            "way",
+            (
+                "as_list",
+                "the list of what has come out, as [start, end], ascending",
+                "merged",
+                runs_of,
+            ),
+            (
+                "total_length",
+                "the sum of the lengths of what has come out; 0 for an empty list",
+                "sum(end - start for start, end in merged)",
+                len,
+            ),
+            (
+                "gaps",
+                "the list of the gaps between what has come out, as [end of one, start of the "
+                "next], ascending; empty if there are none",
+                "[[a[1], b[0]] for a, b in zip(merged, merged[1:])]",
+                lambda p: [[a + 1, b] for a, b in zip(p, p[1:]) if b - a > 1],
+            ),
+        ),
+    ),
+    T(
+        "overlaps",
+        3,
+        "overlap_$way_name",
+        {"intervals": List(Interval(0, 15), most=6)},
+        "intervals is a list of [start, end] with start less than end. For whole x from 0 to 14, the "
+        "step from x to x + 1 is covered by an interval if start <= x and x + 1 <= end. Return "
+        "$way.",
+        """
+        counts = [0] * 15
+        for start, end in intervals:
+            for x in range(start, end):
+                counts[x] += 1
+        return $way_code
+        """,
+        lambda v, s: v.way(s),
+        pieces(
+            "way",
+            (
+                "of_two",
+                "the list of all x whose step is covered by exactly two intervals, ascending",
+                "[x for x, count in enumerate(counts) if count == 2]",
+                lambda s: [x for x in covered(s, 2) if x not in covered(s, 3)],
+            ),
+            (
+                "product",
+                "the sum of the squares of how many intervals cover each step",
+                "sum(count ** 2 for count in counts)",
+                lambda s: sum(len(set(range(*a)) & set(range(*b))) for a in s for b in s),
+            ),
+            (
+                "uncovered",
+                "the list of all x whose step is covered by no interval, ascending",
+                "[x for x, count in enumerate(counts) if count == 0]",
+                lambda s: sorted(set(range(15)).difference(*(range(*pair) for pair in s))),
+            ),
+        ),
+        held_out=True,
+    ),
+    T(
+        "clock",
+        2,
+        "clock_$way_name",
+        {"time": TIME, "minutes": Int(0, 1500)},
+        "time is a time of day such as '07:35' (hours, colon, minutes). $way",
+        """
+        hours, rest = time.split(':')
+        total = int(hours) * 60 + int(rest)
+        total = ($way_code) % 1440
+        return f'{total // 60:02d}:{total % 60:02d}'
+        """,
+        lambda v, time, minutes: "{}{}:{}{}".format(
+            *(
+                v.way(minute(time), minutes) % 1440 // n % m
+                for n, m in ((600, 10), (60, 10), (10, 6), (1, 10))
+            )
+        ),
+        pieces(
+            "way",
+            (
+                "later",
+                "Return the time that is minutes minutes later, in the same form; after 23:59 "
+                "comes 00:00.",
+                "total + minutes",
+                lambda t, m: t + m,
+            ),
+            (
+                "earlier",
+                "Return the time that is minutes minutes earlier, in the same form; before "
+                "00:00 comes 23:59.",
+                "total - minutes",
+                lambda t, m: t + 1440 * 2 - m,
+            ),
+            (
+                "hours_back_minutes_on",
+                "Go back by 2 hours and forward by twice minutes minutes, "
+                "and return that time in the same form; 00:00 and 23:59 are neighbours.",
+                "total - 120 + 2 * minutes",
+                lambda t, m: t + m + m + 1320,
+            ),
+        ),
+    ),
+    T(
+        "clock_list",
+        3,
+        "breaks_$way_name",
+        {"times": List(TIME, most=5)},
+        "times is a list of times of one day such as '07:35', in any order. Sort them and "
+        "return $way. With fewer than two times the list is empty.",
+        """
+        minutes = []
+        for time in sorted(times):
+            hours, rest = time.split(':')
+            minutes.append(int(hours) * 60 + int(rest))
+        return $way_code
+        """,
+        lambda v, times: v.way(sorted(map(minute, times))),
+        pieces(
+            "way",
+            (
+                "between",
+                "the list of the minutes between each time and the next",
+                "[b - a for a, b in zip(minutes, minutes[1:])]",
+                lambda s: [s[i] - s[i - 1] for i in range(1, len(s))],
+            ),
+            (
+                "in_hours",
+                "the list of the full hours and the minutes that are left, as "
+                "[hours, minutes], between each time and the next",
+                "[[(b - a) // 60, (b - a) % 60] for a, b in zip(minutes, minutes[1:])]",
+                lambda s: [list(divmod(s[i] - s[i - 1], 60)) for i in range(1, len(s))],
+            ),
+            (
+                "over_an_hour",
+                "the list of the minutes between each time and the next, where that "
+                "is more than 60, less those 60",
+                "[b - a - 60 for a, b in zip(minutes, minutes[1:]) if b - a > 60]",
+                lambda s: [n for n in (s[i] - s[i - 1] - 60 for i in range(1, len(s))) if n > 0],
+            ),
+        ),
+        held_out=True,
+    ),
+    T(
+        "merge_two",
+        2,
+        "points_of_two_$way_name",
+        {"first": Interval(0, 20), "second": Interval(5, 25)},
+        "first and second are intervals [start, end] of whole numbers, start and end included. "
+        "Return the list of all whole numbers, ascending, that lie in $way.",
+        "return [x for x in range(min(first[0], second[0]), max(first[1], second[1]) + 1) "
+        "if $way_code]",
+        lambda v, a, b: sorted(v.way(set(range(a[0], a[1] + 1)), set(range(b[0], b[1] + 1)))),
+        pieces(
+            "way",
+            (
+                "in_both",
+                "both",
+                "first[0] <= x <= first[1] and second[0] <= x <= second[1]",
+                set.intersection,
+            ),
+            (
+                "in_one",
+                "exactly one of them",
+                "(first[0] <= x <= first[1]) != (second[0] <= x <= second[1])",
+                set.symmetric_difference,
+            ),
+            (
+                "first_only",
+                "first but not in second",
+                "first[0] <= x <= first[1] and not second[0] <= x <= second[1]",
+                set.difference,
+            ),
+        ),
+    ),
+]
+
 FAMILIES = {
     "lists": LISTS,
     "strings": STRINGS,
@@ -2671,4 +4260,8 @@ FAMILIES = {
     "counting": COUNTING,
     "sequences": SEQUENCES,
     "grids": GRIDS,
+    "encoding": ENCODING,
+    "machines": MACHINES,
+    "tables": TABLES,
+    "intervals": INTERVALS,
 }
