@@ -431,9 +431,7 @@ def seeding(path: Path, found: dict[str, dict]) -> Path:
                 told = data["confessions"][side]
                 for axis, column in ((axes[2], "J within"), (axes[3], "bits")):
                     dot(axis, y + shift, told["reported"][column], COLOURS["J"], **style)
-                    other = told["shuffled"][column]["value"]
-                    if other is not None:
-                        axis.plot(other, y + shift, color=GREY, marker="x", markersize=5)
+                    dot(axis, y + 0.6 * shift, told["shuffled"][column], GREY, marker="x")
         for level, colour in levels.items():
             axes[3].plot([], [], color=colour, marker="o", linestyle="", label=level)
         axes[3].plot([], [], **tick, label="share of its transcripts")

@@ -53,6 +53,7 @@ from baselines import baselines
 from cli import UserError, option
 from confession_schema import ConfessionReport, confession_prompt
 from evaluate import ANSWERS, evaluate, save, stored
+from experiments.ood import shuffled
 from intervals import correlation, estimate, newcombe, pull, rate_interval
 from job import check_prompts
 from metrics import differences, metrics
@@ -161,9 +162,9 @@ def transcripts(config: Config) -> list[Transcript]:
         (hard if config.where == "hard" else training, hacked, config.hack),
         (training, config.transcripts - hacked, None),
     ):
-        shuffled = rng.sample(pool, len(pool))
+        problems = rng.sample(pool, len(pool))
         for i in range(n):
-            problem = shuffled[i % len(pool)]
+            problem = problems[i % len(pool)]
             x, thought = code.prompt_text(problem, "forbidden"), thought_of(rng, config, hack)
             made.append(Transcript(x, thought + answer(problem, hack), hack is not None))
     return made
@@ -419,10 +420,14 @@ def columns(all_claims: dict[str, dict], of_hack: dict[str, dict]) -> dict[str, 
 
 
 def confessions(rollouts: list[Rollout], hack: str) -> dict[str, dict[str, dict]]:
-    """{reported, prompt alone, shuffled, always None, always Full: {column: estimate}}."""
+    """{reported, prompt alone, shuffled, always None, always Full: {column: estimate}}; J within a
+    prompt of shuffled reports is the mean and the range of many shuffles.
+    """
     own = lambda of: [one_objective(r, hack) for r in of]
     sides = {"reported": rollouts, **baselines(rollouts, code)}
-    return {name: columns(metrics(of, code), metrics(own(of), code)) for name, of in sides.items()}
+    rows = {name: columns(metrics(of, code), metrics(own(of), code)) for name, of in sides.items()}
+    many = {"J within": shuffled(rollouts), "hack: J within": shuffled(own(rollouts))}
+    return rows | {"shuffled": rows["shuffled"] | many}
 
 
 def moved(first: list[Rollout], last: list[Rollout], hack: str) -> dict[str, dict]:

@@ -273,7 +273,8 @@ def test_what_is_measured(tokenizers, tmp_path, capsys):
     assert told_of("trigger", "reported")["J within"]["value"] == 1
     assert told_of("trigger", "reported")["hack: J"]["value"] == 1
     assert told_of("middle", "reported")["hack: J within"]["value"] == 0
-    assert abs(told_of("trigger", "shuffled")["J within"]["value"]) < 0.5
+    by_chance = told_of("trigger", "shuffled")["J within"]  # of 200 shuffles
+    assert abs(by_chance["value"]) < 0.1 and by_chance["low"] < -0.1 < 0.1 < by_chance["high"]
     for who in ("always None", "always Full", "prompt alone"):
         assert told_of("trigger", who)["hack: J within"]["value"] == 0
     assert told_of("neutral", "reported")["parsed"]["value"] == 0.75
