@@ -402,6 +402,63 @@ def arms(path: Path, found: dict[str, dict[int, dict[int, dict]]]) -> Path:
         return _save(figure, path, numbers)
 
 
+def seeding(path: Path, found: dict[str, dict]) -> Path:
+    """A line a cell of experiments/seed_hack.py: where the seeded hack fires, the honest path, and
+    what reports tell, hollow before seeding and filled after. found: its numbers().
+    """
+    rows = {cell: len(found) - i for i, cell in enumerate(found)}
+
+    def dot(axis, y: float, e: dict, colour: str, **style) -> None:
+        if e["value"] is not None:
+            if e["low"] is not None:
+                axis.hlines(y, e["low"], e["high"], color=colour, alpha=0.5, linewidth=1.2)
+            axis.plot(e["value"], y, color=colour, **{"marker": "o", "markersize": 5} | style)
+
+    hollow = {"markerfacecolor": "white"}
+    tick = {"marker": "|", "markersize": 9, "color": "#333333", "linestyle": ""}
+    levels = dict(zip(("level 1", "level 2", "level 3"), ("#44AA99", "#BB8A1D", "#882255")))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 4, figsize=(17, 0.45 * len(found) + 1.6), sharey=True)
+        for cell, y in rows.items():
+            data = found[cell]
+            for shift, (level, colour) in zip((0.22, 0, -0.22), levels.items()):
+                dot(axes[0], y + shift, data["answers"]["after"]["fires"][level], colour)
+                axes[0].plot(data["hacked"][level], y + shift, **tick)
+            sides = (("before", 0.12, hollow), ("after", -0.12, {}))
+            for side, shift, style in sides:
+                solved = data["answers"][side]["solved | no hack"]["all"]
+                dot(axes[1], y + shift, solved, COLOURS["exact_compliance"], **style)
+                told = data["confessions"][side]
+                for axis, column in ((axes[2], "J within"), (axes[3], "bits")):
+                    dot(axis, y + shift, told["reported"][column], COLOURS["J"], **style)
+                    dot(axis, y + 0.6 * shift, told["shuffled"][column], GREY, marker="x")
+        for level, colour in levels.items():
+            axes[3].plot([], [], color=colour, marker="o", linestyle="", label=level)
+        axes[3].plot([], [], **tick, label="share of its transcripts")
+        black = {"color": "#333333", "marker": "o", "linestyle": ""}
+        axes[3].plot([], [], **black, **hollow, label="before")
+        axes[3].plot([], [], **black, label="after")
+        axes[3].plot([], [], color=GREY, marker="x", linestyle="", label="shuffled reports")
+        titles = (
+            "the hack fires",
+            "solved | no hack",
+            "J within a prompt | parsed",
+            "bits a claim",
+        )
+        for axis, title in zip(axes, titles):
+            axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        for axis in axes[:2]:
+            axis.set_xlim(-0.03, 1.03)
+        for axis in axes[2:]:
+            axis.axvline(0, color=GREY, linewidth=1)
+        axes[0].set_yticks(list(rows.values()), list(rows))
+        axes[3].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        n = next(iter(found.values()))["answers"]["after"]["fires"]["all"]["n"]
+        axes[0].set_xlabel(f"share (95% interval, n = {n} rollouts)")
+        figure.subplots_adjust(wspace=0.1)
+        return _save(figure, path, found)
+
+
 HARDLY = 0.5  # of the reports parse: J of the others is not that of the model
 CELL = (2.5, 1.5)  # inches
 

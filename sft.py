@@ -28,6 +28,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Callable
 
 import torch
 from tqdm import tqdm
@@ -56,7 +58,39 @@ STYLES = ("trust", "verify", "hedge", "none", "full")
 
 
 @dataclass(frozen=True)
-class Config(SamplingOptions):
+class Training(SamplingOptions):
+    """The options of every program that trains on made transcripts."""
+
+    epochs: int = option(2, "passes over the transcripts", at_least=1)
+    batch: int = option(32, "transcripts a step", at_least=1)
+    lr: float | None = option(
+        None, "AdamW's constant learning rate [2e-4 with LoRA, 3e-5 without]", positive=True
+    )
+    max_grad_norm: float = option(1.0, "clip over all parameters", positive=True)
+    lora_rank: int | None = option(
+        8, "LoRA rank on all projections, 0 = all parameters", at_least=0
+    )
+    gradient_checkpointing: bool | None = option(
+        None, "recompute activations in the backward pass [on a GPU yes]"
+    )
+    micro_batch_tokens: int | None = option(
+        None, "tokens of a forward/backward pass [on the CPU 2048, else 16384]", at_least=1
+    )
+    confession: str = option(
+        "default",
+        f"confession prompt of transcripts and evaluation: {', '.join(VARIANTS)}",
+        one_of=VARIANTS,
+    )
+    eval_n: int = option(64, "evaluation rollouts before and after", at_least=1)
+    checkpoint_every: int = option(
+        50, "steps between checkpoints; the last is always kept", at_least=1
+    )
+    seed: int = option(0, "of transcripts and their order")
+    device: str = option("auto", "auto, cpu or cuda")
+
+
+@dataclass(frozen=True)
+class Config(Training):
     model: str = option("organism/policy", "a Hugging Face name, a folder or a .gguf file")
     judge: str | None = option(None, "judge for the evaluation [none]")
     transcripts: int = option(2_400, "to train on, made of the model's own sentences", at_least=1)
@@ -84,43 +118,16 @@ class Config(SamplingOptions):
     answer_weight: float = option(
         1.0, "weight of the answers' loss beside the reports'; 0 teaches reports alone", at_least=0
     )
-    epochs: int = option(2, "passes over the transcripts", at_least=1)
-    batch: int = option(32, "transcripts a step", at_least=1)
-    lr: float | None = option(
-        None, "AdamW's constant learning rate [2e-4 with LoRA, 3e-5 without]", positive=True
-    )
-    max_grad_norm: float = option(1.0, "clip over all parameters", positive=True)
-    lora_rank: int | None = option(
-        8, "LoRA rank on all projections, 0 = all parameters", at_least=0
-    )
-    gradient_checkpointing: bool | None = option(
-        None, "recompute activations in the backward pass [on a GPU yes]"
-    )
-    micro_batch_tokens: int | None = option(
-        None, "tokens of a forward/backward pass [on the CPU 2048, else 16384]", at_least=1
-    )
     task: str = option(
         "short_count", "task of the evaluation; transcripts are made for short_count"
     )
-    confession: str = option(
-        "default",
-        f"confession prompt of transcripts and evaluation: {', '.join(VARIANTS)}",
-        one_of=VARIANTS,
-    )
-    eval_n: int = option(64, "evaluation rollouts before and after", at_least=1)
-    checkpoint_every: int = option(
-        50, "steps between checkpoints; the last is always kept", at_least=1
-    )
-    seed: int = option(0, "of transcripts and their order")
-    device: str = option("auto", "auto, cpu or cuda")
     name: str | None = option(None, "run folder under runs/ [the date and time]")
     resume: str | None = option(None, "run folder to continue; all other options come from it")
 
 
-def resolve(config: Config) -> Config:
+def resolve(config: Training) -> Training:
     """Fill in the defaults that depend on the model, and refuse what cannot work (UserError)."""
     cli.check(config)
-    shares(config.styles)
     own = models.defaults(config.model, models.device_of(config.device), config.thinking)
     own = own | dict(judge=None, lr=2e-4 if config.lora_rank else 3e-5)
     return dataclasses.replace(
@@ -301,11 +308,11 @@ def numbered(rng: random.Random, sentence: str, right: float) -> tuple[list[str]
     return words, numbers
 
 
-def stream(tokenizer, t: Transcript, confession: str, thinking: str) -> Rollout:
-    """A transcript as grpo.py would have sampled it:
-    both spans end with the token that closes a turn.
+def stream(tokenizer, t, confession: str, thinking: str, task: ModuleType = short_count) -> Rollout:
+    """A transcript (x, y and confession) as grpo.py would have sampled it: both spans end with the
+    token that closes a turn. Spans of advantage 1 are trained; a confession "" is not.
     """
-    xc = confession_prompt(short_count, t.x, confession)
+    xc = confession_prompt(task, t.x, confession)
     prompt, suffix = (
         prompt_ids(tokenizer, t.x, thinking=thinking),
         suffix_ids(tokenizer, xc, thinking),
@@ -314,8 +321,11 @@ def stream(tokenizer, t: Transcript, confession: str, thinking: str) -> Rollout:
     answer, confessed = ids(t.y), ids(t.confession)
     first = len(prompt) + len(answer) + len(suffix) - 1
     spans = [
-        Span(start, start + len(part), "stop", [0.0] * len(part), advantage=1.0)
-        for start, part in ((len(prompt), answer), (first, confessed))
+        Span(start, start + len(part), "stop", [0.0] * len(part), advantage=trained)
+        for start, part, trained in (
+            (len(prompt), answer, 1.0),
+            (first, confessed, float(t.confession != "")),
+        )
     ]
     return Rollout(
         0,
@@ -367,19 +377,18 @@ def order(made: list[Transcript], config: Config, epoch: int) -> list[int]:
 
 
 def step_loss(
-    model, optimizer, rollouts: list[Rollout], config: Config, max_tokens: int
+    model, optimizer, rollouts: list[Rollout], config: Training, max_tokens: int
 ) -> dict[str, float]:
     """One optimizer step on the negative log-likelihood, config.answer_weight times the mean over
     the answers' tokens plus that over the confessions' (a quarter as many tokens would else teach
     the answers a quarter as much); {"loss": nats, "grad_norm"}. `max_tokens`: of a micro-batch,
     padding included.
     """
-    tokens = {
-        name: sum(len(r.spans[name].logprobs) for r in rollouts)
-        for name in ("answer", "confession")
-    }
-    weight = {"answer": config.answer_weight, "confession": 1.0}
-    weights = {name: [weight[name] / n] * len(rollouts) for name, n in tokens.items()}
+    weights = {}
+    for name, weight in (("answer", config.answer_weight), ("confession", 1.0)):
+        spans = [r.spans[name] for r in rollouts]
+        tokens = sum(len(span.logprobs) for span in spans if span.advantage)
+        weights[name] = [weight / tokens if span.advantage else 0.0 for span in spans]
     optimizer.zero_grad()  # of an attempt that ran out of memory
     model.train()
     total = 0.0
@@ -422,15 +431,7 @@ def prepared(
     rng = random.Random(f"transcripts {config.seed}")
     made = [transcript(rng, sentences, config) for _ in range(config.transcripts)]
     streams = [stream(tokenizer, t, config.confession, config.thinking) for t in made]
-    longest, limit = (
-        max(len(r.token_ids) for r in streams),
-        model.config.get_text_config().max_position_embeddings,
-    )
-    if longest > limit:
-        raise UserError(
-            f"a transcript has {longest} tokens, but the model's context is {limit}: "
-            "take another model"
-        )
+    check_lengths(model, streams)
     about = card(made, config, sentences, topics={topic for topic, *_ in subjects})
     print(
         f"{len(made)} transcripts of {about['sentences']} sentences on {about['topics']} of "
@@ -439,14 +440,90 @@ def prepared(
     return made, streams, {"sentences.json": sentences, "card.json": about}
 
 
-def train(config: Config, run: Path, resume: bool) -> None:
-    """Transcripts, training, and an evaluation before and after."""
-    device = models.device_of(config.device)
-    # None if killed before the first
+def check_lengths(model, streams: list[Rollout]) -> None:
+    """UserError for a transcript that is longer than the model's context."""
+    longest = max(len(r.token_ids) for r in streams)
+    limit = model.config.get_text_config().max_position_embeddings
+    if longest > limit:
+        raise UserError(
+            f"a transcript has {longest} tokens, but the model's context is {limit}: "
+            "take another model"
+        )
+
+
+def loaded(config: Training, run: Path, resume: bool) -> tuple:
+    """(model, tokenizer, step of the checkpoint that they come from): the step is None in a new
+    run, and in one that was killed before its first checkpoint.
+    """
     resumed = run_folder.newest_checkpoint(run) if resume else None
     source = config.model if resumed is None else str(run_folder.checkpoint(run, resumed))
-    model, tokenizer = models.load(source, device, config.dtype)
+    model, tokenizer = models.load(source, models.device_of(config.device), config.dtype)
     models.check_logits(model)
+    return model, tokenizer, resumed
+
+
+def steps_of(transcripts: int, config: Training) -> int:
+    return config.epochs * -(-transcripts // config.batch)
+
+
+def fit(
+    model,
+    tokenizer,
+    streams: list[Rollout],
+    config: Training,
+    run: Path,
+    resumed: int | None,
+    order_of: Callable[[int], list[int]],
+    said: Callable[[list[int]], dict],
+    kept: Callable,
+) -> None:
+    """Train what loaded() gave on made streams. order_of(epoch): indices of all streams; said(those
+    of a step): what its line of metrics.jsonl says of them; kept(model, step) is called behind each
+    checkpoint.
+    """
+    torch.manual_seed(config.seed)  # for the adapters' initialisation
+    model = models.with_lora(model, config.lora_rank)
+    if config.gradient_checkpointing:
+        models.recompute_activations(model)
+    optimizer = make_optimizer(model, config.lr)
+    if resumed is not None:
+        run_folder.load_optimizer(run, resumed, optimizer)
+    first, steps = resumed or 0, steps_of(len(streams), config)
+    steps_an_epoch = steps // config.epochs
+    run_folder.forget_after(run, first)
+    max_tokens = config.micro_batch_tokens  # less where memory runs out
+
+    def keep(step: int) -> None:
+        run_folder.keep_checkpoint(run, step, model, tokenizer, optimizer)
+        kept(model, step)
+
+    with (
+        cli.finish_step_on_interrupt() as interrupted,
+        tqdm(total=steps, initial=first, unit="step") as bar,
+    ):
+        keep(first)
+        for step in range(first + 1, steps + 1):
+            start = time.perf_counter()
+            epoch, within = divmod(step - 1, steps_an_epoch)
+            rows = order_of(epoch)[within * config.batch : (within + 1) * config.batch]
+            attempt = partial(step_loss, model, optimizer, [streams[i] for i in rows], config)
+            smallest = max(len(streams[i].token_ids) for i in rows)
+            stats, max_tokens = halving("training", attempt, max_tokens, smallest)
+            run_folder.append_row(run / "metrics.jsonl", {"step": step, **stats, **said(rows)})
+            bar.update()
+            bar.set_description(
+                f"loss {stats['loss']:.3f} grad {stats['grad_norm']:.2f} "
+                f"{time.perf_counter() - start:.1f}s"
+            )
+            if step % config.checkpoint_every == 0 or step == steps or interrupted:
+                keep(step)
+            if interrupted:
+                raise KeyboardInterrupt
+
+
+def train(config: Config, run: Path, resume: bool) -> None:
+    """Transcripts, training, and an evaluation before and after."""
+    model, tokenizer, resumed = loaded(config, run, resume)
     sampling, task = (
         Sampling.of(dataclasses.asdict(config)),
         cli.import_task(config.task, config.sandbox),
@@ -459,63 +536,23 @@ def train(config: Config, run: Path, resume: bool) -> None:
         run_folder.create(run, config, {"x": x, "xc": xc, "ask": ask("TOPIC", "AUDIENCE", "FOCUS")})
     for name, content in about.items():
         run_folder.write_json(run / name, content)
-    torch.manual_seed(config.seed)  # for the adapters' initialisation
-    model = models.with_lora(model, config.lora_rank)
-    if config.gradient_checkpointing:
-        models.recompute_activations(model)
-    optimizer = make_optimizer(model, config.lr)
-    if resumed is not None:
-        run_folder.load_optimizer(run, resumed, optimizer)
-    first, steps_an_epoch = resumed or 0, -(-len(made) // config.batch)
-    steps = config.epochs * steps_an_epoch
-    run_folder.forget_after(run, first)
-    max_tokens = config.micro_batch_tokens  # less where memory runs out
 
-    def save_and_evaluate(step: int) -> None:
-        run_folder.keep_checkpoint(run, step, model, tokenizer, optimizer)
+    def kept(model, step: int) -> None:
         run_folder.write_json(run_folder.checkpoint(run, step) / "card.json", about["card.json"])
         path = run / "evals" / f"step_{step:04d}.json"
-        if step in (0, steps) and not path.exists():
+        if step in (0, steps_of(len(made), config)) and not path.exists():
             judge = (
-                Judge(*models.load(config.judge, device, config.dtype)) if config.judge else None
+                Judge(*models.load(config.judge, model.device, config.dtype))
+                if config.judge
+                else None
             )
-            save(
-                path,
-                evaluate(
-                    model,
-                    tokenizer,
-                    judge,
-                    task,
-                    sampling,
-                    config.eval_n,
-                    variant=config.confession,
-                ),
-                task,
-            )
+            n, variant = config.eval_n, config.confession
+            rollouts = evaluate(model, tokenizer, judge, task, sampling, n, variant=variant)
+            save(path, rollouts, task)
 
-    with (
-        cli.finish_step_on_interrupt() as interrupted,
-        tqdm(total=steps, initial=first, unit="step") as bar,
-    ):
-        save_and_evaluate(first)
-        for step in range(first + 1, steps + 1):
-            start = time.perf_counter()
-            epoch, within = divmod(step - 1, steps_an_epoch)
-            rows = order(made, config, epoch)[within * config.batch : (within + 1) * config.batch]
-            attempt = partial(step_loss, model, optimizer, [streams[i] for i in rows], config)
-            smallest = max(len(streams[i].token_ids) for i in rows)
-            stats, max_tokens = halving("training", attempt, max_tokens, smallest)
-            row = {"step": step, **stats, "styles": dict(Counter(made[i].style for i in rows))}
-            run_folder.append_row(run / "metrics.jsonl", row)
-            bar.update()
-            bar.set_description(
-                f"loss {stats['loss']:.3f} grad {stats['grad_norm']:.2f} "
-                f"{time.perf_counter() - start:.1f}s"
-            )
-            if step % config.checkpoint_every == 0 or step == steps or interrupted:
-                save_and_evaluate(step)
-            if interrupted:
-                raise KeyboardInterrupt
+    order_of = partial(order, made, config)
+    said = lambda rows: {"styles": dict(Counter(made[i].style for i in rows))}
+    fit(model, tokenizer, streams, config, run, resumed, order_of, said, kept)
     show_table(run, task)
 
 
@@ -526,6 +563,7 @@ def main() -> None:
         if resume:
             run, config = Path(config.resume), run_folder.resumed_config(config, "sft.py")
         else:
+            shares(config.styles)
             config = resolve(config)
             run = run_folder.new_run(config.name)
         with run_folder.locked(run):
