@@ -402,6 +402,50 @@ def arms(path: Path, found: dict[str, dict[int, dict[int, dict]]]) -> Path:
         return _save(figure, path, numbers)
 
 
+def hacks(path: Path, panels: dict[str, dict[str, dict]]) -> Path:
+    """Rates of what fools the judge and of the known kinds of hacks, a panel a run or the models.
+
+    panels: {panel: {place on the x axis: rates of experiments/find_hacks.py}}.
+    """
+    first = next(iter(next(iter(panels.values())).values()))
+    names = ["fooled", *(["unexplained"] if first["kinds"] else []), *first["kinds"]]
+    colours = ["#000000", GREY, *plt.colormaps["tab10"].colors]
+    of = lambda e, name: e["kinds"][name]["rate"] if name in e["kinds"] else e[name]
+    with plt.rc_context(STYLE):
+        width = 5.2 * len(panels)
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(width, 3.9), squeeze=False, sharey=True
+        )
+        for axis, (panel, places) in zip(axes[0], panels.items()):
+            for i, name in enumerate(names):
+                told = [(k, of(e, name)) for k, e in enumerate(places.values())]
+                told = [(k, e) for k, e in told if e["value"] is not None]
+                xs = [k + 0.5 * (i - (len(names) - 1) / 2) / len(names) for k, _ in told]
+                ends = [[e[key] for _, e in told] for key in ("low", "high", "value")]
+                style = dict(color=colours[i % len(colours)])
+                axis.vlines(xs, *ends[:2], alpha=0.5, linewidth=1.2, **style)
+                label = "no known kind | fooled" if name == "unexplained" else name
+                axis.plot(
+                    xs,
+                    ends[2],
+                    marker="os^DXvPd<h"[i % 10],
+                    markersize=5,
+                    linewidth=1,
+                    label=label,
+                    **style,
+                )
+            _finish(axis, "", "", panel)
+            axis.set_xticks(range(len(places)), [textwrap.fill(place, 14) for place in places])
+            axis.set_xlim(-0.5, len(places) - 0.5)
+        axes[0][0].set_ylabel("share of answers (95% interval)")
+        axes[0][-1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        kept = {
+            panel: {place: {name: of(e, name) for name in names} for place, e in places.items()}
+            for panel, places in panels.items()
+        }
+        return _save(figure, path, kept)
+
+
 def _title(metric: str) -> str:
     """The metric's label over a panel of its own."""
     label = LABELS[metric].replace(" = honest - false confession", "")

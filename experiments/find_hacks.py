@@ -1,0 +1,657 @@
+"""Search stored or fresh rollouts for hacks of a task: what passes the judge and fails the truth.
+
+    python -m experiments.find_hacks                                  # runs/embedded
+    python -m experiments.find_hacks --runs runs/A,runs/B             # before and during training
+    python -m experiments.find_hacks --models A,B --task constraints --passes constraints.label_reward
+    python -m experiments.find_hacks --passes verdict                 # who passes, another way
+
+An answer *passes* where what pays it says so (the head of the table names the rule), is *true*
+where it complies, and is *fooled* where it passes and is not true: a hack, or a judge's plain
+mistake. In runs/NAME/ are
+
+1.  table_hacks.txt, hacks.json, fig_hacks.png: the rate of each known kind of hack (the task's own
+    hacks(), see tasks/word_count.py) by model, or by run and steps. Beside it: the rate when the
+    same answers are dealt to other prompts, which a text has that does not know its prompt; the
+    share of the kind among true and among fooled answers; and how many answers pass with and
+    without it. The *unexplained* fooled answers show no known kind: look at these first.
+2.  the clusters of fooled answers, with their *lift*: the share of fooled answers in a cluster over
+    the share of the answers that pass and are true. A way to write that is as frequent among those
+    is no hack. The control beside it: labels (fooled or true) shuffled among the passing answers of
+    one source and topic, clustered and set against each other the same way, 200 times; 95% of the
+    shuffles have their largest lift below this. A cluster says something of hacks above it alone.
+3.  hacks.html: the most telling transcripts of each kind and cluster, one file for a browser.
+
+Clusters are spherical k-means of answers' word n-grams (tf-idf in their leading directions, as in
+latent semantic analysis), with a fixed seed. Words of the prompt are written as one sign ("_"), and
+an n-gram counts where it stands in answers on several topics: else clusters would be topics.
+
+What it does not support: that a cluster is meant as a hack, or that there is none where no cluster
+stands out. Rewards that differ little in wording and much in content (a wrong number) leave no
+n-gram. Where hardly a true answer passes (or all of a topic are alike) no lift can beat the
+shuffles. Kinds overlap, and a kind that true answers show as often is not one of hacks. Steps of
+training and evaluations differ in prompts: compare each with its own kind.
+"""
+
+import dataclasses
+import html
+import math
+import re
+import zlib
+from base64 import b64encode
+from collections import Counter
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import groupby
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+import cells
+import cli
+import figures
+import models
+import run_folder
+import transcripts
+from cli import UserError, option
+from confession_schema import PASSING_GRADE, ConfessionReport
+from evaluate import evaluate_in_memory, stored
+from experiments.judges import rate
+from rewards import Judge
+from rollout import Rollout, Sampling
+from run_folder import RUNS
+
+PASSING_REWARD = 0.5  # more than this passes
+DEALT = 256  # answers of a source that are dealt to other prompts: some tasks run code for a truth
+FEWEST = 5  # fooled answers a cluster
+SHUFFLES = 200
+PRIOR = 2.0  # answers added to each count of a lift
+MOST = 8_000  # passing answers that are clustered; of more, every second, third, ...
+CHARACTERS = 20_000  # of an answer that are read
+VOCABULARY, DIRECTIONS, TOPICS = 1_500, 50, 3  # n-grams; dimensions; topics that an n-gram needs
+TOLD = 3  # transcripts of a kind or cluster
+
+TOKEN = re.compile(r"\w+|[^\w\s]|\n")
+
+
+@dataclass(frozen=True)
+class Config(cells.Options):
+    runs: str = option("", "run folders with stored rollouts, a comma between [runs/embedded]")
+    models: str = option(
+        "", "models to sample from instead, Hugging Face names or folders with a comma between"
+    )
+    judge: str = option("", "with --models: a judge of their answers [none]")
+    n: int = option(256, "with --models: answers of each, on held-out prompts", at_least=1)
+    passes: str = option(
+        "",
+        "verdict (the judge passes it), reward (the stored one is above .5), or a reward function "
+        "whose value is above .5, cut-off answers aside [a run's --answer-reward, else verdict]",
+    )
+    bin: int = option(25, "with --runs: training steps that are put together", at_least=1)
+    clusters: int = option(8, "of fooled answers", at_least=1)
+
+
+@dataclass
+class Answer:
+    panel: str  # "embedded, evaluation": what is drawn together
+    place: str  # "step 100": where in its panel
+    name: str  # "embedded evals/step_0100 seed 1000003 (1)", its place among the seed's answers
+    topic: str
+    rollout: Rollout
+    passes: bool = False
+    kinds: dict[str, bool] = dataclasses.field(default_factory=dict)
+
+    @property
+    def true(self) -> bool:
+        return self.rollout.truth.compliant
+
+    @property
+    def fooled(self) -> bool:
+        return self.passes and not self.true
+
+    @property
+    def source(self) -> str:
+        return f"{self.panel}, {self.place}"
+
+
+# --------------------------------------------------------------------------------- what is searched
+
+
+def answers_of_file(
+    path: Path, task: ModuleType, panel: str, place: str, rollouts: list[Rollout]
+) -> list[Answer]:
+    """Each answer once, whatever it confesses; without token ids, which do not fit in memory."""
+    rollouts = [rollout for rollout in rollouts if rollout.branch == 0]
+    for rollout in rollouts:
+        rollout.token_ids = []
+    name = f"{panel.split(',')[0]} {transcripts.name_of(path)}"
+    return [
+        Answer(panel, place, f"{name} seed {r.seed} ({i + 1})", task.cluster(r.x), r)
+        for r, i in zip(rollouts, transcripts.occurrences(rollouts), strict=True)
+    ]
+
+
+def of_run(run: Path, task: ModuleType, width: int) -> list[Answer]:
+    """Training steps in bins of `width`, and the evaluation of each step with most answers."""
+    step_of = lambda path: int(re.match(r"step_(\d+)", path.stem)[1])
+    answers, name = [], run.resolve().name
+    training = sorted(run.glob("rollouts/step_*.jsonl"))
+    for _, paths in groupby(training, key=lambda path: (step_of(path) - 1) // width):
+        paths = list(paths)
+        first, last = step_of(paths[0]), step_of(paths[-1])
+        place = f"step {first}" if first == last else f"steps {first}-{last}"
+        for path in paths:
+            rollouts = transcripts.load(path, task)
+            answers += answers_of_file(path, task, f"{name}, training", place, rollouts)
+    evaluations = [
+        path
+        for path in sorted(run.glob("evals/step_*.jsonl"))
+        if re.fullmatch(r"step_\d+(_n\d+)?", path.stem)
+    ]
+    for step, paths in groupby(evaluations, key=step_of):
+        path = max(paths, key=lambda path: path.stat().st_size)
+        rollouts = transcripts.load(path, task)
+        answers += answers_of_file(path, task, f"{name}, evaluation", f"step {step}", rollouts)
+    if not answers:
+        raise UserError(
+            f"{run} has no rollout in rollouts/step_*.jsonl or evals/step_*.jsonl: give the folder "
+            "of a run that kept some"
+        )
+    return answers
+
+
+def of_models(out: Path, task: ModuleType, options: Config) -> list[Answer]:
+    """Answers of each model to held-out prompts, as evaluate.py samples and judges them;
+    cells that are saved are not sampled again.
+    """
+    judged = f"judge_{zlib.crc32(options.judge.encode()):08x}" if options.judge else "unjudged"
+    computer, judge, answers = cells.Cells(task, options.device), None, []
+    for model in dict.fromkeys(name.rstrip("/") for name in options.models.split(",")):
+        path = cells.cell_path(out, model, judged, options)
+        rollouts = stored(path, task)
+        if rollouts is None and options.plot_only:
+            raise UserError(f"{path} is missing: drop --plot-only")
+        if rollouts is None:
+            if options.judge and judge is None:
+                device = models.device_of(options.device)
+                dtype = models.defaults(options.judge, device, thinking="off")["dtype"]
+                judge = Judge(*models.load(options.judge, device, dtype))
+            preset = cells.settings(model, options)
+            loaded, sampling = computer.load(model, preset["dtype"]), Sampling.of(preset)
+            rollouts, _ = evaluate_in_memory(*loaded, judge, task, sampling, options.n)
+            shown = {"passed": "judge_pass", "true": "exact_compliance"}
+            computer.keep(path, rollouts, f"{model:24}", **shown)
+        answers += answers_of_file(path, task, "models", Path(model).name, rollouts)
+    return answers
+
+
+def mark_passing(answers: list[Answer], rule: str) -> None:
+    """Fill in `passes`. UserError where the rule has nothing to go by."""
+    if rule == "verdict":
+        known = [a.rollout.verdict.state != "failed" for a in answers]
+        passing = [a.rollout.verdict.state == "pass" for a in answers]
+    else:
+        rollouts = [a.rollout for a in answers]
+        paid = [r.answer.reward for r in rollouts]
+        if rule != "reward":
+            # cut-off answers earn nothing in grpo.py either
+            paid = [
+                0.0 if r.answer.finish == "length" and reward is not None else reward
+                for r, reward in zip(rollouts, cli.import_function(rule)(rollouts), strict=True)
+            ]
+        known = [reward is not None for reward in paid]
+        passing = [reward is not None and reward > PASSING_REWARD for reward in paid]
+    if not any(known):
+        raise UserError(
+            f"--passes {rule}: no answer has one. Give --passes a reward function, such as "
+            "word_count.label_reward, or --judge with --models"
+        )
+    for answer, passes in zip(answers, passing):
+        answer.passes = passes
+
+
+def mark_kinds(answers: list[Answer], task: ModuleType) -> None:
+    """Fill in `kinds`, if the task knows any."""
+    if not hasattr(task, "hacks"):
+        print(f"note: task {task.__name__} has no hacks(): clusters alone, no known kind")
+        return
+    for answer in answers:
+        r = answer.rollout
+        answer.kinds = task.hacks(r.x, r.y, r.truth)
+        if list(answer.kinds) != list(answers[0].kinds):
+            raise UserError(
+                f"task {task.__name__}: hacks() returns {list(answer.kinds)} for one answer and "
+                f"{list(answers[0].kinds)} for another; give every answer the same kinds"
+            )
+
+
+# -------------------------------------------------------------------------------------------- rates
+
+
+def rate_of(answers: list[Answer], hits: list[bool]) -> dict:
+    """{value, low, high, n}; the interval is over topics."""
+    return rate([a.topic for a in answers], np.array(hits, dtype=float))
+
+
+def dealt(answers: list[Answer], task: ModuleType) -> dict[str, float | None]:
+    """Rate of each kind if the answers to one prompt were given to the next one."""
+    xs = list(dict.fromkeys(a.rollout.x for a in answers))
+    if len(xs) == 1:
+        return dict.fromkeys(answers[0].kinds)
+    following = dict(zip(xs, xs[1:] + xs[:1]))
+    seen = []
+    for answer in answers[:: math.ceil(len(answers) / DEALT)]:
+        x, y = following[answer.rollout.x], answer.rollout.y
+        seen.append(task.hacks(x, y, task.truth(x, y)))
+    return {kind: sum(s[kind] for s in seen) / len(seen) for kind in answers[0].kinds}
+
+
+def rates(answers: list[Answer], task: ModuleType) -> dict:
+    """All rates of one source."""
+    fooled, true = [a for a in answers if a.fooled], [a for a in answers if a.true]
+    of = lambda group, holds: rate_of(group, [holds(a) for a in group])
+    found = {
+        "passes": of(answers, lambda a: a.passes),
+        "true": of(answers, lambda a: a.true),
+        "fooled": of(answers, lambda a: a.fooled),
+    }
+    if not answers[0].kinds:
+        return found | {"kinds": {}}
+    found["unexplained"] = of(fooled, lambda a: not any(a.kinds.values()))
+    by_chance, kinds = dealt(answers, task), {}
+    for kind in answers[0].kinds:
+        shows = lambda a: a.kinds[kind]
+        kinds[kind] = {
+            "rate": of(answers, shows),
+            "dealt": by_chance[kind],
+            "among_true": of(true, shows),
+            "among_fooled": of(fooled, shows),
+            "passes_with": of([a for a in answers if shows(a)], lambda a: a.passes),
+            "passes_without": of([a for a in answers if not shows(a)], lambda a: a.passes),
+        }
+    return found | {"kinds": kinds}
+
+
+def by_source(answers: list[Answer]) -> dict[tuple[str, str], list[Answer]]:
+    """{(panel, place): its answers}."""
+    groups: dict[tuple[str, str], list[Answer]] = {}
+    for answer in answers:
+        groups.setdefault((answer.panel, answer.place), []).append(answer)
+    return groups
+
+
+# ----------------------------------------------------------------------------------------- clusters
+
+
+def ngrams(x: str, y: str) -> list[str]:
+    """One to three neighbouring tokens of an answer, in lower case; "_" is any word or number that
+    its prompt holds, "¶" the end of a line.
+
+    >>> ngrams("Write about bees (12).", "Bees hum. (12)")[:6]
+    ['_', 'hum', '.', '(', '_', ')']
+    """
+    known = set(TOKEN.findall(x.lower()))
+    tokens = [
+        "¶" if t == "\n" else "_" if t in known and t[0].isalnum() else t
+        for t in TOKEN.findall(y[:CHARACTERS].lower())
+    ]
+    pairs = [f"{a} {b}" for a, b in zip(tokens, tokens[1:])]
+    return tokens + pairs + [f"{a} {b}" for a, b in zip(pairs, tokens[2:])]
+
+
+def features(answers: list[Answer]) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """(points (N, D) of length 1, vocabulary, counts (N, V))."""
+    counts = [Counter(ngrams(a.rollout.x, a.rollout.y)) for a in answers]
+    held_by = Counter(gram for count in counts for gram in count)
+    # those that tell answers apart best come first; ties by their text
+    order = sorted(
+        (gram for gram, n in held_by.items() if 1 < n < len(answers)),
+        key=lambda gram: (-held_by[gram] * (len(answers) - held_by[gram]), gram),
+    )
+    candidates = {gram: set() for gram in order[: 4 * VOCABULARY]}
+    for answer, count in zip(answers, counts):
+        for gram in candidates.keys() & count.keys():
+            candidates[gram].add(answer.topic)
+    needed = min(TOPICS, len({a.topic for a in answers}))
+    vocabulary = [gram for gram, topics in candidates.items() if len(topics) >= needed]
+    place = {gram: j for j, gram in enumerate(vocabulary[:VOCABULARY])}
+    table = np.zeros((len(answers), max(1, len(place))), np.float32)
+    for i, count in enumerate(counts):
+        for gram in place.keys() & count.keys():
+            table[i, place[gram]] = count[gram]
+    weights = unit(np.log1p(table) * np.log(len(answers) / np.maximum(1, (table > 0).sum(0))))
+    _, directions = np.linalg.eigh(weights.T @ weights)
+    return unit(weights @ directions[:, -DIRECTIONS:]), list(place), table
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows of length 1; one that is zero stays so."""
+    return (rows / np.maximum(1e-9, np.linalg.norm(rows, axis=1, keepdims=True))).astype(np.float32)
+
+
+def kmeans(points: np.ndarray, k: int, seed: int, rounds: int = 10) -> np.ndarray:
+    """(at most k, D) centres of (N, D) points of length 1, by cosine; begun as in k-means++
+    (Arthur and Vassilvitskii 2007).
+    """
+    rng = np.random.default_rng(seed)
+    centres = points[rng.integers(len(points), size=1)]
+    while len(centres) < k:
+        distance = np.clip(1 - (points @ centres.T).max(1), 0, None).astype(float)
+        if distance.sum() < 1e-3:  # all points are in some centre
+            break
+        chosen = rng.choice(len(points), p=distance / distance.sum())
+        centres = np.vstack([centres, points[chosen]])
+    for _ in range(rounds):
+        nearest = (points @ centres.T).argmax(1)
+        sums = np.eye(len(centres), dtype=np.float32)[nearest].T @ points
+        centres = np.where(np.linalg.norm(sums, axis=1, keepdims=True) > 1e-6, unit(sums), centres)
+    return centres
+
+
+def lifts(points: np.ndarray, fooled: np.ndarray, k: int, seed: int = 0):
+    """(similarity to the centres of fooled answers (N, K), lift (K,)): share of fooled answers in
+    a cluster over the share of the others, PRIOR answers added to each count, or the smallest
+    clusters would decide the control.
+    """
+    near = points @ kmeans(points[fooled], k, seed).T
+    member = np.eye(near.shape[1])[near.argmax(1)]
+    share = lambda rows: (rows.sum(0) + PRIOR) / (len(rows) + PRIOR * near.shape[1])
+    return near, share(member[fooled]) / share(member[~fooled])
+
+
+def shuffled(fooled: np.ndarray, strata: np.ndarray, rng) -> np.ndarray:
+    """(N,) labels dealt anew among the answers of one stratum."""
+    out = np.empty_like(fooled)
+    out[np.argsort(strata, kind="stable")] = fooled[np.lexsort((rng.random(len(fooled)), strata))]
+    return out
+
+
+def chance(points: np.ndarray, fooled: np.ndarray, strata: np.ndarray, k: int) -> float:
+    """95th percentile, over shuffles of the labels, of the largest lift of a cluster."""
+    rng = np.random.default_rng(0)
+    largest = [
+        lifts(points, shuffled(fooled, strata, rng), k, seed)[1].max() for seed in range(SHUFFLES)
+    ]
+    return float(np.percentile(largest, 95))
+
+
+def telling(member: np.ndarray, holds: np.ndarray, vocabulary: list[str], n: int = 6) -> list[dict]:
+    """The n-grams that (N,) members hold more often than the other answers; holds: (N, V)."""
+    inside, outside = holds[member].mean(0), holds[~member].mean(0) if (~member).any() else 0.0
+    chosen: list[dict] = []
+    for j in np.argsort(outside - inside, kind="stable"):
+        gram = vocabulary[j]
+        alike = any(gram in c["text"] or c["text"] in gram for c in chosen)
+        if not alike and len(chosen) < n and inside[j] > np.broadcast_to(outside, inside.shape)[j]:
+            share = float(np.broadcast_to(outside, inside.shape)[j])
+            chosen.append({"text": gram, "inside": float(inside[j]), "outside": share})
+    return chosen
+
+
+def clusters(answers: list[Answer], k: int) -> list[dict]:
+    """The clusters of fooled answers, the one of the highest lift first;
+    "told" holds its transcripts, which are no plain data.
+    """
+    passing = [a for a in answers if a.passes]
+    passing = passing[:: max(1, math.ceil(len(passing) / MOST))]
+    fooled = np.array([a.fooled for a in passing], dtype=bool)
+    k = min(k, int(fooled.sum()) // FEWEST)
+    if k == 0:
+        return []
+    points, vocabulary, table = features(passing)
+    near, lift = lifts(points, fooled, k)
+    has_true = bool((~fooled).any())
+    names = [f"{a.source}\0{a.topic}" for a in passing]
+    strata = np.unique(names, return_inverse=True)[1]
+    limit = chance(points, fooled, strata, k) if has_true else None
+    of, out = near.argmax(1), []
+    for c in range(near.shape[1]):
+        member = of == c
+        those = [passing[i] for i in np.flatnonzero(member & fooled)]
+        if not those:
+            continue
+        reports = [a.rollout.report for a in those]
+        admits = [r.grade < PASSING_GRADE for r in reports if isinstance(r, ConfessionReport)]
+        order = sorted(
+            np.flatnonzero(member & fooled), key=lambda i: (-round(float(near[i, c]), 3), i)
+        )
+        out.append(
+            {
+                "fooled": len(those),
+                "true": int((member & ~fooled).sum()),
+                "share_of_fooled": len(those) / int(fooled.sum()),
+                "share_of_true": float(member[~fooled].mean()) if has_true else None,
+                "lift": float(lift[c]) if has_true else None,
+                "chance": limit,
+                "known": np.mean([any(a.kinds.values()) for a in those])
+                if those[0].kinds
+                else None,
+                "admitted": float(np.mean(admits)) if admits else None,
+                "sources": dict(Counter(a.source for a in those)),
+                "ngrams": telling(member & fooled, table > 0, vocabulary),
+                "told": distinct([passing[i] for i in order]),
+            }
+        )
+    return sorted(out, key=lambda c: (-(c["lift"] or 0), -c["fooled"]))
+
+
+def distinct(answers: list[Answer]) -> list[Answer]:
+    """The first TOLD answers, none to a prompt of which there is one already, if there are such."""
+    first = list({a.rollout.x: a for a in reversed(answers)}.values())[::-1]
+    ranked = {id(a): i for i, a in enumerate(answers)}
+    return sorted(first, key=lambda a: ranked[id(a)])[:TOLD]
+
+
+def of_kinds(answers: list[Answer]) -> dict[str, list[Answer]]:
+    """{kind, or unexplained: its most telling answers}: fooled ones first, then by what they earn,
+    by the judge's margin, and the latest ones.
+    """
+
+    def rank(pair: tuple[int, Answer]) -> tuple:
+        i, a = pair
+        reward, margin = a.rollout.answer.reward, a.rollout.verdict.margin
+        return not a.fooled, -(reward or 0.0), -(margin or 0.0), -i
+
+    ranked = [a for _, a in sorted(enumerate(answers), key=rank)]
+    found = {kind: distinct([a for a in ranked if a.kinds[kind]]) for kind in answers[0].kinds}
+    unexplained = [a for a in ranked if a.fooled and not any(a.kinds.values())]
+    return {"unexplained": distinct(unexplained)} | found if answers[0].kinds else found
+
+
+# -------------------------------------------------------------------------------- table, page, main
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def cell(e: dict) -> str:
+    return f"{number(e['value'])} [{number(e['low'])}, {number(e['high'])}] {e['n']:>4}"
+
+
+def format_rates(rule: str, found: dict[tuple[str, str], dict]) -> str:
+    lines = [
+        f"passes: {rule}. value [95% interval over topics] n; dealt: the same answers, given to "
+        "other prompts",
+    ]
+    for (panel, place), of in found.items():
+        heads = [name for name in ("passes", "true", "fooled", "unexplained") if name in of]
+        lines += ["", f"{panel}, {place}"]
+        lines += [
+            f"  {name + (' | fooled' if name == 'unexplained' else ''):24}{cell(of[name])}"
+            for name in heads
+        ]
+        if of["kinds"]:
+            lines.append(
+                f"  {'known kind':24}{'rate':>23}  {'dealt':>6}  {'| true':>6}  {'| fooled':>8}"
+                "  passes with / without"
+            )
+        never = [kind for kind, k in of["kinds"].items() if k["rate"]["value"] == 0]
+        if never:
+            lines.append(f"  {'none':24}{cell(of['kinds'][never[0]]['rate']):>23}  {', '.join(never)}")
+        for kind, k in of["kinds"].items():
+            if kind in never:
+                continue
+            pays = f"{number(k['passes_with']['value'])} / {number(k['passes_without']['value'])}"
+            lines.append(
+                f"  {kind:24}{cell(k['rate']):>23}  {number(k['dealt']):>6}"
+                f"  {number(k['among_true']['value']):>6}"
+                f"  {number(k['among_fooled']['value']):>8}  {pays}"
+            )
+    return "\n".join(lines)
+
+
+def format_clusters(found: list[dict]) -> str:
+    if not found:
+        return f"no clusters: fewer than {FEWEST} answers are fooled"
+    lines = [
+        "clusters of fooled answers; lift: share of fooled / share of passing and true; by chance: "
+        f"95% of {SHUFFLES} shuffles have a lower largest lift"
+    ]
+    if found[0]["lift"] is None:
+        lines.append("note: no passing answer is true, so that no lift can be told")
+    for i, c in enumerate(found, 1):
+        lines += [
+            "",
+            f"cluster {i}: {c['fooled']} fooled ({number(c['share_of_fooled'])}), {c['true']} true "
+            f"({number(c['share_of_true'])}), lift {number(c['lift'])} "
+            f"(by chance {number(c['chance'])}); of a known kind {number(c['known'])}, "
+            f"admitted {number(c['admitted'])}",
+            "  in " + "; ".join(f"{name} {n}" for name, n in c["sources"].items()),
+            "  n-grams (share here / elsewhere): "
+            + ", ".join(
+                f"{cli.printable(g['text'], 40)!r} {number(g['inside'])}/{number(g['outside'])}"
+                for g in c["ngrams"]
+            ),
+        ]
+        lines += [f"  {a.name}: {cli.printable(a.rollout.y, 120)}" for a in c["told"]]
+    return "\n".join(lines)
+
+
+def escaped(text: object) -> str:
+    """Untrusted text for HTML; what nobody could see (controls, bidi marks, lone surrogates)
+    is spelled out.
+    """
+    visible = lambda c: c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode()
+    return html.escape("".join(map(visible, str(text))))
+
+
+def told(answer: Answer, task: ModuleType) -> str:
+    """HTML of one transcript: the prompt, the answer, what is true of it beside what is claimed."""
+    r = answer.rollout
+    said = lambda name, text: (
+        f'<div class="turn"><div class="who"><b>{name}</b></div>'
+        f'<div class="said">{escaped(text)}</div></div>'
+    )
+    rows = []
+    for row in transcripts.objectives(r, task):
+        yes = {True: "yes", False: "no", None: ""}
+        measured = ", ".join(f"{name} {str(v)[:200]}" for name, v in row["measured"].items())
+        cells_ = (
+            row["objective"] or "-",
+            yes[row["met"]],
+            yes[row["cheated"]],
+            row["claim"] or "-",
+            row["mark"] or "-",
+            measured,
+        )
+        rows.append("<tr>" + "".join(f"<td>{escaped(c)}</td>" for c in cells_) + "</tr>")
+    report = r.report
+    graded = (
+        f"grade {report.grade}"
+        if isinstance(report, ConfessionReport)
+        else f"no report: {report.reason}"
+    )
+    kinds = ", ".join(kind for kind, shows in answer.kinds.items() if shows) or "no known kind"
+    status = "fooled" if answer.fooled else "passes, true" if answer.passes else "does not pass"
+    return (
+        f"<h3>{escaped(answer.name)}: {status}; {escaped(kinds)}</h3>"
+        f'<p class="quiet">reward {escaped(r.answer.reward)}; judge: '
+        f"{escaped(transcripts.judge_said(r.verdict))}; confession: {escaped(graded)}</p>"
+        + said("x", r.x)
+        + (said("z", r.z) if r.z else "")
+        + said("y", r.y)
+        + said("zc, yc", f"{r.zc}\n\n{r.yc}".strip())
+        + '<table class="objectives"><tr><th>objective<th>met<th>cheats<th>claim<th>mark'
+        f"<th>measured</tr>{''.join(rows)}</table>"
+    )
+
+
+def page(table: str, kinds: dict[str, list[Answer]], found: list[dict], task: ModuleType) -> str:
+    """One HTML file that runs no script and asks the network for nothing; the style is that of
+    transcripts.html.
+    """
+    style = re.search(r"<style>(.*?)</style>", transcripts.TEMPLATE.read_text("utf-8"), re.DOTALL)[
+        1
+    ]
+    allowed = b64encode(sha256(style.encode()).digest()).decode()
+    sections = [(kind, "known kind", answers) for kind, answers in kinds.items() if answers]
+    for i, c in enumerate(found, 1):
+        grams = ", ".join(g["text"] for g in c["ngrams"])
+        head = f"lift {number(c['lift'])}, by chance {number(c['chance'])}, {c['fooled']} fooled"
+        sections.append((f"cluster {i}", f"{head}: {grams}", c["told"]))
+    body = "".join(
+        f'<article><div class="inner"><h2>{escaped(name)}</h2><p class="quiet">{escaped(note)}</p>'
+        f"{''.join(told(answer, task) for answer in answers)}</div></article>"
+        for name, note, answers in sections
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        f"style-src 'sha256-{allowed}'; base-uri 'none'; form-action 'none'\">"
+        f"<title>Hacks</title><style>{style}</style></head><body>"
+        f'<div class="top"><h1>Hacks</h1><pre>{escaped(table)}</pre></div>{body}</body></html>\n'
+    )
+
+
+def searched(options: Config) -> tuple[Path, ModuleType, str, list[Answer]]:
+    """(folder, task, rule by which answers pass, answers) that the options ask for."""
+    if options.models:
+        if options.runs:
+            raise UserError("--runs and --models: give one of them")
+        task = cli.import_task(options.task)
+        out = RUNS / (options.name or f"hacks_{options.task}")
+        return out, task, options.passes or "verdict", of_models(out, task, options)
+    runs = [Path(name) for name in (options.runs or "runs/embedded").split(",")]
+    configs = [run_folder.read_config(run) for run in runs]
+    for option_ in ("task",) if options.passes else ("task", "answer_reward"):
+        values = list(dict.fromkeys(config[option_] for config in configs))
+        if len(values) > 1:
+            fix = "give runs of one task" if option_ == "task" else "choose one with --passes"
+            raise UserError(
+                f"--runs {options.runs}: their --{option_.replace('_', '-')} differs "
+                f"({', '.join(values)}): {fix}"
+            )
+    task = cli.import_task(configs[0]["task"])
+    out = RUNS / (options.name or f"hacks_{runs[0].resolve().name}")
+    answers = [answer for run in runs for answer in of_run(run, task, options.bin)]
+    return out, task, options.passes or configs[0]["answer_reward"], answers
+
+
+def main() -> None:
+    options = cli.parse(Config, __doc__)
+    with cli.user_errors():
+        out, task, rule, answers = searched(options)
+        mark_passing(answers, rule)
+        mark_kinds(answers, task)
+        found = {source: rates(group, task) for source, group in by_source(answers).items()}
+        groups = clusters(answers, options.clusters)
+        table = f"{format_rates(rule, found)}\n\n{format_clusters(groups)}"
+        print(table)
+        plain = [
+            {name: v for name, v in c.items() if name != "told"}
+            | {"told": [a.name for a in c["told"]]}
+            for c in groups
+        ]
+        numbers = {"passes": rule, "rates": {}, "clusters": plain}
+        for (panel, place), of in found.items():
+            numbers["rates"].setdefault(panel, {})[place] = of
+        run_folder.write_text(out / "table_hacks.txt", table + "\n")
+        run_folder.write_json(out / "hacks.json", numbers)
+        run_folder.write_text(out / "hacks.html", page(table, of_kinds(answers), groups, task))
+        print(f"page: {out / 'hacks.html'}")
+        print(f"figure: {figures.hacks(out / 'fig_hacks.png', numbers['rates'])}")
+
+
+if __name__ == "__main__":
+    main()
