@@ -377,14 +377,16 @@ def chance(points: np.ndarray, fooled: np.ndarray, strata: np.ndarray, k: int) -
 
 def telling(member: np.ndarray, holds: np.ndarray, vocabulary: list[str], n: int = 6) -> list[dict]:
     """The n-grams that (N,) members hold more often than the other answers; holds: (N, V)."""
-    inside, outside = holds[member].mean(0), holds[~member].mean(0) if (~member).any() else 0.0
+    inside, others = holds[member].mean(0), holds[~member]
+    outside = others.mean(0) if len(others) else np.zeros(len(inside))
     chosen: list[dict] = []
     for j in np.argsort(outside - inside, kind="stable"):
+        if len(chosen) == n or inside[j] <= outside[j]:
+            break
         gram = vocabulary[j]
-        alike = any(gram in c["text"] or c["text"] in gram for c in chosen)
-        if not alike and len(chosen) < n and inside[j] > np.broadcast_to(outside, inside.shape)[j]:
-            share = float(np.broadcast_to(outside, inside.shape)[j])
-            chosen.append({"text": gram, "inside": float(inside[j]), "outside": share})
+        if not any(gram in c["text"] or c["text"] in gram for c in chosen):
+            shares = {"inside": float(inside[j]), "outside": float(outside[j])}
+            chosen.append({"text": gram, **shares})
     return chosen
 
 
