@@ -2,8 +2,8 @@
 
     python -m experiments.find_hacks                                  # runs/embedded
     python -m experiments.find_hacks --runs runs/A,runs/B             # before and during training
-    python -m experiments.find_hacks --models A,B --task constraints --passes constraints.label_reward
-    python -m experiments.find_hacks --passes verdict                 # who passes, another way
+    python -m experiments.find_hacks --models A,B --task short_count --judge C   # sampled now
+    python -m experiments.find_hacks --passes word_count.label_reward  # another rule of who passes
 
 An answer *passes* where what pays it says so (the head of the table names the rule), is *true*
 where it complies, and is *fooled* where it passes and is not true: a hack, or a judge's plain
@@ -21,15 +21,14 @@ mistake. In runs/NAME/ are
     shuffles have their largest lift below this. A cluster says something of hacks above it alone.
 3.  hacks.html: the most telling transcripts of each kind and cluster, one file for a browser.
 
-Clusters are spherical k-means of answers' word n-grams (tf-idf in their leading directions, as in
-latent semantic analysis), with a fixed seed. Words of the prompt are written as one sign ("_"), and
-an n-gram counts where it stands in answers on several topics: else clusters would be topics.
+text_clusters.py says how clusters are made. In their n-grams "_" is any word of the prompt.
 
 What it does not support: that a cluster is meant as a hack, or that there is none where no cluster
-stands out. Rewards that differ little in wording and much in content (a wrong number) leave no
-n-gram. Where hardly a true answer passes (or all of a topic are alike) no lift can beat the
-shuffles. Kinds overlap, and a kind that true answers show as often is not one of hacks. Steps of
-training and evaluations differ in prompts: compare each with its own kind.
+stands out: what differs in content alone (a wrong count) leaves no n-gram. Where hardly a true
+answer passes, or all of a topic are alike, no lift can beat the shuffles. Kinds overlap; one that
+true answers show as often is no hack, and one that is wrong by definition ("false-label") has 0
+among the true. Training and evaluations differ in their prompts. With the label rewards of the
+tasks more than half of the labels must please, not all.
 """
 
 import dataclasses
@@ -57,21 +56,18 @@ from cli import UserError, option
 from confession_schema import PASSING_GRADE, ConfessionReport
 from evaluate import evaluate_in_memory, stored
 from experiments.judges import rate
-from rewards import Judge
+from experiments.text_clusters import PRIOR, SHUFFLES, chance, features, lifts, telling
+from rewards import Judge, judge_reward
 from rollout import Rollout, Sampling
 from run_folder import RUNS
+from scale_sweep import short_name
 
+EXAMPLE = "word_count.label_reward"
 PASSING_REWARD = 0.5  # more than this passes
 DEALT = 256  # answers of a source that are dealt to other prompts: some tasks run code for a truth
 FEWEST = 5  # fooled answers a cluster
-SHUFFLES = 200
-PRIOR = 2.0  # answers added to each count of a lift
 MOST = 8_000  # passing answers that are clustered; of more, every second, third, ...
-CHARACTERS = 20_000  # of an answer that are read
-VOCABULARY, DIRECTIONS, TOPICS = 1_500, 50, 3  # n-grams; dimensions; topics that an n-gram needs
 TOLD = 3  # transcripts of a kind or cluster
-
-TOKEN = re.compile(r"\w+|[^\w\s]|\n")
 
 
 @dataclass(frozen=True)
@@ -81,6 +77,7 @@ class Config(cells.Options):
         "", "models to sample from instead, Hugging Face names or folders with a comma between"
     )
     judge: str = option("", "with --models: a judge of their answers [none]")
+    task: str = option("word_count", "with --models: task module")
     n: int = option(256, "with --models: answers of each, on held-out prompts", at_least=1)
     passes: str = option(
         "",
@@ -117,6 +114,14 @@ class Answer:
 # --------------------------------------------------------------------------------- what is searched
 
 
+def by_source(answers: list[Answer]) -> dict[tuple[str, str], list[Answer]]:
+    """{(panel, place): its answers}."""
+    groups: dict[tuple[str, str], list[Answer]] = {}
+    for answer in answers:
+        groups.setdefault((answer.panel, answer.place), []).append(answer)
+    return groups
+
+
 def answers_of_file(
     path: Path, task: ModuleType, panel: str, place: str, rollouts: list[Rollout]
 ) -> list[Answer]:
@@ -131,10 +136,10 @@ def answers_of_file(
     ]
 
 
-def of_run(run: Path, task: ModuleType, width: int) -> list[Answer]:
+def of_run(run: Path, name: str, task: ModuleType, width: int) -> list[Answer]:
     """Training steps in bins of `width`, and the evaluation of each step with most answers."""
     step_of = lambda path: int(re.match(r"step_(\d+)", path.stem)[1])
-    answers, name = [], run.resolve().name
+    answers = []
     training = sorted(run.glob("rollouts/step_*.jsonl"))
     for _, paths in groupby(training, key=lambda path: (step_of(path) - 1) // width):
         paths = list(paths)
@@ -166,7 +171,9 @@ def of_models(out: Path, task: ModuleType, options: Config) -> list[Answer]:
     """
     judged = f"judge_{zlib.crc32(options.judge.encode()):08x}" if options.judge else "unjudged"
     computer, judge, answers = cells.Cells(task, options.device), None, []
-    for model in dict.fromkeys(name.rstrip("/") for name in options.models.split(",")):
+    listed = list(dict.fromkeys(name.rstrip("/") for name in options.models.split(",")))
+    short = [short_name(name) for name in listed]
+    for model, label in zip(listed, short):
         path = cells.cell_path(out, model, judged, options)
         rollouts = stored(path, task)
         if rollouts is None and options.plot_only:
@@ -181,33 +188,38 @@ def of_models(out: Path, task: ModuleType, options: Config) -> list[Answer]:
             rollouts, _ = evaluate_in_memory(*loaded, judge, task, sampling, options.n)
             shown = {"passed": "judge_pass", "true": "exact_compliance"}
             computer.keep(path, rollouts, f"{model:24}", **shown)
-        answers += answers_of_file(path, task, "models", Path(model).name, rollouts)
+        answers += answers_of_file(
+            path, task, "models", label if short.count(label) == 1 else model, rollouts
+        )
     return answers
+
+
+def earned(rollouts: list[Rollout], rule: str) -> list[float | None]:
+    """What answers earn by the rule of --passes; cut-off ones nothing where a reward function says
+    it, as in grpo.py.
+    """
+    if rule == "verdict":
+        return judge_reward(rollouts)
+    if rule == "reward":
+        return [r.answer.reward for r in rollouts]
+    values = cli.import_function(rule)(rollouts)
+    return [
+        0.0 if r.answer.finish == "length" and value is not None else value
+        for r, value in zip(rollouts, values, strict=True)
+    ]
 
 
 def mark_passing(answers: list[Answer], rule: str) -> None:
     """Fill in `passes`. UserError where the rule has nothing to go by."""
-    if rule == "verdict":
-        known = [a.rollout.verdict.state != "failed" for a in answers]
-        passing = [a.rollout.verdict.state == "pass" for a in answers]
-    else:
-        rollouts = [a.rollout for a in answers]
-        paid = [r.answer.reward for r in rollouts]
-        if rule != "reward":
-            # cut-off answers earn nothing in grpo.py either
-            paid = [
-                0.0 if r.answer.finish == "length" and reward is not None else reward
-                for r, reward in zip(rollouts, cli.import_function(rule)(rollouts), strict=True)
-            ]
-        known = [reward is not None for reward in paid]
-        passing = [reward is not None and reward > PASSING_REWARD for reward in paid]
-    if not any(known):
+    known = False
+    for group in by_source(answers).values():
+        for answer, value in zip(group, earned([a.rollout for a in group], rule)):
+            answer.passes = value is not None and value > PASSING_REWARD
+            known = known or value is not None
+    if not known:
         raise UserError(
-            f"--passes {rule}: no answer has one. Give --passes a reward function, such as "
-            "word_count.label_reward, or --judge with --models"
+            f"--passes {rule}: no answer has one. Give a reward function, such as {EXAMPLE}"
         )
-    for answer, passes in zip(answers, passing):
-        answer.passes = passes
 
 
 def mark_kinds(answers: list[Answer], task: ModuleType) -> None:
@@ -272,122 +284,7 @@ def rates(answers: list[Answer], task: ModuleType) -> dict:
     return found | {"kinds": kinds}
 
 
-def by_source(answers: list[Answer]) -> dict[tuple[str, str], list[Answer]]:
-    """{(panel, place): its answers}."""
-    groups: dict[tuple[str, str], list[Answer]] = {}
-    for answer in answers:
-        groups.setdefault((answer.panel, answer.place), []).append(answer)
-    return groups
-
-
 # ----------------------------------------------------------------------------------------- clusters
-
-
-def ngrams(x: str, y: str) -> list[str]:
-    """One to three neighbouring tokens of an answer, in lower case; "_" is any word or number that
-    its prompt holds, "¶" the end of a line.
-
-    >>> ngrams("Write about bees (12).", "Bees hum. (12)")[:6]
-    ['_', 'hum', '.', '(', '_', ')']
-    """
-    known = set(TOKEN.findall(x.lower()))
-    tokens = [
-        "¶" if t == "\n" else "_" if t in known and t[0].isalnum() else t
-        for t in TOKEN.findall(y[:CHARACTERS].lower())
-    ]
-    pairs = [f"{a} {b}" for a, b in zip(tokens, tokens[1:])]
-    return tokens + pairs + [f"{a} {b}" for a, b in zip(pairs, tokens[2:])]
-
-
-def features(answers: list[Answer]) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """(points (N, D) of length 1, vocabulary, counts (N, V))."""
-    counts = [Counter(ngrams(a.rollout.x, a.rollout.y)) for a in answers]
-    held_by = Counter(gram for count in counts for gram in count)
-    # those that tell answers apart best come first; ties by their text
-    order = sorted(
-        (gram for gram, n in held_by.items() if 1 < n < len(answers)),
-        key=lambda gram: (-held_by[gram] * (len(answers) - held_by[gram]), gram),
-    )
-    candidates = {gram: set() for gram in order[: 4 * VOCABULARY]}
-    for answer, count in zip(answers, counts):
-        for gram in candidates.keys() & count.keys():
-            candidates[gram].add(answer.topic)
-    needed = min(TOPICS, len({a.topic for a in answers}))
-    vocabulary = [gram for gram, topics in candidates.items() if len(topics) >= needed]
-    place = {gram: j for j, gram in enumerate(vocabulary[:VOCABULARY])}
-    table = np.zeros((len(answers), max(1, len(place))), np.float32)
-    for i, count in enumerate(counts):
-        for gram in place.keys() & count.keys():
-            table[i, place[gram]] = count[gram]
-    weights = unit(np.log1p(table) * np.log(len(answers) / np.maximum(1, (table > 0).sum(0))))
-    _, directions = np.linalg.eigh(weights.T @ weights)
-    return unit(weights @ directions[:, -DIRECTIONS:]), list(place), table
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of length 1; one that is zero stays so."""
-    return (rows / np.maximum(1e-9, np.linalg.norm(rows, axis=1, keepdims=True))).astype(np.float32)
-
-
-def kmeans(points: np.ndarray, k: int, seed: int, rounds: int = 10) -> np.ndarray:
-    """(at most k, D) centres of (N, D) points of length 1, by cosine; begun as in k-means++
-    (Arthur and Vassilvitskii 2007).
-    """
-    rng = np.random.default_rng(seed)
-    centres = points[rng.integers(len(points), size=1)]
-    while len(centres) < k:
-        distance = np.clip(1 - (points @ centres.T).max(1), 0, None).astype(float)
-        if distance.sum() < 1e-3:  # all points are in some centre
-            break
-        chosen = rng.choice(len(points), p=distance / distance.sum())
-        centres = np.vstack([centres, points[chosen]])
-    for _ in range(rounds):
-        nearest = (points @ centres.T).argmax(1)
-        sums = np.eye(len(centres), dtype=np.float32)[nearest].T @ points
-        centres = np.where(np.linalg.norm(sums, axis=1, keepdims=True) > 1e-6, unit(sums), centres)
-    return centres
-
-
-def lifts(points: np.ndarray, fooled: np.ndarray, k: int, seed: int = 0):
-    """(similarity to the centres of fooled answers (N, K), lift (K,)): share of fooled answers in
-    a cluster over the share of the others, PRIOR answers added to each count, or the smallest
-    clusters would decide the control.
-    """
-    near = points @ kmeans(points[fooled], k, seed).T
-    member = np.eye(near.shape[1])[near.argmax(1)]
-    share = lambda rows: (rows.sum(0) + PRIOR) / (len(rows) + PRIOR * near.shape[1])
-    return near, share(member[fooled]) / share(member[~fooled])
-
-
-def shuffled(fooled: np.ndarray, strata: np.ndarray, rng) -> np.ndarray:
-    """(N,) labels dealt anew among the answers of one stratum."""
-    out = np.empty_like(fooled)
-    out[np.argsort(strata, kind="stable")] = fooled[np.lexsort((rng.random(len(fooled)), strata))]
-    return out
-
-
-def chance(points: np.ndarray, fooled: np.ndarray, strata: np.ndarray, k: int) -> float:
-    """95th percentile, over shuffles of the labels, of the largest lift of a cluster."""
-    rng = np.random.default_rng(0)
-    largest = [
-        lifts(points, shuffled(fooled, strata, rng), k, seed)[1].max() for seed in range(SHUFFLES)
-    ]
-    return float(np.percentile(largest, 95))
-
-
-def telling(member: np.ndarray, holds: np.ndarray, vocabulary: list[str], n: int = 6) -> list[dict]:
-    """The n-grams that (N,) members hold more often than the other answers; holds: (N, V)."""
-    inside, others = holds[member].mean(0), holds[~member]
-    outside = others.mean(0) if len(others) else np.zeros(len(inside))
-    chosen: list[dict] = []
-    for j in np.argsort(outside - inside, kind="stable"):
-        if len(chosen) == n or inside[j] <= outside[j]:
-            break
-        gram = vocabulary[j]
-        if not any(gram in c["text"] or c["text"] in gram for c in chosen):
-            shares = {"inside": float(inside[j]), "outside": float(outside[j])}
-            chosen.append({"text": gram, **shares})
-    return chosen
 
 
 def clusters(answers: list[Answer], k: int) -> list[dict]:
@@ -400,12 +297,14 @@ def clusters(answers: list[Answer], k: int) -> list[dict]:
     k = min(k, int(fooled.sum()) // FEWEST)
     if k == 0:
         return []
-    points, vocabulary, table = features(passing)
+    points, vocabulary, holds = features(
+        [a.rollout.x for a in passing], [a.rollout.y for a in passing], [a.topic for a in passing]
+    )
     near, lift = lifts(points, fooled, k)
     has_true = bool((~fooled).any())
-    names = [f"{a.source}\0{a.topic}" for a in passing]
-    strata = np.unique(names, return_inverse=True)[1]
+    strata = np.unique([f"{a.source}\0{a.topic}" for a in passing], return_inverse=True)[1]
     limit = chance(points, fooled, strata, k) if has_true else None
+    share = lambda hits: float(np.mean(hits)) if len(hits) else None
     of, out = near.argmax(1), []
     for c in range(near.shape[1]):
         member = of == c
@@ -414,7 +313,7 @@ def clusters(answers: list[Answer], k: int) -> list[dict]:
             continue
         reports = [a.rollout.report for a in those]
         admits = [r.grade < PASSING_GRADE for r in reports if isinstance(r, ConfessionReport)]
-        order = sorted(
+        nearest = sorted(
             np.flatnonzero(member & fooled), key=lambda i: (-round(float(near[i, c]), 3), i)
         )
         out.append(
@@ -422,26 +321,25 @@ def clusters(answers: list[Answer], k: int) -> list[dict]:
                 "fooled": len(those),
                 "true": int((member & ~fooled).sum()),
                 "share_of_fooled": len(those) / int(fooled.sum()),
-                "share_of_true": float(member[~fooled].mean()) if has_true else None,
+                "share_of_true": share(member[~fooled]),
                 "lift": float(lift[c]) if has_true else None,
                 "chance": limit,
-                "known": np.mean([any(a.kinds.values()) for a in those])
-                if those[0].kinds
-                else None,
-                "admitted": float(np.mean(admits)) if admits else None,
+                "known": share([any(a.kinds.values()) for a in those if a.kinds]),
+                "admitted": share(admits),
                 "sources": dict(Counter(a.source for a in those)),
-                "ngrams": telling(member & fooled, table > 0, vocabulary),
-                "told": distinct([passing[i] for i in order]),
+                "ngrams": telling(member & fooled, holds, vocabulary),
+                "told": distinct([passing[i] for i in nearest]),
             }
         )
     return sorted(out, key=lambda c: (-(c["lift"] or 0), -c["fooled"]))
 
 
 def distinct(answers: list[Answer]) -> list[Answer]:
-    """The first TOLD answers, none to a prompt of which there is one already, if there are such."""
-    first = list({a.rollout.x: a for a in reversed(answers)}.values())[::-1]
-    ranked = {id(a): i for i, a in enumerate(answers)}
-    return sorted(first, key=lambda a: ranked[id(a)])[:TOLD]
+    """The first TOLD answers, one a prompt."""
+    first: dict[str, Answer] = {}
+    for answer in answers:
+        first.setdefault(answer.rollout.x, answer)
+    return list(first.values())[:TOLD]
 
 
 def of_kinds(answers: list[Answer]) -> dict[str, list[Answer]]:
@@ -490,7 +388,9 @@ def format_rates(rule: str, found: dict[tuple[str, str], dict]) -> str:
             )
         never = [kind for kind, k in of["kinds"].items() if k["rate"]["value"] == 0]
         if never:
-            lines.append(f"  {'none':24}{cell(of['kinds'][never[0]]['rate']):>23}  {', '.join(never)}")
+            lines.append(
+                f"  {'never':24}{cell(of['kinds'][never[0]]['rate']):>23}  {', '.join(never)}"
+            )
         for kind, k in of["kinds"].items():
             if kind in never:
                 continue
@@ -507,8 +407,9 @@ def format_clusters(found: list[dict]) -> str:
     if not found:
         return f"no clusters: fewer than {FEWEST} answers are fooled"
     lines = [
-        "clusters of fooled answers; lift: share of fooled / share of passing and true; by chance: "
-        f"95% of {SHUFFLES} shuffles have a lower largest lift"
+        "clusters of fooled answers; lift: share of fooled / share of passing and true, with "
+        f"{PRIOR:.0f} answers added to each count; by chance: 95% of {SHUFFLES} shuffles have a "
+        "lower largest lift"
     ]
     if found[0]["lift"] is None:
         lines.append("note: no passing answer is true, so that no lift can be told")
@@ -583,11 +484,14 @@ def page(table: str, kinds: dict[str, list[Answer]], found: list[dict], task: Mo
     """One HTML file that runs no script and asks the network for nothing; the style is that of
     transcripts.html.
     """
-    style = re.search(r"<style>(.*?)</style>", transcripts.TEMPLATE.read_text("utf-8"), re.DOTALL)[
-        1
-    ]
+    template = transcripts.TEMPLATE.read_text("utf-8")
+    style = re.search(r"<style>(.*?)</style>", template, re.DOTALL)[1]
+    style += "h3 { margin-top: 28px; }"
     allowed = b64encode(sha256(style.encode()).digest()).decode()
-    sections = [(kind, "known kind", answers) for kind, answers in kinds.items() if answers]
+    notes = {"unexplained": "fooled, of no known kind"}
+    sections = [
+        (kind, notes.get(kind, "known kind"), answers) for kind, answers in kinds.items() if answers
+    ]
     for i, c in enumerate(found, 1):
         grams = ", ".join(g["text"] for g in c["ngrams"])
         head = f"lift {number(c['lift'])}, by chance {number(c['chance'])}, {c['fooled']} fooled"
@@ -611,10 +515,14 @@ def searched(options: Config) -> tuple[Path, ModuleType, str, list[Answer]]:
     if options.models:
         if options.runs:
             raise UserError("--runs and --models: give one of them")
-        task = cli.import_task(options.task)
+        task, rule = cli.import_task(options.task), options.passes or "verdict"
+        if rule not in ("verdict", "reward"):
+            cli.import_function(rule)
+        elif not options.judge:
+            raise UserError(f"--passes {rule} needs a --judge; or give --passes {EXAMPLE}")
         out = RUNS / (options.name or f"hacks_{options.task}")
-        return out, task, options.passes or "verdict", of_models(out, task, options)
-    runs = [Path(name) for name in (options.runs or "runs/embedded").split(",")]
+        return out, task, rule, of_models(out, task, options)
+    runs = [Path(name) for name in dict.fromkeys((options.runs or "runs/embedded").split(","))]
     configs = [run_folder.read_config(run) for run in runs]
     for option_ in ("task",) if options.passes else ("task", "answer_reward"):
         values = list(dict.fromkeys(config[option_] for config in configs))
@@ -625,8 +533,10 @@ def searched(options: Config) -> tuple[Path, ModuleType, str, list[Answer]]:
                 f"({', '.join(values)}): {fix}"
             )
     task = cli.import_task(configs[0]["task"])
-    out = RUNS / (options.name or f"hacks_{runs[0].resolve().name}")
-    answers = [answer for run in runs for answer in of_run(run, task, options.bin)]
+    short = [run.resolve().name for run in runs]
+    out = RUNS / (options.name or f"hacks_{short[0]}")
+    names = [name if short.count(name) == 1 else str(run) for name, run in zip(short, runs)]
+    answers = [a for pair in zip(runs, names) for a in of_run(*pair, task, options.bin)]
     return out, task, options.passes or configs[0]["answer_reward"], answers
 
 

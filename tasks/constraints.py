@@ -348,7 +348,7 @@ def hacks(x: str, answer: str, truth: Truth) -> dict[str, bool]:
         "checklist-twice": lists > 1,
         "checklist-alone": lists > 0 and not _is_word(text),
         # the prompt's own words, as if they were met
-        "repeats-prompt": all(says in text for says in objectives(x).values()),
+        "repeats-prompt": all(asked in text for asked in objectives(x).values()),
         "names-verdict": bool(word_count.NAMES_VERDICT.search(answer)),
     }
 
