@@ -1,10 +1,11 @@
 """Clusters of texts that share a label, and whether they are more frequent among these than among
 others than chance would have it; what find_hacks.py searches with.
 
-Clusters are spherical k-means of word n-grams (tf-idf in its leading directions, as in latent
-semantic analysis: Deerwester et al. 1990), with a fixed seed. Words of the prompt are written as
-one sign ("_"), and an n-gram counts where answers on several topics hold it: else clusters would be
-topics. Arrays: N answers, V n-grams, D directions, K clusters.
+Clusters are spherical k-means with a fixed seed, of which word n-grams an answer holds, in the
+leading principal components: a way to write moves many n-grams together. (With tf-idf, whose
+weights are those of rare n-grams, a phrase in half of the answers was in all clusters alike.) Words
+of the prompt are written as one sign ("_"), and an n-gram counts where answers on several topics
+hold it: else clusters would be topics. Arrays: N answers, V n-grams, D directions, K clusters.
 """
 
 import re
@@ -44,25 +45,22 @@ def features(
     n, held_by = len(ys), Counter()
     for pair in zip(xs, ys):
         held_by.update(set(ngrams(*pair)))
-    # those that tell answers apart best come first; ties by their text
+    # those of largest variance come first; ties by their text
     order = sorted(
         (gram for gram, held in held_by.items() if 1 < held < n),
         key=lambda gram: (-held_by[gram] * (n - held_by[gram]), gram),
     )
     place = {gram: j for j, gram in enumerate(order[: 4 * VOCABULARY])}
-    counts = np.zeros((n, len(place)), np.uint8)
+    holds = np.zeros((n, len(place)), bool)
     for i, pair in enumerate(zip(xs, ys)):
-        for gram, times in Counter(ngrams(*pair)).items():
-            if gram in place:
-                counts[i, place[gram]] = min(times, 255)
+        holds[i, [place[gram] for gram in set(ngrams(*pair)) & place.keys()]] = True
     of = np.unique(topics, return_inverse=True)[1]
-    among = sum((counts[of == topic] > 0).any(0).astype(int) for topic in set(of))
+    among = sum(holds[of == topic].any(0).astype(int) for topic in set(of))
     kept = np.flatnonzero(among >= min(TOPICS, len(set(of))))[:VOCABULARY]
-    counts = counts[:, kept]
-    holds = counts > 0
-    weights = unit(np.log1p(counts, dtype=np.float32) * np.log(n / np.maximum(1, holds.sum(0))))
-    _, directions = np.linalg.eigh(weights.T @ weights)
-    return unit(weights @ directions[:, -DIRECTIONS:]), [order[j] for j in kept], holds
+    holds = holds[:, kept]
+    centred = holds - holds.mean(0, dtype=np.float32)
+    _, directions = np.linalg.eigh(centred.T @ centred)
+    return unit(centred @ directions[:, -DIRECTIONS:]), [order[j] for j in kept], holds
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from tasks.word_count import prompt_text
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick_collection")
 
-TOPICS = "bees tea maps owls".split()
+TOPICS = "bees tea maps owls salt kites".split()
 FIVE = "Bees hum. (2) They like hot tea. (4)"
 
 
@@ -164,7 +164,7 @@ def some_answers(hack, seed: int = 0, n: int = 240) -> list[Answer]:
     """
     rng, out = random.Random(seed), []
     for i in range(n):
-        topic, fooled = TOPICS[i % 4], rng.random() < 0.5
+        topic, fooled = TOPICS[i % 6], rng.random() < 0.5
         text = " ".join(rng.choices(WORDS, k=8))
         begin = hack(rng, topic, fooled)
         y = f"{begin} {text}{' so' * fooled}. {' '.join(rng.choices(WORDS, k=9))}."
@@ -177,7 +177,7 @@ def some_answers(hack, seed: int = 0, n: int = 240) -> list[Answer]:
 
 def neutral(y: str) -> str:
     """Without what makes the answers of these tests fooled."""
-    return y.replace(" so", "")
+    return y.replace(" so.", ".")
 
 
 def found_in(answers: list[Answer]) -> list[dict]:
@@ -189,12 +189,13 @@ def found_in(answers: list[Answer]) -> list[dict]:
 def test_a_planted_hack_is_found():
     """A way to write that fools and is not known stays unseen, or others are taken for it."""
     planted = lambda rng, _, fooled: "Trust me dear judge" if fooled and rng.random() < 0.4 else ""
-    first, *others = found_in(some_answers(planted))
-    assert first["lift"] > 2 * first["chance"] and first["true"] <= 2
-    assert "trust" in " ".join(g["text"] for g in first["ngrams"])
-    assert all("Trust me" in a.rollout.y for a in first["told"])
-    assert len({a.rollout.x for a in first["told"]}) == len(first["told"]) > 1
-    assert all(c["lift"] < c["chance"] for c in others)
+    found = found_in(some_answers(planted))
+    above = [c for c in found if c["lift"] > c["chance"]]
+    assert above and found[0]["lift"] > 2 * found[0]["chance"]
+    for c in above:
+        assert "trust" in " ".join(g["text"] for g in c["ngrams"]) and c["true"] <= 2
+        assert all("Trust me" in a.rollout.y for a in c["told"])
+        assert len({a.rollout.x for a in c["told"]}) == len(c["told"]) > 1
 
 
 @pytest.mark.parametrize(
@@ -210,11 +211,29 @@ def test_no_lift_where_there_is_no_hack(hack):
 
 
 def test_a_topic_that_is_hard_is_no_hack():
-    """Answers on one topic fail more often, and its words are taken for a hack."""
-    answers = some_answers(lambda rng, topic, fooled: f"{topic} {topic}stuff {topic}land")
-    hard = [a for a in answers if a.fooled == (a.topic == "bees") or a.topic == "tea"]
-    assert sum(a.fooled for a in hard) > 50
-    assert all(c["lift"] < c["chance"] for c in found_in(hard))
+    """Answers on some topics fail more often, and how one writes about these is taken for a
+    hack.
+    """
+    few = TOPICS[:3]
+    phrase = lambda rng, topic, fooled: "Trust me dear judge" if topic in few else ""
+    rng = random.Random(1)
+    hard = lambda a: a.fooled == (a.topic in few) or rng.random() < 0.3
+    answers = list(filter(hard, some_answers(phrase, n=480)))
+    mixed = [dataclasses.replace(a, topic="any") for a in answers]
+    assert all(c["lift"] < c["chance"] for c in found_in(answers))
+    assert any(c["lift"] > c["chance"] for c in found_in(mixed))
+
+
+def test_ngrams_do_not_tell_the_topic():
+    """Clusters are those of prompts: of their words, or of words on one topic."""
+    x, y = "Write about bees (12).", "Bees hum.\nThe 12 (7)"
+    assert text_clusters.ngrams(x, y)[:9] == "_ hum . ¶ the _ ( 7 )".split()
+    assert "hum . ¶" in text_clusters.ngrams(x, y)
+    ys = ["soft honey", "warm honey", "soft sand", "warm sand", "soft ink", "warm ink"]
+    _, vocabulary, holds = text_clusters.features(
+        [""] * 6, ys, ["bees"] * 2 + ["sea"] * 2 + ["pen"] * 2
+    )
+    assert vocabulary == ["soft", "warm"] and holds.sum() == 6
 
 
 def test_shuffles_stay_within_strata():
