@@ -59,6 +59,8 @@ def features(
     kept = np.flatnonzero(among >= min(TOPICS, len(set(of))))[:VOCABULARY]
     holds = holds[:, kept]
     centred = holds - holds.mean(0, dtype=np.float32)
+    # halfway to equal weights: else what is in few answers is not seen, or nothing else
+    centred /= np.sqrt(np.maximum(1e-6, holds.std(0, dtype=np.float32)))
     _, directions = np.linalg.eigh(centred.T @ centred)
     return unit(centred @ directions[:, -DIRECTIONS:]), [order[j] for j in kept], holds
 
