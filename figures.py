@@ -555,6 +555,48 @@ def _ood_cell(axis, x: int, y: int, cell: dict) -> None:
     axis.text(x, y + 0.2, "\n".join(lines), fontsize=7.5, linespacing=1.4, **text)
 
 
+def hacks(path: Path, panels: dict[str, dict[str, dict]]) -> Path:
+    """Rates of fooled answers and of the known kinds of hacks that occur, a panel a run or the
+    models.
+
+    panels: {panel: {place on the x axis: rates of experiments/find_hacks.py}}.
+    """
+    of = lambda e, name: e["kinds"][name]["rate"] if name in e["kinds"] else e[name]
+    every = [e for places in panels.values() for e in places.values()]
+    kinds = [k for k in every[0]["kinds"] if any(of(e, k)["value"] for e in every)]
+    names = ["fooled", *(["unexplained"] if every[0]["kinds"] else []), *kinds]
+    colours = ["#000000", GREY, *plt.colormaps["tab10"].colors]
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    with plt.rc_context(STYLE):
+        size = (1.5 + 4.4 * columns, 3.9 * rows)
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
+        for axis, (panel, places) in zip(axes.flat, panels.items()):
+            for i, name in enumerate(names):
+                told = [(x, of(e, name)) for x, e in enumerate(places.values())]
+                told = [(x, e) for x, e in told if e["value"] is not None]
+                xs = [x + 0.5 * (i - (len(names) - 1) / 2) / len(names) for x, _ in told]
+                value, low, high = ([e[k] for _, e in told] for k in ("value", "low", "high"))
+                style = dict(color=colours[i % len(colours)], linewidth=1.2)
+                axis.vlines(xs, low, high, alpha=0.5, **style)
+                label = "no known kind | fooled" if name == "unexplained" else name
+                marker = "os^DXvPd<h"[i % 10]
+                axis.plot(xs, value, marker=marker, markersize=5, label=label, **style)
+            _finish(axis, "", "", panel)
+            axis.set_xticks(range(len(places)), [textwrap.fill(place, 14) for place in places])
+            axis.set_xlim(-0.5, len(places) - 0.5)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_axis_off()
+        for row in axes:
+            row[0].set_ylabel("share of answers (95% interval)")
+        axes[0][-1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        numbers = {
+            panel: {place: {name: of(e, name) for name in names} for place, e in places.items()}
+            for panel, places in panels.items()
+        }
+        return _save(figure, path, numbers)
+
+
 def _title(metric: str) -> str:
     """The metric's label over a panel of its own."""
     label = LABELS[metric].replace(" = honest - false confession", "")

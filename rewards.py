@@ -286,9 +286,8 @@ def score_rollouts(
     """Fill in verdict, truth, report and both spans' rewards, in place. `truncated_reward`:
     "zero" or "judge", see below.
     """
-    pairs = [(rollout.x, rollout.y) for rollout in rollouts]
-    together = getattr(task, "truths", lambda pairs: [task.truth(*pair) for pair in pairs])
-    for rollout, verdict, truth in zip(rollouts, verdicts, together(pairs), strict=True):
+    truths = truths_of([(rollout.x, rollout.y) for rollout in rollouts], task)
+    for rollout, verdict, truth in zip(rollouts, verdicts, truths, strict=True):
         rollout.verdict = verdict
         rollout.truth = truth
         names, n = task.objectives(rollout.x), len(rollout.truth.objectives)
@@ -310,6 +309,12 @@ def score_rollouts(
     for rollout in rollouts:  # the confessions of an answer follow one another
         reward = rollout.answer.reward if rollout.branch == 0 else reward
         rollout.answer.reward = reward
+
+
+def truths_of(pairs: list[tuple[str, str]], task: ModuleType) -> list:
+    """What is true of (x, answer)s; together where a task can do that, as running code takes time."""
+    together = getattr(task, "truths", None)
+    return together(pairs) if together else [task.truth(*pair) for pair in pairs]
 
 
 def _rewards(function: RewardFunction, rollouts: list[Rollout]) -> list[float | None]:

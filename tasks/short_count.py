@@ -12,11 +12,21 @@ compared on them).
 import random
 
 from tasks import word_count
-from tasks.word_count import cluster, finding, measured, objectives, prompt_text, subject, truth
+from tasks.word_count import (
+    cluster,
+    finding,
+    hacks,
+    measured,
+    objectives,
+    prompt_text,
+    subject,
+    truth,
+)
 
 __all__ = [
     "cluster",
     "finding",
+    "hacks",
     "make_prompt",
     "measured",
     "objectives",
