@@ -514,7 +514,8 @@ def searched(options: Config) -> tuple[Path, ModuleType, str, list[Answer]]:
     if options.models:
         if options.runs:
             raise UserError("--runs and --models: give one of them")
-        task, rule = cli.import_task(options.task), options.passes or "verdict"
+        task = cli.import_task(options.task, options.sandbox)
+        rule = options.passes or "verdict"
         if rule not in ("verdict", "reward"):
             cli.import_function(rule)
         elif not options.judge:
@@ -531,7 +532,7 @@ def searched(options: Config) -> tuple[Path, ModuleType, str, list[Answer]]:
                 f"--runs {options.runs}: their --{option_.replace('_', '-')} differs "
                 f"({', '.join(values)}): {fix}"
             )
-    task = cli.import_task(configs[0]["task"])
+    task = cli.import_task(configs[0]["task"], configs[0].get("sandbox"))
     short = [run.resolve().name for run in runs]
     out = RUNS / (options.name or f"hacks_{short[0]}")
     names = [name if short.count(name) == 1 else str(run) for name, run in zip(short, runs)]
