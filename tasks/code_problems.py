@@ -29,7 +29,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from types import SimpleNamespace
 
 import cli
@@ -68,9 +68,10 @@ def problems() -> tuple[Problem, ...]:
     for family, templates in FAMILIES.items():
         for template in templates:
             texts = [fill(template, variant) for variant in template.variants]
-            functions = [load(name, source) for name, _, source in texts]
+            kinds = tuple(template.kinds.values())
+            runs = {name: functools.partial(evaluate, name, load(name, s)) for name, _, s in texts}
             for variant, (name, says, source) in zip(template.variants, texts):
-                cases = choose(name, functions, load(name, source), tuple(template.kinds.values()))
+                cases = choose(name, runs, kinds)
                 head = (name, family, template.key, template.level, template.held_out, says)
                 problem = Problem(*head, tuple(template.kinds), source, *cases)
                 check(problem, oracle(template, variant))
@@ -108,16 +109,18 @@ def oracle(template: Template, variant: dict) -> Callable:
 def load(name: str, source: str) -> Callable:
     """The function of our own source text."""
     names = {}
-    exec(compile(source, f"<reference {name}>", "exec"), names)
+    try:
+        exec(compile(source, f"<reference {name}>", "exec"), names)
+    except SyntaxError as error:
+        raise cli.UserError(f"problem {name}: its reference is no Python: {error}") from error
     return names[name]
 
 
-def choose(name: str, siblings: list[Callable], function: Callable, kinds: tuple) -> tuple:
-    """(samples, neighbours of each, hidden) with the values that the function gives. Its siblings,
-    the other problems of the template, are not right on all samples, nor on all hidden inputs."""
+def choose(name: str, runs: dict[str, Callable], kinds: tuple) -> tuple:
+    """(samples, neighbours of each, hidden) with the values of the reference, runs[name]. Those of
+    the template's other problems are not right on all samples, nor on all hidden inputs."""
     rng = random.Random(f"inputs of {name}")
-    run = functools.partial(evaluate, name, function)
-    others = [sibling for sibling in siblings if sibling is not function]
+    run, others = runs[name], [runs[other] for other in runs if other != name]
     for _ in range(ROUNDS):
         samples = draw_samples(rng, run, kinds)
         if len(samples) < SAMPLES or not all(differs(other, samples) for other in others):
@@ -130,11 +133,14 @@ def choose(name: str, siblings: list[Callable], function: Callable, kinds: tuple
         hidden = draw_hidden(rng, run, kinds, taken)
         if len(hidden) == HIDDEN and all(differs(other, hidden) for other in others):
             return tuple(samples), tuple(neighbours), hidden
-    raise cli.UserError(f"problem {name}: its inputs or values are too few, choose wider kinds")
+    raise cli.UserError(
+        f"problem {name}: too few values, or the same as another of its template's problems:"
+        " choose wider kinds"
+    )
 
 
-def differs(function: Callable, cases: Iterable[Case]) -> bool:
-    return any(function(*copied(arguments)) != value for arguments, value in cases)
+def differs(run: Callable, cases: Iterable[Case]) -> bool:
+    return any(run(arguments) != value for arguments, value in cases)
 
 
 def draw_samples(rng: random.Random, run: Callable, kinds: tuple) -> list[Case]:
@@ -197,8 +203,9 @@ def draw_hidden(rng: random.Random, run: Callable, kinds: tuple, taken: set) -> 
 
 def hidden_inputs(rng, kinds: tuple) -> Iterator[tuple]:
     """At most EDGES with an edge in one argument, then without end any others."""
-    edges = [(at, edge) for at, kind in enumerate(kinds) for edge in kind.edges(rng)]
-    for at, edge in rng.sample(edges, EDGES) if len(edges) > EDGES else edges:
+    edges = [[(at, edge) for edge in kind.edges(rng)] for at, kind in enumerate(kinds)]
+    in_turn = [edge for several in zip_longest(*edges) for edge in several if edge]
+    for at, edge in in_turn[:EDGES]:
         yield tuple(edge if at == i else kind.make(rng) for i, kind in enumerate(kinds))
     while True:
         yield tuple(kind.make(rng) for kind in kinds)

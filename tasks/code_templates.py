@@ -56,21 +56,17 @@ def rows(names: str, *values) -> list[dict]:
 
 
 NUMBERS = {"numbers": List(Int(-9, 20))}
-DIGITS = {"numbers": List(Int(0, 9))}
 LETTERS = Choice("aabcdeeghiorst")
 TEXT = {"text": Joined(LETTERS, most=9)}
-MIXED = {"text": Joined(Choice("abeiostABEIOST"), most=9)}
 WORD = Joined(LETTERS, least=1, most=6)
 SENTENCE = {"sentence": Joined(WORD, " ", most=5)}
 WORDS = {"words": List(WORD, most=6)}
-COUNT = {"n": Int(1, 30)}
 NUMBER = {"n": Int(0, 99999)}
 GRID = {"grid": Grid(Int(0, 9))}
 
 EVEN = Piece("even", "even", "n % 2 == 0", lambda n: str(n)[-1] in "02468")
 ODD = Piece("odd", "odd", "n % 2 == 1", lambda n: str(n)[-1] in "13579")
 NEGATIVE = Piece("negative", "negative", "n < 0", lambda n: str(n)[0] == "-")
-POSITIVE = Piece("positive", "positive", "n > 0", lambda n: n >= 1)
 THREES = Piece("multiples_of_3", "divisible by 3", "n % 3 == 0", lambda n: n // 3 * 3 == n)
 OVER_4 = Piece("over_4", "greater than 4", "n > 4", lambda n: max(n, 5) == n)
 FIVES = Piece("multiples_of_5", "divisible by 5", "n % 5 == 0", lambda n: str(n)[-1] in "05")
@@ -88,8 +84,12 @@ SPAN = Piece(
     "max(part) - min(part)",
     lambda s: sorted(s)[-1] - sorted(s)[0],
 )
-ENDS = Piece("ends", "sum of the first and the last element", "part[0] + part[-1]", None)
-ENDS = ENDS._replace(oracle=lambda s: sum([s[0], *s[::-1][:1]]))
+ENDS = Piece(
+    "ends",
+    "sum of the first and the last element",
+    "part[0] + part[-1]",
+    lambda s: sum([*s[:1], *s[::-1][:1]]),
+)
 
 VOWELS = Piece("vowels", "a vowel (a, e, i, o, u)", "c in 'aeiou'", re.compile("[aeiou]").match)
 EARLY = Piece("a_to_g", "one of the letters a to g", "'a' <= c <= 'g'", re.compile("[a-g]").match)
@@ -153,7 +153,8 @@ LISTS = [
         each(
             map=[
                 P("square", "its square", "n * n", lambda n: abs(n) ** 2),
-                P("last_digit", "its last digit", "abs(n) % 10", lambda n: int(str(n)[-1])),
+                P("last_digit", "its last digit (that of -12 is 2)", "abs(n) % 10",
+                  lambda n: int(str(n)[-1])),
             ],
             keep=[EVEN, ODD, NEGATIVE, OVER_4],
         )[:7],
@@ -184,7 +185,7 @@ LISTS = [
         lambda v, numbers: sum(sorted([v.low, n, v.high])[1] for n in numbers),
         rows("low high", (0, 10), (-5, 5), (2, 20), (-10, 15)),
     ),
-    T("gaps", 1, "${way_name}_at_distance_$k", NUMBERS,
+    T("gaps", 2, "${way_name}_at_distance_$k", NUMBERS,
         "For each element of the list numbers that has another one $k places after it, take "
         "$way. Return these in order; the result is empty if numbers has $k elements or fewer.",
         "return [$way_code for a, b in zip(numbers, numbers[$k:])]",
@@ -232,14 +233,15 @@ LISTS = [
         [
             {"key": key, "ties": ties, "sign": sign}
             for key, ties, sign in (
-                (P("last_digit", "the last digit", "abs(n) % 10", lambda n: int(str(n)[-1])),
+                (P("last_digit", "the last digit (that of -12 is 2)", "abs(n) % 10",
+                   lambda n: int(str(n)[-1])),
                  "the largest", "-n"),
                 (P("distance_to_5", "the distance to 5", "abs(n - 5)", lambda n: max(n - 5, 5 - n)),
                  "the smallest", "n"),
-                (P("rest_by_4", "the remainder on division by 4", "n % 4", lambda n: n & 3),
-                 "the largest", "-n"),
-                (P("rest_by_3", "the remainder on division by 3", "n % 3", lambda n: n - n // 3 * 3
-                 ), "the smallest", "n"),
+                (P("rest_by_4", "the remainder on division by 4 (never negative)", "n % 4",
+                   lambda n: n & 3), "the largest", "-n"),
+                (P("rest_by_3", "the remainder on division by 3 (never negative)", "n % 3",
+                   lambda n: n - n // 3 * 3), "the smallest", "n"),
             )
         ]),
     T("repeats", 2, "values_${way_name}", {"numbers": List(Int(-3, 4), most=9)},
@@ -411,9 +413,11 @@ LISTS = [
 # ----------------------------------------------------------------------------------------- strings
 
 
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+
+
 def shift(c: str, k: int) -> str:
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    return (letters * 3)[letters.index(c) + 26 + k] if c in letters else c
+    return (ALPHABET * 3)[ALPHABET.index(c) + 26 + k] if c in ALPHABET else c
 
 
 def annihilate(text: str, pattern: str) -> str:
@@ -424,6 +428,12 @@ def annihilate(text: str, pattern: str) -> str:
 def weave(a: str, b: str, done: str, rest: Callable) -> str:
     """Characters of a and b in turn, then rest(what is left)."""
     return weave(a[1:], b[1:], done + a[0] + b[0], rest) if a and b else done + rest(a or b)
+
+
+def depth(text: str) -> int:
+    """How far the sum of steps lies above its lowest point."""
+    sums = [0, *accumulate(map({"(": 1, ")": -1}.get, re.sub("[^()]", "", text)))]
+    return sums[-1] - min(sums)
 
 
 STRINGS = [
@@ -478,7 +488,7 @@ STRINGS = [
         values = [ord(c) - ord('a') + 1 for c in text]
         return $way_code
         """,
-        lambda v, text: v.way(["abcdefghijklmnopqrstuvwxyz".find(c) + 1 for c in text]),
+        lambda v, text: v.way([ALPHABET.find(c) + 1 for c in text]),
         pieces("way",
             ("times_place", "the sum of all letters' values, each times the place of its letter "
              "(the first place is 1)", "sum(i * value for i, value in enumerate(values, 1))",
@@ -701,13 +711,7 @@ STRINGS = [
         return $way_code
         """,
         lambda v, text: v.way(
-            [
-                (c, list(accumulate(text[:i],
-                 lambda d, x: max(0, d + "( )".find(x) * -1 + 1 if x in "()" else d), initial=0)
-                 )[-1])
-                for i, c in enumerate(text)
-                if c not in "()"
-            ]
+            [(c, depth(text[:i])) for i, c in enumerate(text) if c not in "()"]
         ),
         pieces("way",
             ("of_letters", "the list of the depths at which the other characters stand",
@@ -974,11 +978,8 @@ DIGIT_TEMPLATES = [
                  "sum(d * d for d in digits) - 1", lambda n, s: sum(map(lambda d: d**2, s)) - 1),
                 (20, "cut_and_add", "itself without its last digit, plus 2 times that digit",
                  "n // 10 + 2 * digits[-1]", lambda n, s: (n - s[-1]) // 10 + s[-1] + s[-1]),
-                (50, "minus_digits", "itself minus 5 times the sum of its decimal digits, minus 1",
-                 "n - 5 * sum(digits) - 1", lambda n, s: n - 1 - sum(5 * d for d in s)),
             )
-        ][:3],
-    ),
+        ]),
     T("bases", 2, "base_${b}_$way_name", NUMBER,
         "Write the number n (0 or greater) in base $b and return $way. The number 0 has one "
         "digit, 0.",
@@ -1685,7 +1686,6 @@ def walk_inwards(grid: list, step: tuple) -> list:
 
 # ---------------------------------------------------------------------------------------- encoding
 
-ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 PLAIN = {"text": Joined(Choice("abcehmtxz "), most=8)}
 BITS = {"bits": Joined(Choice("01"), most=10)}
 
@@ -1723,7 +1723,7 @@ ENCODING = [
              "index (the first index is 0, spaces count)", "(2 if i % 2 == 0 else -4)",
              lambda i: (2, -4)[i & 1]),
         )),
-    T("mirror_alphabet", 1, "swap_letters_$way_name", PLAIN,
+    T("mirror_alphabet", 2, "swap_letters_$way_name", PLAIN,
         "text holds lower-case letters and spaces. Return it with every letter replaced: $way. "
         "Spaces stay.",
         """
@@ -1780,7 +1780,7 @@ ENCODING = [
                  "-"),
             )
         ]),
-    T("bit_rules", 2, "bits_$way_name", BITS,
+    T("bit_rules", 3, "bits_$way_name", BITS,
         "bits is a string of the digits 0 and 1. Return $way. An empty string gives an "
         "empty string.",
         "return ''.join($way_code)",
@@ -1947,7 +1947,7 @@ def walk(moves: str, act: Callable) -> list[int]:
 
 
 MACHINES = [
-    T("line_walker", 1, "walk_on_line_$rule_name", {"moves": Joined(Choice("LRRX"), most=9)},
+    T("line_walker", 2, "walk_on_line_$rule_name", {"moves": Joined(Choice("LRRX"), most=9)},
         "A walker begins at place 0 and follows the letters of moves: L is one step to the left "
         "(minus 1), R one step to the right (plus 1), and X $rule. Return the list of "
         "its places after each letter.",
@@ -2089,7 +2089,7 @@ MACHINES = [
              lambda s, m, c: sum(
              [*accumulate(s, lambda a, b: sorted([0, a + b, m])[1], initial=c)][1:])),
         )),
-    T("account", 2, "account_$rule_name", {"amounts": List(Int(-60, 60), most=8)},
+    T("account", 3, "account_$rule_name", {"amounts": List(Int(-60, 60), most=8)},
         "An account begins with 0. The list amounts holds payments in (positive) and out "
         "(negative). $rule Return [the balance at the end, the number of refused payments].",
         """
