@@ -33,13 +33,16 @@ from itertools import islice, zip_longest
 from types import SimpleNamespace
 
 import cli
-from tasks.code_templates import FAMILIES, Piece, Template
+from tasks import code_templates
+from tasks.code_easy import EASY
+from tasks.code_templates import Piece, Template
 
 SAMPLES, NEIGHBOURS, HIDDEN = 3, 6, 12
 EDGES = 7  # of the hidden inputs, at most
 TRIES = 100  # inputs that are drawn for the samples, or for one's neighbours
 ROUNDS = 30  # of samples, until all have neighbours
 
+FAMILIES = EASY | code_templates.FAMILIES
 Case = tuple[tuple, object]  # (arguments, expected)
 
 

@@ -1,4 +1,5 @@
-"""The templates of the programming problems: FAMILIES, {family: its templates}.
+"""The templates of the programming problems of levels 2 and 3: FAMILIES, {family: its templates}.
+code_easy.py has those of level 1.
 
 A template's name, specification and body are texts with open places, "$k"; each of its variants is
 a dictionary that fills them. A value that is a Piece fills three places: "$keep" is how the piece
@@ -138,14 +139,14 @@ def slide_on(numbers, grow):
 # fmt: off
 
 LISTS = [
-    T("map_filter_sum", 1, "sum_of_${map_name}_of_$keep_name", NUMBERS,
+    T("map_filter_sum", 2, "sum_of_${map_name}_of_$keep_name", NUMBERS,
         "Add up $map of those elements of the list numbers that are $keep. "
         "If there are none, the result is 0.",
         "return sum($map_code for n in numbers if $keep_code)",
         lambda v, numbers: sum(map(v.map, filter(v.keep, numbers))),
         each(map=[SQUARES, TRIPLES, SIZES], keep=[EVEN, ODD, THREES, OVER_4])[:11],
     ),
-    T("map_some", 1, "${map_name}_for_each_$keep_name", NUMBERS,
+    T("map_some", 2, "${map_name}_for_each_$keep_name", NUMBERS,
         "Return a new list in which each element of numbers that is $keep is replaced by $map, "
         "while all other elements stay as they are. An empty list stays empty.",
         "return [$map_code if $keep_code else n for n in numbers]",
@@ -159,14 +160,14 @@ LISTS = [
             keep=[EVEN, ODD, NEGATIVE, OVER_4],
         )[:7],
     ),
-    T("sum_against_sum", 1, "sum_of_${keep_name}_minus_rest", NUMBERS,
+    T("sum_against_sum", 2, "sum_of_${keep_name}_minus_rest", NUMBERS,
         "Return the sum of those elements of the list numbers that are $keep, minus the sum of all "
         "other elements. The result is 0 for an empty list.",
         "return sum(n if $keep_code else -n for n in numbers)",
         lambda v, numbers: 2 * sum(filter(v.keep, numbers)) - sum(numbers),
         each(keep=[EVEN, NEGATIVE, THREES, OVER_4, FIVES]),
     ),
-    T("index_weights", 1, "sum_times_index_${twist_name}", NUMBERS,
+    T("index_weights", 2, "sum_times_index_${twist_name}", NUMBERS,
         "Multiply each element of the list numbers by $twist and return the sum of the products; "
         "0 for an empty list. The first index is 0.",
         "return sum(n * ($twist_code) for i, n in enumerate(numbers))",
@@ -178,14 +179,14 @@ LISTS = [
             ("from_end", "the number of elements behind it", "len(numbers) - 1 - i",
              lambda i, s: len(s[i + 1 :]) * s[i]),
         )),
-    T("limit", 1, "sum_limited_to_${low}_and_$high", {"numbers": List(Int(-20, 30))},
+    T("limit", 2, "sum_limited_to_${low}_and_$high", {"numbers": List(Int(-20, 30))},
         "Raise each element of the list numbers that is below $low to $low, lower each that is "
         "above $high to $high, and return the sum of all. An empty list gives 0.",
         "return sum(min(max(n, $low), $high) for n in numbers)",
         lambda v, numbers: sum(sorted([v.low, n, v.high])[1] for n in numbers),
         rows("low high", (0, 10), (-5, 5), (2, 20), (-10, 15)),
     ),
-    T("gaps", 2, "${way_name}_at_distance_$k", NUMBERS,
+    T("gaps", 3, "${way_name}_at_distance_$k", NUMBERS,
         "For each element of the list numbers that has another one $k places after it, take "
         "$way. Return these in order; the result is empty if numbers has $k elements or fewer.",
         "return [$way_code for a, b in zip(numbers, numbers[$k:])]",
@@ -197,7 +198,7 @@ LISTS = [
                 P("product", "the product of the two", "a * b", lambda a, b: b * a),
             ],
         )),
-    T("window", 2, "${way_name}_of_windows_of_$k", NUMBERS,
+    T("window", 3, "${way_name}_of_windows_of_$k", NUMBERS,
         "For every run of $k consecutive elements of the list numbers, from left to right, take "
         "its $way, and return the list of these. If there are fewer than $k elements, return an "
         "empty list.",
@@ -211,7 +212,7 @@ LISTS = [
         lambda v, numbers: [v.way(part) for part in windows(numbers, v.k)],
         each(k=[2, 3], way=[MAX, SPAN, ENDS]),
     ),
-    T("blocks", 2, "${way_name}_of_blocks_of_$k", NUMBERS,
+    T("blocks", 3, "${way_name}_of_blocks_of_$k", NUMBERS,
         "Cut the list numbers into blocks of $k elements (the last one may be shorter) and return "
         "the list with the $way of each block. An empty list gives an empty list.",
         """
@@ -225,7 +226,7 @@ LISTS = [
         each(k=[2, 3], way=[SUM, MIN, SPAN]),
         held_out=True,
     ),
-    T("sort_by", 2, "sort_by_${key_name}", NUMBERS,
+    T("sort_by", 3, "sort_by_${key_name}", NUMBERS,
         "Return the elements of the list numbers sorted by $key, the smallest first; elements that "
         "agree in it are sorted by their own value, $ties first.",
         "return sorted(numbers, key=lambda n: ($key_code, $sign))",
@@ -244,7 +245,7 @@ LISTS = [
                    lambda n: n - n // 3 * 3), "the smallest", "n"),
             )
         ]),
-    T("repeats", 2, "values_${way_name}", {"numbers": List(Int(-3, 4), most=9)},
+    T("repeats", 3, "values_${way_name}", {"numbers": List(Int(-3, 4), most=9)},
         "Return the different values that occur $way in the list numbers, "
         "$order; empty if there are none.",
         "return sorted({n for n in numbers if $way_code}$reverse)",
@@ -262,7 +263,7 @@ LISTS = [
                  lambda k: k & 1), "the smallest first", ""),
             )
         ]),
-    T("records", 1, "find_$way_name", NUMBERS,
+    T("records", 2, "find_$way_name", NUMBERS,
         "Return those elements of the list numbers, in order, that are $way. The first element "
         "always counts; an empty list gives an empty list.",
         "return [n for i, n in enumerate(numbers) if all($way_code for m in numbers[:i])]",
@@ -275,7 +276,7 @@ LISTS = [
             ("not_near_before", "more than 2 away from every element before them", "abs(n - m) > 2",
              lambda s, n: not {n - 2, n - 1, n, n + 1, n + 2} & set(s)),
         )),
-    T("peaks", 2, "find_$way_name", {"numbers": List(Int(0, 20), most=8)},
+    T("peaks", 3, "find_$way_name", {"numbers": List(Int(0, 20), most=8)},
         "Return the elements of the list numbers, in order, that have a neighbour on each side and "
         "are $way. The first and the last element never count.",
         "return [b for a, b, c in zip(numbers, numbers[1:], numbers[2:]) if $way_code]",
@@ -288,7 +289,7 @@ LISTS = [
             ("between_neighbours", "strictly between both neighbours in value",
              "a < b < c or a > b > c", lambda a, b, c: min(a, c) < b < max(a, c)),
         )),
-    T("insert_between", 2, "insert_${way_name}", NUMBERS,
+    T("insert_between", 3, "insert_${way_name}", NUMBERS,
         "Return a new list that has, between any two neighbouring elements of numbers, also "
         "$way. Lists with fewer than two elements stay as they are.",
         """
@@ -437,7 +438,7 @@ def depth(text: str) -> int:
 
 
 STRINGS = [
-    T("drop_letters", 1, "text_without_${kind_name}_$then_name", TEXT,
+    T("drop_letters", 2, "text_without_${kind_name}_$then_name", TEXT,
         "Remove from text every character that is $kind and return what is left $then. "
         "An empty text stays empty.",
         "return ''.join(c for c in text if not ($kind_code))$then_code",
@@ -449,7 +450,7 @@ STRINGS = [
                 P("twice", "twice, one after the other", " * 2", lambda s: s + s),
             ],
         )),
-    T("mark_letters", 1, "text_with_${kind_name}_${change_name}", TEXT,
+    T("mark_letters", 2, "text_with_${kind_name}_${change_name}", TEXT,
         "Return text with every character that is $kind $change; the other characters stay as "
         "they are.",
         "return ''.join($change_code if $kind_code else c for c in text)",
@@ -463,7 +464,7 @@ STRINGS = [
             ],
         )[::2],
     ),
-    T("every_kth", 1, "${change_name}_every_${k}", TEXT,
+    T("every_kth", 2, "${change_name}_every_${k}", TEXT,
         "Return text with its characters number $k, ${k2}, ${k3} and so on (the first character is "
         "number 1) $change, all others as they are.",
         "return ''.join($change_code if i % $k == 0 else c for i, c in enumerate(text, 1))",
@@ -481,7 +482,7 @@ STRINGS = [
             )
         ][:5],
     ),
-    T("letter_values", 1, "letter_sum_$way_name", TEXT,
+    T("letter_values", 2, "letter_sum_$way_name", TEXT,
         "text holds lower-case letters. Count a as 1, b as 2, ... z as 26, and return $way; "
         "0 for an empty text.",
         """
@@ -503,7 +504,7 @@ STRINGS = [
              "the sum of the values of all different letters, each letter counted once",
              "sum(set(values))", lambda s: sum(n for i, n in enumerate(s) if n not in s[:i])),
         )),
-    T("run_lengths", 2, "run_lengths_$way_name", {"text": Joined(Choice("aaabc"), most=10)},
+    T("run_lengths", 3, "run_lengths_$way_name", {"text": Joined(Choice("aaabc"), most=10)},
         "Cut text into runs of equal characters, as long as possible, and write for each run $way, "
         "all in one string. An empty text gives an empty string.",
         """
@@ -525,7 +526,7 @@ STRINGS = [
             ("squared", "its character, as many times as the square of its length",
              "c * count ** 2", lambda c, k: c * k * k),
         )),
-    T("expand", 2, "expand_blocks_$way_name",
+    T("expand", 3, "expand_blocks_$way_name",
       {"text": Joined(Fixed(("abcde", "12345")), " ", most=5)},
         "text is made of blocks with one space between them; a block is a letter and a digit. "
         "Return one string in which $way, without spaces. An empty text gives an empty string.",
@@ -547,7 +548,7 @@ STRINGS = [
              "followed by a dash (-)", "result += letter * count + '-'",
              lambda s: "".join(c.ljust(k, c) + "-" for c, k in s)),
         )),
-    T("mirror", 1, "mirror_text_$way_name", TEXT,
+    T("mirror", 2, "mirror_text_$way_name", TEXT,
         "Return $way. An empty text gives an empty string.",
         "return $way_code",
         lambda v, text: v.way(text, "".join(reversed(text))),
@@ -561,7 +562,7 @@ STRINGS = [
         ),
         held_out=True,
     ),
-    T("interleave", 2, "interleave_$way_name",
+    T("interleave", 3, "interleave_$way_name",
       {"first": Joined(LETTERS, most=6), "second": Joined(LETTERS, most=6)},
         "Return a string that takes characters from first and second in turn, beginning with "
         "$start. What is left over of the longer one $rest.",
@@ -583,7 +584,7 @@ STRINGS = [
                  lambda a, b: weave(a, b, "", lambda s: "")),
             )
         ]),
-    T("by_frequency", 2, "letters_by_frequency_$order_name",
+    T("by_frequency", 3, "letters_by_frequency_$order_name",
       {"text": Joined(Choice("aaabbcde"), most=10)},
         "Return a string with each different character of text once, $order. An empty text gives "
         "an empty string.",
@@ -601,7 +602,7 @@ STRINGS = [
              "(text.count(c), c)",
              lambda k, s: sorted(sorted(k.items()), key=lambda item: item[1])),
         )),
-    T("columns", 2, "read_in_${k}_columns_$way_name", {"text": Joined(LETTERS, most=10)},
+    T("columns", 3, "read_in_${k}_columns_$way_name", {"text": Joined(LETTERS, most=10)},
         "Write text row by row into $k columns (the last row may be short), read it column by "
         "column, $way, each from top to bottom, and return all as one string.",
         "return ''.join(text[start::$k] for start in $way_code)",
@@ -617,7 +618,7 @@ STRINGS = [
             ],
         )[:5],
     ),
-    T("flip_blocks", 2, "flip_${way_name}_of_$k", {"text": Joined(LETTERS, most=10)},
+    T("flip_blocks", 3, "flip_${way_name}_of_$k", {"text": Joined(LETTERS, most=10)},
         "Cut text into blocks of $k characters (the last one may be shorter), reverse $way, and "
         "return the blocks joined in their order.",
         """
@@ -696,7 +697,7 @@ STRINGS = [
             ("cut_key", "deletes the first half of the text, rounded down", "text[len(text) // 2:]",
              lambda s: s[int(len(s) / 2) :]),
         )),
-    T("depths", 2, "depth_$way_name", {"text": Joined(Choice("(()ab"), most=9)},
+    T("depths", 3, "depth_$way_name", {"text": Joined(Choice("(()ab"), most=9)},
         "A depth begins at 0; from left to right each '(' of text raises it by 1 and each ')' "
         "lowers it by 1, but never below 0. Return $way.",
         """
@@ -735,7 +736,7 @@ def peel(word: str, suffix: str) -> str:
 
 
 WORD_TEMPLATES = [
-    T("change_each_word", 1, "${way_name}_in_each_word", SENTENCE,
+    T("change_each_word", 2, "${way_name}_in_each_word", SENTENCE,
         "sentence holds words with one space between two of them. Return it with $way in "
         "every word, whatever its length. An empty sentence stays empty.",
         "return ' '.join($way_code for word in sentence.split())",
@@ -752,7 +753,7 @@ WORD_TEMPLATES = [
             ("last_capital", "the last letter as a capital", "word[:-1] + word[-1].upper()",
              lambda w: w[::-1].capitalize()[::-1]),
         )),
-    T("letters_of_words", 1, "${way_name}_of_words", SENTENCE,
+    T("letters_of_words", 2, "${way_name}_of_words", SENTENCE,
         "sentence holds words with one space between two of them. Return one string of $way, in "
         "the order of the words. An empty sentence gives an empty string.",
         "return ''.join($way_code)",
@@ -770,7 +771,7 @@ WORD_TEMPLATES = [
         ),
         held_out=True,
     ),
-    T("order_words", 2, "words_by_$key_name", WORDS,
+    T("order_words", 3, "words_by_$key_name", WORDS,
         "Return the list words sorted by $key. Equal words may repeat.",
         "return sorted(words, key=lambda word: $key_code)",
         lambda v, words: v.key(sorted(words)) if v.alphabet else v.key(words),
@@ -793,7 +794,7 @@ WORD_TEMPLATES = [
                  w for k in range(99) for w in s if len(re.findall("[aeiou]", w)) == k]),
             )
         ]),
-    T("join_chosen", 2, "join_words_${keep_name}_$then_name", WORDS,
+    T("join_chosen", 3, "join_words_${keep_name}_$then_name", WORDS,
         "Take those of words that $keep, $then, and join them with a dash (-). If there are "
         "none, return an empty string.",
         "return '-'.join([word for word in words if $keep_code]$then_code)",
@@ -812,7 +813,7 @@ WORD_TEMPLATES = [
                 P("backwards", "the last one first", "[::-1]", lambda s: list(reversed(s))),
             ],
         )),
-    T("word_lengths", 1, "${way_name}_of_words", SENTENCE,
+    T("word_lengths", 2, "${way_name}_of_words", SENTENCE,
         "sentence holds words with one space between two of them. Return a list with $way, "
         "one entry a word, in order; an empty sentence gives an empty list.",
         "return [$way_code for word in sentence.split()]",
@@ -825,7 +826,7 @@ WORD_TEMPLATES = [
             ("squared_lengths", "the square of each word's length", "len(word) ** 2",
              lambda w: sum(len(w) for _ in w)),
         )),
-    T("swap_words", 2, "${way_name}_words", SENTENCE,
+    T("swap_words", 3, "${way_name}_words", SENTENCE,
         "sentence holds words with one space between two of them. Return it with $way. An empty "
         "sentence stays empty.",
         """
@@ -912,7 +913,7 @@ D_ODD = P("odd", "odd", "d % 2 == 1", lambda d: d in (1, 3, 5, 7, 9))
 D_BIG = P("large", "greater than 4", "d > 4", lambda d: d in (5, 6, 7, 8, 9))
 
 DIGIT_TEMPLATES = [
-    T("digit_sums", 1, "sum_of_${map_name}_of_${keep_name}_digits", NUMBER,
+    T("digit_sums", 2, "sum_of_${map_name}_of_${keep_name}_digits", NUMBER,
         "Return the sum of $map of those decimal digits of the number n (0 or greater) that are "
         "$keep; 0 if there are none.",
         "return sum($map_code for d in map(int, str(n)) if $keep_code)",
@@ -924,7 +925,7 @@ DIGIT_TEMPLATES = [
                 P("successors", "the values plus 1", "d + 1", lambda d: -~d),
             ],
         )),
-    T("change_digits", 2, "digits_$way_name", NUMBER,
+    T("change_digits", 3, "digits_$way_name", NUMBER,
         "Replace every decimal digit d of the number n (0 or greater) by $way and read the result "
         "as a number again; zeros at its front vanish.",
         "return int(''.join(str($way_code) for d in map(int, str(n))))",
@@ -936,7 +937,7 @@ DIGIT_TEMPLATES = [
             ("to_even", "d if d is even, otherwise d - 1", "d - d % 2",
              lambda d: int("0022446688"[d])),
         )),
-    T("digit_order", 1, "number_with_$way_name", NUMBER,
+    T("digit_order", 2, "number_with_$way_name", NUMBER,
         "Take the decimal digits of the number n (0 or greater), $way, and read them as a number "
         "again; zeros at its front vanish, and no digits give 0.",
         """
@@ -980,7 +981,7 @@ DIGIT_TEMPLATES = [
                  "n // 10 + 2 * digits[-1]", lambda n, s: (n - s[-1]) // 10 + s[-1] + s[-1]),
             )
         ]),
-    T("bases", 2, "base_${b}_$way_name", NUMBER,
+    T("bases", 3, "base_${b}_$way_name", NUMBER,
         "Write the number n (0 or greater) in base $b and return $way. The number 0 has one "
         "digit, 0.",
         """
@@ -1029,7 +1030,7 @@ DIGIT_TEMPLATES = [
         rows("a b", (3, 1), (7, 3), (2, 1), (9, 4)),
         held_out=True,
     ),
-    T("divisors", 1, "divisors_$way_name", {"n": Int(1, 240)},
+    T("divisors", 2, "divisors_$way_name", {"n": Int(1, 240)},
         "Return the list of all divisors d of n (from 1 to n, ascending; n is at least 1) for "
         "which $way. It may be empty.",
         "return [d for d in range(1, n + 1) if n % d == 0 and $way_code]",
@@ -1045,7 +1046,7 @@ DIGIT_TEMPLATES = [
         ),
         held_out=True,
     ),
-    T("prime_factors", 2, "prime_factors_$way_name", {"n": Int(1, 2000)},
+    T("prime_factors", 3, "prime_factors_$way_name", {"n": Int(1, 2000)},
         "Write n (at least 1) as a product of primes (the number 1 is the product of none) and "
         "return $way.",
         """
@@ -1086,7 +1087,7 @@ def factors(n: int) -> list[int]:
 
 
 COUNTING = [
-    T("pair_sums", 2, "sum_over_pairs_$way_name", {"numbers": List(Int(0, 15), most=6)},
+    T("pair_sums", 3, "sum_over_pairs_$way_name", {"numbers": List(Int(0, 15), most=6)},
         "Look at all pairs of two elements a and b of the list numbers where a stands before b, "
         "also pairs of equal numbers. Add up $way over all those pairs $those; 0 if there are "
         "none.",
@@ -1115,7 +1116,7 @@ COUNTING = [
                  lambda a, b: b - 4 <= a <= b + 4),
             )
         ]),
-    T("histogram", 2, "histogram_in_steps_of_$k", {"numbers": List(Int(0, 19), most=9)},
+    T("histogram", 3, "histogram_in_steps_of_$k", {"numbers": List(Int(0, 19), most=9)},
         "The elements of the list numbers lie between 0 and 19. Return a list of $size counts: how "
         "many elements lie from 0 to $last, from $k to ${last2}, and so on, for each range of $k "
         "numbers up to 19 (the last range may be shorter).",
@@ -1146,7 +1147,7 @@ COUNTING = [
         ),
         held_out=True,
     ),
-    T("change", 2, "greedy_change_$name", {"amount": Int(0, 400)},
+    T("change", 3, "greedy_change_$name", {"amount": Int(0, 400)},
         "Pay an amount (0 or greater) with coins of $says, always taking the largest coin that is "
         "not more than what is left. Return the list of how many coins of each kind are used, the "
         "largest coin first.",
@@ -1163,14 +1164,14 @@ COUNTING = [
             ("of_64_16_4_1", "64, 16, 4 and 1", (64, 16, 4, 1)),
             ("of_100_30_7_1", "100, 30, 7 and 1", (100, 30, 7, 1)),
         )),
-    T("letter_positions", 1, "positions_of_$kind_name", TEXT,
+    T("letter_positions", 2, "positions_of_$kind_name", TEXT,
         "Return the list of the indexes, ascending, at which text has a character that is $kind; "
         "the first index is $start. The list is empty if there is none.",
         "return [i for i, c in enumerate(text, $start) if $kind_code]",
         lambda v, text: [m + v.start for m in range(len(text)) if v.kind(text[m])],
         [{"kind": kind, "start": start} for kind, start in ((VOWELS, 0), (EARLY, 1), (IN_REST, 0))],
     ),
-    T("most_frequent", 2, "most_frequent_$key_name", {"numbers": List(Int(0, 99), most=8)},
+    T("most_frequent", 3, "most_frequent_$key_name", {"numbers": List(Int(0, 99), most=8)},
         "Group the elements of the list numbers by $key. Return the elements of the largest group "
         "in their order; of several largest groups the one with the "
         "smallest $short. An empty list gives an empty list.",
@@ -1198,7 +1199,7 @@ COUNTING = [
                  lambda n: n & 3),
             )
         ]),
-    T("multiples_sum", 1, "sum_of_multiples_$way_name", {"n": Int(0, 300)},
+    T("multiples_sum", 2, "sum_of_multiples_$way_name", {"n": Int(0, 300)},
         "Add up all whole numbers from 1 to n (n included) that are $way; 0 if there are none.",
         "return sum(i for i in range(1, n + 1) if $way_code)",
         lambda v, n: sum(map(v.way, range(n + 1))),
@@ -1261,7 +1262,7 @@ def greedy(amount: int, coins: tuple) -> list[int]:
 # --------------------------------------------------------------------------------------- sequences
 
 SEQUENCES = [
-    T("recurrence", 2, "sequence_from_${a}_${b}_$way_name", {"n": Int(0, 40)},
+    T("recurrence", 3, "sequence_from_${a}_${b}_$way_name", {"n": Int(0, 40)},
         "A sequence begins with $a and $b; every later term is $way, where x is the term two "
         "places before it and y the term just before it. Return term number n; the first "
         "term is number 0.",
@@ -1283,7 +1284,7 @@ SEQUENCES = [
                  "(x * y + 7) % 1000", lambda x, y: int(str(y * x + 7)[-3:])),
             )
         ]),
-    T("two_way_steps", 2, "path_$way_name", {"start": Int(1, 60), "steps": Int(0, 8)},
+    T("two_way_steps", 3, "path_$way_name", {"start": Int(1, 60), "steps": Int(0, 8)},
         "Begin with the number start (at least 1) and apply this rule exactly steps times: $way. "
         "Return the list of all numbers on the way, start included, so of steps + 1 numbers.",
         """
@@ -1307,7 +1308,7 @@ SEQUENCES = [
             ("half_or_plus_9", "an even number is halved, an odd number grows by 9",
              "n // 2 if n % 2 == 0 else n + 9", lambda n: (n >> 1, n + 9)[n & 1]),
         )),
-    T("kth_without", 2, "nth_number_$way_name", {"n": Int(1, 60)},
+    T("kth_without", 3, "nth_number_$way_name", {"n": Int(1, 60)},
         "Take the whole numbers 1, 2, 3, ... in order and leave out all that $way. Return the n-th "
         "of those that stay (n is at least 1; the first is number 1).",
         """
@@ -1378,7 +1379,7 @@ SEQUENCES = [
             ("turning_back", "with number 1 again, or with the smallest number that is left",
              "place = 0"),
         )),
-    T("range_with_rule", 1, "numbers_${way_name}_between",
+    T("range_with_rule", 2, "numbers_${way_name}_between",
       {"low": Int(-20, 40), "high": Int(20, 60)},
         "Return the list of all whole numbers from low to high, both included, ascending, that are "
         "$way. It is empty if there are none or if low is greater than high.",
@@ -1451,7 +1452,7 @@ def moved(grid: list, rows: int, columns: int) -> list:
 BOX = "grid is a list of rows of equal length, with at least one row and one column. "
 
 GRIDS = [
-    T("line_reduce", 1, "${way_name}_of_each_$line", GRID,
+    T("line_reduce", 2, "${way_name}_of_each_$line", GRID,
         BOX + "Return the list of the $way of each $line, $order.",
         "return [$way_code for part in $lines]",
         lambda v, grid: (
@@ -1468,7 +1469,7 @@ GRIDS = [
             for way in (MAX, SPAN, ENDS)
         ][:5],
     ),
-    T("cells_sum", 2, "sum_of_$which_name", GRID,
+    T("cells_sum", 3, "sum_of_$which_name", GRID,
         BOX + "Return the sum of $which. Rows and columns are numbered from 0.",
         """
         total = 0
@@ -1495,7 +1496,7 @@ GRIDS = [
              "several equal ones counted", "cell == max(row)",
              lambda g: sum(max(row) * row.count(max(row)) for row in g)),
         )),
-    T("rearrange", 2, "grid_$way_name", GRID,
+    T("rearrange", 3, "grid_$way_name", GRID,
         BOX + "Return a new grid, $way.",
         "return $way_code",
         lambda v, grid: v.way(grid, range(len(grid)), range(len(grid[0]))),
@@ -1515,7 +1516,7 @@ GRIDS = [
              "[list(column)[::-1] for column in zip(*grid)][::-1]",
              lambda g, r, c: [[g[i][j] for i in reversed(r)] for j in reversed(c)]),
         )),
-    T("read_out", 2, "read_grid_$way_name", GRID,
+    T("read_out", 3, "read_grid_$way_name", GRID,
         BOX + "Return one list of all its cells, $way.",
         """
         cells = []
@@ -1698,7 +1699,7 @@ def to_front(text: str, order: str, move: Callable) -> list[int]:
 
 
 ENCODING = [
-    T("shift_letters", 2, "shift_letters_$way_name", PLAIN,
+    T("shift_letters", 3, "shift_letters_$way_name", PLAIN,
         "text holds lower-case letters and spaces. Replace each letter by the one $way in "
         "the alphabet (after z comes a again, before a comes z); spaces stay. Return the new text.",
         """
@@ -1723,7 +1724,7 @@ ENCODING = [
              "index (the first index is 0, spaces count)", "(2 if i % 2 == 0 else -4)",
              lambda i: (2, -4)[i & 1]),
         )),
-    T("mirror_alphabet", 2, "swap_letters_$way_name", PLAIN,
+    T("mirror_alphabet", 3, "swap_letters_$way_name", PLAIN,
         "text holds lower-case letters and spaces. Return it with every letter replaced: $way. "
         "Spaces stay.",
         """
@@ -1827,7 +1828,7 @@ ENCODING = [
              "rotate the list so that it is at the front, the order in the circle being kept",
              "order = order[i:] + order[:i]", lambda s, i: (s + s)[i : i + 5]),
         )),
-    T("deltas", 1, "decode_$way_name", {"codes": List(Int(-9, 9))},
+    T("deltas", 2, "decode_$way_name", {"codes": List(Int(-9, 9))},
         "codes are the steps of a list of numbers that begins with $start: each code says $way. "
         "Return that list with its first number, so with one more element than codes.",
         """
@@ -1851,7 +1852,7 @@ ENCODING = [
         ],
         held_out=True,
     ),
-    T("table_code", 2, "${way_name}_code", {"text": Joined(Choice("abefghklmosty"), most=6)},
+    T("table_code", 3, "${way_name}_code", {"text": Joined(Choice("abefghklmosty"), most=6)},
         "text holds lower-case letters. Number them a: 0, b: 1, ... z: 25 and write for each "
         "letter $way. Return it all as one string; an empty text gives an empty string.",
         """
@@ -1947,7 +1948,7 @@ def walk(moves: str, act: Callable) -> list[int]:
 
 
 MACHINES = [
-    T("line_walker", 2, "walk_on_line_$rule_name", {"moves": Joined(Choice("LRRX"), most=9)},
+    T("line_walker", 3, "walk_on_line_$rule_name", {"moves": Joined(Choice("LRRX"), most=9)},
         "A walker begins at place 0 and follows the letters of moves: L is one step to the left "
         "(minus 1), R one step to the right (plus 1), and X $rule. Return the list of "
         "its places after each letter.",
@@ -2038,7 +2039,7 @@ MACHINES = [
              (p, f * {"L": 1j, "R": -1j}[m]) if m != "F" else (p + f + f, f * (1j if k & 1 else 1))
              )),
         )),
-    T("compass", 1, "walk_by_compass_$rule_name", {"moves": Joined(Choice("NESW"), most=9)},
+    T("compass", 2, "walk_by_compass_$rule_name", {"moves": Joined(Choice("NESW"), most=9)},
         "A walker begins at x = 0, y = 0. N adds 1 to y, S takes 1 from y, E adds 1 to x, W takes "
         "1 from x, for each letter of moves in turn. Return $rule.",
         """
@@ -2063,7 +2064,7 @@ MACHINES = [
              min(at(s[:i])[0] for i in range(len(s) + 1)),
              max(at(s[:i])[1] for i in range(len(s) + 1))]),
         )),
-    T("battery", 2, "charge_of_battery_$name", {"changes": List(Int(-9, 9), most=8)},
+    T("battery", 3, "charge_of_battery_$name", {"changes": List(Int(-9, 9), most=8)},
         "A battery can hold from 0 to $most and begins at $start. For each number in changes its "
         "charge changes by that number, but stays between 0 and $most: what is too much or missing "
         "$lost. Return $what.",
@@ -2208,7 +2209,7 @@ MACHINES = [
              "max(3 - results[:i].count('L'), 1)",
              lambda k, b: [3, 2, 1][min(2, len(re.findall("L", b)))]),
         )),
-    T("lift", 2, "lift_travel_$way_name", {"floors": List(Int(0, 12), most=8)},
+    T("lift", 3, "lift_travel_$way_name", {"floors": List(Int(0, 12), most=8)},
         "A lift begins at floor 0 and goes to each floor of the list floors in turn. $way",
         """
         place = total = 0
@@ -2323,7 +2324,7 @@ SCORES = Table(NAMES, Int(0, 30))
 ORDERS = {"orders": List(Row((Choice(("tea", "rice", "salt")), Int(1, 9))), most=6)}
 
 TABLES = [
-    T("score_list", 2, "names_$way_name", {"scores": SCORES},
+    T("score_list", 3, "names_$way_name", {"scores": SCORES},
         "scores is a dictionary from names to whole numbers. Return the list of the names $way. An "
         "empty dictionary gives an empty list.",
         "return $way_code",
@@ -2342,7 +2343,7 @@ TABLES = [
              "sum(scores.values()))", lambda s: [
              b for b, a in sorted((b, a) for a, b in s) if sum(a - x for x, _ in s) > 0]),
         )),
-    T("merge_tables", 1, "merge_$way_name", {"first": SCORES, "second": SCORES},
+    T("merge_tables", 2, "merge_$way_name", {"first": SCORES, "second": SCORES},
         "first and second are dictionaries from names to whole numbers. Return a new dictionary "
         "$way.",
         "return $way_code",
@@ -2366,7 +2367,7 @@ TABLES = [
              "{k: n for k, n in {**first, **second}.items() if (k in first) != (k in second)}",
              lambda a, b: {k: {**a, **b}[k] for k in set(a) ^ set(b)}),
         )),
-    T("group_orders", 2, "orders_$way_name", ORDERS,
+    T("group_orders", 3, "orders_$way_name", ORDERS,
         "orders is a list of [article, quantity]; an article may occur several times. Return a "
         "dictionary from each article that occurs $way. An empty list gives an empty "
         "dictionary.",
@@ -2390,7 +2391,7 @@ TABLES = [
             ("first_and_last", "to the list of its first and its last quantity (the same one twice "
              "if there is only one)", "[found[0], found[-1]]", lambda s: [*s[:1], *s[::-1][:1]]),
         )),
-    T("turn_table", 2, "invert_table_$way_name", {"scores": Table(NAMES, Int(1, 4))},
+    T("turn_table", 3, "invert_table_$way_name", {"scores": Table(NAMES, Int(1, 4))},
         "scores is a dictionary from names to whole numbers. Return a dictionary whose keys are "
         "$way. An empty dictionary gives an empty one.",
         """
@@ -2478,7 +2479,7 @@ TABLES = [
              "left[article] = max(left[article] - quantity, 0) or 10",
              lambda n, q: n - q if n > q else 10),
         )),
-    T("best_of", 1, "table_$way_name", {"scores": SCORES},
+    T("best_of", 2, "table_$way_name", {"scores": SCORES},
         "scores is a dictionary from names to whole numbers. Return $way; for an empty dictionary "
         "an empty one.",
         "return {name: $way_code}",
@@ -2539,7 +2540,7 @@ def minute(clock: str) -> int:
 
 
 INTERVALS = [
-    T("interval_list", 1, "intervals_$way_name", SPANS,
+    T("interval_list", 2, "intervals_$way_name", SPANS,
         "intervals is a list of [start, end] with start less than end. Return $way. "
         "An empty list gives an empty list.",
         "return $way_code",
@@ -2611,7 +2612,7 @@ INTERVALS = [
         ),
         held_out=True,
     ),
-    T("clock", 2, "clock_$way_name", {"time": TIME, "minutes": Int(0, 1500)},
+    T("clock", 3, "clock_$way_name", {"time": TIME, "minutes": Int(0, 1500)},
         "time is a time of day such as '07:35' (hours, colon, minutes). $way",
         """
         hours, rest = time.split(':')
@@ -2661,7 +2662,7 @@ INTERVALS = [
         ),
         held_out=True,
     ),
-    T("merge_two", 2, "points_of_two_$way_name",
+    T("merge_two", 3, "points_of_two_$way_name",
       {"first": Interval(0, 20), "second": Interval(5, 25)},
         "first and second are intervals [start, end] of whole numbers, start and end included. "
         "Return the list of all whole numbers, ascending, that lie in $way.",
