@@ -32,7 +32,7 @@ from itertools import islice
 
 from cli import UserError
 from runtime.sandbox import Outcome, Raised, Sandbox, same
-from tasks.code_problems import Problem, problems
+from tasks.code_problems import Problem, by_name, problems
 
 # What the prompt says of the tests: {hint: text}. All but the first are other tasks' (code_neutral
 # and so on), for how much it moves a model that it is told.
@@ -65,25 +65,24 @@ SHOWN = 80  # characters of a returned value that are kept
 # ------------------------------------------------------------------------------------- task prompt
 
 
+LEVELS = (1, 2, 3)  # of difficulty
+
+
 @functools.cache
-def _split(held_out: bool) -> list[Problem]:
+def _of_level(level: int, held_out: bool) -> list[Problem]:
     """In an order without order."""
-    chosen = [problem for problem in problems() if problem.held_out is held_out]
+    chosen = [p for p in problems() if p.level == level and p.held_out is held_out]
     random.Random("code").shuffle(chosen)
     return chosen
 
 
-@functools.cache
-def _by_name() -> dict[str, Problem]:
-    return {problem.name: problem for problem in problems()}
-
-
 def make_prompt(seed: int, held_out: bool = False, hint: str = "forbidden") -> str:
-    """x for one seed; training and held-out problems share no template. Consecutive seeds go
-    through all problems, and then again.
+    """x for one seed; training and held-out problems share no template. Consecutive seeds take the
+    levels in turn and go through the problems of each, and then again.
     """
-    chosen = _split(held_out)
-    return prompt_text(chosen[seed % len(chosen)], hint)
+    turn, level = divmod(seed, len(LEVELS))
+    chosen = _of_level(LEVELS[level], held_out)
+    return prompt_text(chosen[turn % len(chosen)], hint)
 
 
 def prompt_text(problem: Problem, hint: str) -> str:
@@ -102,7 +101,7 @@ def call_text(problem: Problem, given: tuple) -> str:
 def problem_of(x: str) -> Problem | None:
     """The problem of a prompt; None for a text that is none of ours."""
     found = re.match(r"Write a Python function (\w+)\(", x)
-    return _by_name().get(found[1]) if found else None
+    return by_name().get(found[1]) if found else None
 
 
 def cluster(x: str) -> str:

@@ -57,13 +57,13 @@ def few_problems():
     """Quick to run, and the same whatever tasks/code_problems.py holds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(code, "problems", lambda: PROBLEMS)
-        clear = lambda: (code._split.cache_clear(), code._by_name.cache_clear())
-        clear()
+        patch.setattr(code, "by_name", lambda: {problem.name: problem for problem in PROBLEMS})
+        code._of_level.cache_clear()
         before = code._sandbox["level"]
         code.use_sandbox(LEVEL)
         yield
         code.use_sandbox(before) if before in ("weak", LEVEL) else None
-        clear()
+        code._of_level.cache_clear()
 
 
 def made(**options) -> list[Transcript]:
