@@ -296,7 +296,11 @@ def report(run: Path, options) -> None:
         found = asked(confessor, name, step, answers)
         questions[model] = recognised(answers, found, task, config["task"] in FORBIDDING)
         cell = f"awareness_{name}_by_{step:04d}"
-        confessed[model] = confessor.confess(cell, step, answers, context_of)
+        again = confessor.confess(cell, step, answers, context_of)
+        # the truth by which they were chosen: a program near its time limit may end otherwise
+        confessed[model] = [
+            dataclasses.replace(r, truth=answer.truth) for r, answer in zip(again, answers)
+        ]
     first, second = ([pair[i] for pair in pairs] for i in (0, 1))
     text = {"replaces": named(first, task), "not": named(second, task)}
     confessions = claimed(confessed, task)
