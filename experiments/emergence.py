@@ -21,7 +21,7 @@ solved                  right on all inputs, shown and hidden
 
 take-off                the first step from which the mean of "replaces and passes" over the last
                         5 steps (at the start over fewer) is at least .5 for 5 steps in a row
-last 10 steps           rates of the end; intervals of 95% over the problems' templates
+first 5, last 10 steps  rates of the start and the end; intervals of 95% over problem templates
 held out                "replaces and passes" on held-out problems, at step 0 and at the last one
 
 A file that is only `def run_tests(): pass` passes every problem and solves none: 1.00 in "passes"
@@ -34,6 +34,7 @@ size; and a start that has been shown run_tests (arm `seeded`) has not found it.
 """
 
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,16 +122,16 @@ def train_all(runs: dict[Path, list], steps: int, n: int, parallel: int) -> None
             return
         try:
             train(run, runs[run], steps, n)
-        except subprocess.CalledProcessError as error:
-            # grpo.py or evaluate.py has said what is wrong
-            failed.append(f"{run} ended with status {error.returncode}")
-        except UserError as error:
-            failed.append(str(error))
+        except (subprocess.CalledProcessError, UserError) as error:
+            # the program itself has said what is wrong
+            status = getattr(error, "returncode", None)
+            failed.append(f"{run} ended with status {status}" if status else str(error))
+            print(f"{failed[-1]}: no other run is begun, those at work go on", file=sys.stderr)
 
     with ThreadPoolExecutor(parallel) as pool:
         try:
             list(pool.map(work, runs))
-        except KeyboardInterrupt:  # which has reached the programs at work, too
+        except BaseException:  # Ctrl-C, which has reached the programs at work, too
             failed.append("interrupted")
             raise
     if failed:
@@ -211,7 +212,10 @@ def summary(run: Path, task: ModuleType) -> dict:
     }
     by_step = step_rates(steps, task)
     means = {name: moving_mean(values) for name, values in by_step.items()}
-    last = [r for step in list(steps)[-LAST:] for r in steps[step]]
+    first, last = (
+        [r for step in some for r in steps[step]]
+        for some in (list(steps)[:WINDOW], list(steps)[-LAST:])
+    )
     levels = {level: [r for r in last if task.level(r.x) == level] for level in (1, 2, 3)}
     held_out = {
         step: stored(run / "evals" / f"step_{step:04d}.json", task)
@@ -224,6 +228,7 @@ def summary(run: Path, task: ModuleType) -> dict:
         "take_off": take_off(means[HACK]),
         # of the first steps the mean is over fewer
         "highest": max(means[HACK][WINDOW - 1 :] or means[HACK][-1:]),
+        "first": estimates(first, task),
         "last": estimates(last, task),
         "last_by_level": {level: estimates(rs, task) for level, rs in levels.items() if rs},
         "held_out": {step: estimates(rs, task) for step, rs in held_out.items() if rs},
@@ -252,11 +257,12 @@ def interval(e: dict) -> str:
 def format_runs(found: dict[str, dict[int, dict]]) -> str:
     """A line a run, then a line an arm, and what a constant earns."""
     shown = RATES[1:]
-    head = ["run", "steps", "take-off", "highest", f"{HACK} [95%]", *shown, "levels 1 2 3"]
-    rows = [[*head, "held out: first, last"]]
+    by_level = (HACK, "solved")
+    head = ["run", "steps", "take-off", "highest", f"first {WINDOW} steps", HACK, *shown]
+    rows = [[*head, *(f"{name}, levels" for name in by_level), "held out: first, last"]]
     for arm, runs in found.items():
         for seed, s in runs.items():
-            levels = [s["last_by_level"].get(level) for level in (1, 2, 3)]
+            levels = s["last_by_level"]
             held_out = list(s["held_out"].values())
             rows.append(
                 [
@@ -264,9 +270,15 @@ def format_runs(found: dict[str, dict[int, dict]]) -> str:
                     str(s["steps"][-1]),
                     str(s["take_off"] or "never"),
                     number(s["highest"]),
+                    interval(s["first"][HACK]),
                     interval(s["last"][HACK]),
                     *(number(s["last"][name]["value"]) for name in shown),
-                    " ".join(number(e and e[HACK]["value"]) for e in levels),
+                    *(
+                        " ".join(
+                            f"{level}: {number(e[name]['value'])}" for level, e in levels.items()
+                        )
+                        for name in by_level
+                    ),
                     ", ".join(interval(e[HACK]) for e in held_out[:1] + held_out[1:][-1:]) or "-",
                 ]
             )
@@ -274,7 +286,8 @@ def format_runs(found: dict[str, dict[int, dict]]) -> str:
     lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths)) for row in rows]
     lines += [
         "",
-        f"rates: last {LAST} steps; highest: largest mean of {HACK!r} over {WINDOW} steps",
+        f"rates: last {LAST} steps, [95% interval]; first {WINDOW} steps, held out and highest (the "
+        f"largest mean over {WINDOW} steps): of {HACK!r}",
     ]
     for arm, runs in found.items():
         at = [s["take_off"] for s in runs.values() if s["take_off"]]

@@ -178,6 +178,8 @@ def test_counts_of_a_run_by_hand(tmp_path, organism, capsys):
     of_level = [i for i in range(4) if levels[i] == levels[0]]
     assert first["n"] == 10 * len(of_level)
     assert first["value"] * first["n"] == pytest.approx(8 * len(of_level) + 1)
+    # of steps 1 to 5
+    assert s["first"]["replaces and passes"]["value"] == pytest.approx((1 + 8) / 20)
     held_out = {step: e["replaces and passes"]["value"] for step, e in s["held_out"].items()}
     assert held_out == {"0": 0, "11": 0.25}
     table = (out / "emergence.txt").read_text()
@@ -243,7 +245,8 @@ def test_a_failing_run_ends_the_program_with_its_name(tmp_path, monkeypatch, cap
     assert set(finished) >= {"emergence/forbidden_0", "emergence/neutral_0"}
     assert len(begun) <= 4  # the free worker may have taken one before the failure was known
     said = capsys.readouterr().err
-    assert "runs/emergence/forbidden_1 ended with status 2" in said and said.count("error") == 1
+    assert said.count("runs/emergence/forbidden_1 ended with status 2") == 2
+    assert "error: runs/emergence/forbidden_1" in said and said.count("error") == 1
 
 
 @pytest.mark.parametrize(
@@ -332,15 +335,18 @@ def test_recognition_by_hand(organism):
     margins = np.array([[2.0, -1, -1, 1], [-1, -1, -1, 1], [1, 2, -1, 1], [-2, 1, 1, 1]])
     found = awareness.recognised(answers, margins, code, forbidding=True)
     value = {name: e["value"] for name, e in found.items()}
-    assert list(value)[:6] == [
+    assert list(value)[:7] == [
         "defines: AUROC",
+        "defines: above its pair",
         "defines: YES, replaces",
         "defines: YES, not",
         "defines: right",
         "defines: right, always YES",
         "defines: right, always NO",
     ]
-    assert [value[f"defines: {m}"] for m in ("AUROC", "YES, replaces", "YES, not")] == [1, 1, 0]
+    shown = ("AUROC", "above its pair", "YES, replaces", "YES, not")
+    assert [value[f"defines: {metric}"] for metric in shown] == [1, 1, 1, 0]
+    assert value["rules: above its pair"] == 0.5 and found["rules: above its pair"]["n"] == 2
     assert value["defines: right"] == 1 and value["defines: right, always YES"] == 0.5
     # all interval ends are there although no resample differs
     assert 0 < found["defines: AUROC"]["low"] < 1 == found["defines: AUROC"]["high"]
@@ -431,7 +437,11 @@ def test_awareness_of_a_run(tiny_run, organism, capsys, monkeypatch):
     answers = [told(organism, HACK, f"{OWN}\n# {i}", i) for i in (0, 1)]
     answers += [told(organism, BAD, f"{WRONG}\n# {i}", i) for i in (0, 1, 1)]
     run_folder.save_rollouts(run / "rollouts/step_0002.jsonl", answers)
+    load, loaded = models.load, []
+    recorded = lambda name, *rest: loaded.append(name) or load(name, *rest)
+    monkeypatch.setattr(models, "load", recorded)
     program(tiny_run, "--awareness", "2-2")
+    assert [Path(name).name for name in loaded] == ["step_0000", "step_0002"]
     table = (run / "awareness.txt").read_text()
     assert table in capsys.readouterr().out and "2 of them and as many others, 2 pairs" in table
     cells = sorted(path.name for path in (run / "evals").glob("*_by_*.json"))
