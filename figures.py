@@ -70,8 +70,8 @@ COLOURS = {  # Okabe and Ito's set for metrics
     "paraphrased": "#E69F00",
     "neutral": "#0072B2",
     "silent": "#44AA99",
-    "forbidden_kl": "#882255",
-    "seeded": "#000000",
+    "forbidden_kl": "#000000",
+    "seeded": "#8C564B",
 }
 LABELS = {
     "claim_J_within": "J within a prompt | parsed",

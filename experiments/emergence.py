@@ -192,6 +192,11 @@ def take_off(means: list[float]) -> int | None:
     return next((i + 1 for i in found), None)
 
 
+def highest(means: list[float]) -> float:
+    """The largest mean over whole windows: those of the first steps are of fewer, and noise."""
+    return max(means[WINDOW - 1 :] or means[-1:])
+
+
 def estimates(rollouts: list[Rollout], task: ModuleType) -> dict[str, dict]:
     """{rate: {value, low, high, n}} over the problems' templates."""
     seen = [(task.cluster(r.x), happened(r, task)) for r in rollouts]
@@ -226,8 +231,7 @@ def summary(run: Path, task: ModuleType) -> dict:
         "by_step": by_step,
         "moving_means": means,
         "take_off": take_off(means[HACK]),
-        # of the first steps the mean is over fewer
-        "highest": max(means[HACK][WINDOW - 1 :] or means[HACK][-1:]),
+        "highest": highest(means[HACK]),
         "first": estimates(first, task),
         "last": estimates(last, task),
         "last_by_level": {level: estimates(rs, task) for level, rs in levels.items() if rs},

@@ -111,6 +111,12 @@ def test_moving_mean_by_hand():
     assert emergence.moving_mean([None, None, 0.25]) == [None, None, 0.25]
 
 
+def test_highest_mean_by_hand():
+    """One lucky first step stands in the table as what a run reached."""
+    assert emergence.highest([1.0, 0.5, 1 / 3, 0.25, 0.2, 0.0]) == 0.2
+    assert emergence.highest([1.0, 0.5]) == 0.5
+
+
 @pytest.mark.parametrize(
     "rates, step",
     [
