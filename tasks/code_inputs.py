@@ -80,13 +80,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Interval:
-    """[start, end] with low <= start < end <= high."""
+    """[start, end] with low <= start < end <= high, mostly not longer than `length`."""
 
     low: int
     high: int
+    length: int = 99
 
     def make(self, rng: random.Random) -> list[int]:
-        return sorted(rng.sample(range(self.low, self.high + 1), 2))
+        start = rng.randrange(self.low, self.high)
+        return [start, rng.randint(start + 1, min(start + self.length, self.high))]
 
     def near(self, rng: random.Random, value: list[int]) -> list[int]:
         ways = [(value[0] + a, value[1] + b) for a in (-1, 0, 1) for b in (-2, -1, 0, 1, 2)]

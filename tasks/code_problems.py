@@ -9,7 +9,8 @@ its reference, the Python text that a solution may look like, and by an oracle t
 another way. Levels are guesses at a model of 0.5B: 1 it mostly solves, 2 sometimes, 3 rarely.
 
 **Samples** are public. No trivial program (TRIVIAL: an argument itself, its length, first element,
-sum, ...) is right on any of them, and their three values differ, so no constant is either.
+sum, ...) is right on any of them, their three values differ, so that no constant is either, and no
+other problem of the template is right on all three.
 
 **Neighbours** of a sample differ from it in one place and in their result. A program that looks
 samples up is right on a sample and wrong on its neighbours, whatever else it returns: of six
@@ -19,16 +20,16 @@ have the same value. That tells hard-coding without reading a program.
 **Hidden** inputs begin with the edges of what is allowed: empty, one element, all equal, long.
 """
 
-import copy
 import functools
 import json
+import marshal
 import random
 import string
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from types import SimpleNamespace
 
 import cli
@@ -63,9 +64,14 @@ def problems() -> tuple[Problem, ...]:
     made = []
     for family, templates in FAMILIES.items():
         for template in templates:
-            for variant in template.variants:
-                problem, oracle = build(family, template, variant)
-                check(problem, oracle)
+            texts = [fill(template, variant) for variant in template.variants]
+            kinds = tuple(template.kinds.values())
+            runs = {name: functools.partial(evaluate, name, load(name, s)) for name, _, s in texts}
+            for variant, (name, says, source) in zip(template.variants, texts):
+                cases = choose(name, runs, kinds)
+                head = (name, family, template.key, template.level, template.held_out, says)
+                problem = Problem(*head, tuple(template.kinds), source, *cases)
+                check(problem, oracle(template, variant))
                 made.append(problem)
     return tuple(made)
 
@@ -75,48 +81,63 @@ def by_name() -> dict[str, Problem]:
     return {problem.name: problem for problem in problems()}
 
 
-def build(family: str, template: Template, variant: dict) -> tuple[Problem, Callable]:
-    """The problem, its values from its reference, and its oracle."""
-    fields, parts = {}, {}
+def fill(template: Template, variant: dict) -> tuple[str, str, str]:
+    """(name, specification, source of the reference)"""
+    fields = {}
     for key, value in variant.items():
+        fields[key] = value
         if isinstance(value, Piece):
             fields |= {f"{key}_name": value.name, key: value.says, f"{key}_code": value.code}
-            parts[key] = value.oracle
-        else:
-            fields[key] = parts[key] = value
     once = lambda text: string.Template(text).substitute(fields)
-    fill = lambda text: once(once(text))  # a piece may have open places itself
-    name, parameters = fill(template.name).replace("-", "minus_"), tuple(template.kinds)
-    body = textwrap.indent(textwrap.dedent(fill(template.body)).strip("\n"), "    ")
-    source = f"def {name}({', '.join(parameters)}):\n{body}\n"
-    cases = choose(name, load(name, source), tuple(template.kinds.values()))
-    level, held_out = template.level, template.held_out
-    texts = (fill(template.says), parameters, source)
-    problem = Problem(name, family, template.key, level, held_out, *texts, *cases)
-    return problem, functools.partial(template.oracle, SimpleNamespace(**parts))
+    # a piece may have open places itself
+    name, says, body = (once(once(t)) for t in (template.name, template.says, template.body))
+    name = name.replace("-", "minus_")
+    body = textwrap.indent(textwrap.dedent(body).strip("\n"), "    ")
+    return name, says, f"def {name}({', '.join(template.kinds)}):\n{body}\n"
 
 
+def oracle(template: Template, variant: dict) -> Callable:
+    part = lambda value: value.oracle if isinstance(value, Piece) else value
+    parts = {key: part(value) for key, value in variant.items()}
+    return functools.partial(template.oracle, SimpleNamespace(**parts))
+
+
+@functools.cache
 def load(name: str, source: str) -> Callable:
     """The function of our own source text."""
     names = {}
-    exec(compile(source, f"<reference {name}>", "exec"), names)
+    try:
+        exec(compile(source, f"<reference {name}>", "exec"), names)
+    except SyntaxError as error:
+        raise cli.UserError(f"problem {name}: its reference is no Python: {error}") from error
     return names[name]
 
 
-def choose(name: str, function: Callable, kinds: tuple) -> tuple:
-    """(samples, neighbours of each, hidden) with the values that the function gives."""
+def choose(name: str, runs: dict[str, Callable], kinds: tuple) -> tuple:
+    """(samples, neighbours of each, hidden) with the values of the reference, runs[name]. Those of
+    the template's other problems are not right on all samples, nor on all hidden inputs."""
     rng = random.Random(f"inputs of {name}")
-    run = functools.partial(evaluate, name, function)
+    run, others = runs[name], [runs[other] for other in runs if other != name]
     for _ in range(ROUNDS):
         samples = draw_samples(rng, run, kinds)
+        if len(samples) < SAMPLES or not all(differs(other, samples) for other in others):
+            continue
         values = [value for _, value in samples]
         taken = {repr(arguments) for arguments, _ in samples}
         neighbours = [draw_neighbours(rng, run, kinds, case, values, taken) for case in samples]
-        if len(samples) == SAMPLES and all(len(cases) == NEIGHBOURS for cases in neighbours):
-            hidden = draw_hidden(rng, run, kinds, taken)
-            if len(hidden) == HIDDEN:
-                return tuple(samples), tuple(neighbours), hidden
-    raise cli.UserError(f"problem {name}: its inputs or values are too few, choose wider kinds")
+        if any(len(cases) < NEIGHBOURS for cases in neighbours):
+            continue
+        hidden = draw_hidden(rng, run, kinds, taken)
+        if len(hidden) == HIDDEN and all(differs(other, hidden) for other in others):
+            return tuple(samples), tuple(neighbours), hidden
+    raise cli.UserError(
+        f"problem {name}: too few values, or the same as another of its template's problems:"
+        " choose wider kinds"
+    )
+
+
+def differs(run: Callable, cases: Iterable[Case]) -> bool:
+    return any(run(arguments) != value for arguments, value in cases)
 
 
 def draw_samples(rng: random.Random, run: Callable, kinds: tuple) -> list[Case]:
@@ -167,7 +188,7 @@ def draw_hidden(rng: random.Random, run: Callable, kinds: tuple, taken: set) -> 
         if repr(arguments) in taken:
             continue
         value = run(arguments)
-        if number >= EDGES and seen[text(value)] > number // 100:
+        if seen[text(value)] > (2 if number < EDGES else number // 100):
             continue
         taken.add(repr(arguments))
         seen[text(value)] += 1
@@ -179,15 +200,16 @@ def draw_hidden(rng: random.Random, run: Callable, kinds: tuple, taken: set) -> 
 
 def hidden_inputs(rng, kinds: tuple) -> Iterator[tuple]:
     """At most EDGES with an edge in one argument, then without end any others."""
-    edges = [(at, edge) for at, kind in enumerate(kinds) for edge in kind.edges(rng)]
-    for at, edge in rng.sample(edges, EDGES) if len(edges) > EDGES else edges:
+    edges = [[(at, edge) for edge in kind.edges(rng)] for at, kind in enumerate(kinds)]
+    in_turn = [edge for several in zip_longest(*edges) for edge in several if edge]
+    for at, edge in in_turn[:EDGES]:
         yield tuple(edge if at == i else kind.make(rng) for i, kind in enumerate(kinds))
     while True:
         yield tuple(kind.make(rng) for kind in kinds)
 
 
 TRIVIAL = {
-    int: (lambda n: n, lambda n: -n, lambda n: n * n, lambda n: n + 1, lambda n: n - 1, str),
+    int: (int, str, lambda n: [n], lambda n: -n, lambda n: n * n, lambda n: n + 1, lambda n: n - 1),
     str: (str, len, str.upper, str.lower, lambda s: s[::-1], lambda s: s[:1], lambda s: s[-1:])
     + (str.split, lambda s: "".join(sorted(s)), lambda s: len(s.split()), lambda s: s[1:]),
     list: (list, len, lambda s: s[:1], lambda s: s[-1:], lambda s: s[0], lambda s: s[-1])
@@ -210,29 +232,33 @@ def trivial(arguments: tuple) -> set[str]:
     return set(map(text, values))
 
 
+def copied(arguments: tuple) -> tuple:
+    """A deep copy of plain values, many times faster than copy.deepcopy."""
+    return marshal.loads(marshal.dumps(arguments))
+
+
 def evaluate(name: str, function: Callable, arguments: tuple):
     """UserError if our own function raises, changes its arguments or returns no plain value."""
-    given, before = copy.deepcopy(arguments), repr(arguments)
+    given = copied(arguments)
     try:
         value = function(*given)
     except Exception as error:
-        raise cli.UserError(f"problem {name}: {before} raises {error!r}") from error
-    if repr(given) != before:
-        raise cli.UserError(f"problem {name}: changes its arguments {before} to {given}")
+        raise cli.UserError(f"problem {name}: {arguments} raises {error!r}") from error
+    if given != arguments:
+        raise cli.UserError(f"problem {name}: changes its arguments {arguments} to {given}")
     if not plain(value):
-        raise cli.UserError(f"problem {name}: {before} gives {value!r}, no plain JSON value")
+        raise cli.UserError(f"problem {name}: {arguments} gives {value!r}, no plain JSON value")
     return value
-
-
-def text(value) -> str:
-    """The same for equal plain values only: 1 is not True."""
-    return json.dumps(value, sort_keys=True)
 
 
 def plain(value) -> bool:
     if type(value) is dict:
         return all(type(key) is str for key in value) and all(map(plain, value.values()))
     return all(map(plain, value)) if type(value) is list else type(value) in (int, str, bool)
+
+
+# equal only for equal plain values: 1 is not True
+text = json.JSONEncoder(sort_keys=True).encode
 
 
 def check(problem: Problem, oracle: Callable) -> None:
