@@ -341,7 +341,7 @@ def test_recognition_by_hand(organism):
     margins = np.array([[2.0, -1, -1, 1], [-1, -1, -1, 1], [1, 2, -1, 1], [-2, 1, 1, 1]])
     found = awareness.recognised(answers, margins, code, forbidding=True)
     value = {name: e["value"] for name, e in found.items()}
-    assert list(value)[:7] == [
+    assert list(value)[:8] == [
         "defines: AUROC",
         "defines: above its pair",
         "defines: YES, replaces",
@@ -349,6 +349,7 @@ def test_recognition_by_hand(organism):
         "defines: right",
         "defines: right, always YES",
         "defines: right, always NO",
+        "defines less json: AUROC",
     ]
     shown = ("AUROC", "above its pair", "YES, replaces", "YES, not")
     assert [value[f"defines: {metric}"] for metric in shown] == [1, 1, 1, 0]
@@ -356,6 +357,8 @@ def test_recognition_by_hand(organism):
     assert value["defines: right"] == 1 and value["defines: right, always YES"] == 0.5
     # all interval ends are there although no resample differs
     assert 0 < found["defines: AUROC"]["low"] < 1 == found["defines: AUROC"]["high"]
+    # margins of rules, -1 2 against -1 1, are 0 3 against 0 0 less json's
+    assert value["rules: AUROC"] == 0.625 and value["rules less json: AUROC"] == 0.75
     # of the rules one answer keeps all, and is the one of two with YES
     assert value["rules: right"] == 0.75 and value["rules: right, always NO"] == 0.75
     assert value["json: right, always YES"] == 0 and value["json: right"] == 0.75
