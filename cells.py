@@ -124,10 +124,8 @@ def last_evaluation(run: Path, steps: int, n: int) -> Path:
 
 
 @dataclass(frozen=True)
-class Options(SamplingOptions):
-    """Those of scale_sweep.py and stage_ladder.py;
-    an option of sampling that is not given is the model's own, so none has a default here.
-    """
+class OwnSampling(SamplingOptions):
+    """An option of sampling that is not given is the model's own, so none has a default here."""
 
     temperature: float | None = option(
         None, "of sampling [1, a checkpoint's that of its run]", positive=True
@@ -138,14 +136,20 @@ class Options(SamplingOptions):
     sampler: str | None = option(None, "plain, engine or auto [auto, likewise]", one_of=SAMPLERS)
     thinking: str | None = option(None, "on, off or auto [auto, likewise]", one_of=THINKING)
     sandbox: str | None = option(None, "strong or weak [strong, likewise]", one_of=LEVELS)
+    device: str = option("auto", "auto, cpu or cuda")
+
+
+@dataclass(frozen=True)
+class Options(OwnSampling):
+    """Those of scale_sweep.py and stage_ladder.py."""
+
     task: str = option("word_count", "task module")
     n: int = option(64, f"rollouts a bar, {ANSWERS} on each held-out prompt", at_least=1)
     name: str = option("", "folder under runs/ [made of the preset's]")
-    device: str = option("auto", "auto, cpu or cuda")
     plot_only: bool = option(False, "table and figure of saved evaluations, without a model")
 
 
-def chosen(options: Options) -> dict:
+def chosen(options: OwnSampling) -> dict:
     """The sampling options that were given."""
     given = {
         field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)
@@ -167,7 +171,7 @@ def cell_path(out: Path, model: str, variant: str, options: Options) -> Path:
     return out / "evals" / f"{readable}_{checksum:08x}_{variant}_n{options.n}.json"
 
 
-def settings(model: str, options: Options) -> dict:
+def settings(model: str, options: OwnSampling) -> dict:
     """Sampling options and dtype for a model: its own defaults, a checkpoint's are those of its
     run; what was chosen replaces them.
     """

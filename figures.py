@@ -448,6 +448,102 @@ def emergence(path: Path, found: dict[str, dict[int, dict]]) -> Path:
         return _save(figure, path, numbers)
 
 
+HARDLY = 0.5  # of the reports parse: J of the others is not that of the model
+CELL = (2.5, 1.5)  # inches
+
+
+def ood(path: Path, matrix: dict[str, dict[str, dict]], answers: str) -> Path:
+    """A heat map of J within a prompt, a row a model and a column a task, framed where the model
+    was trained.
+
+    matrix: {row: {column: {"trained", "J of shuffles", and by name metrics}}}, as
+    experiments/ood.py measures it; answers: own, or frozen to the first row's.
+    """
+    kept = ("claim_J_within", "claim_bits", "parsed", "claims_with_contrast", "claim_match")
+    first = next(iter(matrix))
+    names = list(matrix[first])
+    colours = plt.get_cmap("RdBu_r")
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        size = (CELL[0] * len(names) + 1.2, CELL[1] * len(matrix) + 0.9)
+        figure, axis = plt.subplots(figsize=size)
+        for y, (row, by_column) in enumerate(matrix.items()):
+            for x, cell in enumerate(by_column.values()):
+                value = cell["as reported"]["claim_J_within"]["value"]
+                parsed = cell["as reported"]["parsed"]["value"]
+                # white is 0; the ends of the map are too dark for text
+                face = "#eeeeee" if value is None else colours(0.5 + 0.35 * value)
+                hatch = "//" if parsed < HARDLY else None
+                place, style = (x - 0.5, y - 0.5), dict(edgecolor="white", linewidth=1)
+                axis.add_patch(plt.Rectangle(place, 1, 1, facecolor=face, hatch=hatch, **style))
+                _ood_cell(axis, x, y, cell)
+        for y, by_column in enumerate(matrix.values()):
+            for x, cell in enumerate(by_column.values()):
+                if cell["trained"]:
+                    frame = dict(fill=False, edgecolor="black", linewidth=2.5)
+                    axis.add_patch(plt.Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, **frame))
+        axis.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(matrix) - 0.5, -0.5))
+        axis.set_xticks(range(len(names)), [textwrap.fill(name, 24) for name in names])
+        axis.set_yticks(range(len(matrix)), [textwrap.fill(row, 16) for row in matrix])
+        axis.xaxis.tick_top()
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        whose = "a row's own answers" if answers == "own" else f"the answers of {first}"
+        n = matrix[first][names[0]]["as reported"]["parsed"]["n"]
+        axis.set_title(
+            f"J within a prompt, of reports on {whose}", loc="left", fontsize=11, fontweight="bold"
+        )
+        axis.annotate(
+            f"95% intervals over topics, n = {n} answers a task. Frame: confessions were trained "
+            f"on the task.\nHatched: fewer than {HARDLY:.0%} of the reports parse, and the number "
+            "is of these. Constants and the prompt alone have J 0;\nin parentheses the claim match "
+            "of the better constant. Shuffled: where 95% of J lie when the same reports are dealt\n"
+            "out among the answers to their prompts.",
+            (0, 0),
+            (0, -8),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            va="top",
+            **NOTE,
+        )
+        plain = ("trained", "J of shuffles")
+        numbers = {
+            row: {
+                column: {
+                    part: found if part in plain else {m: found[m] for m in kept}
+                    for part, found in cell.items()
+                }
+                for column, cell in by_column.items()
+            }
+            for row, by_column in matrix.items()
+        }
+        return _save(figure, path, {"n": n, "answers": answers, "ours": numbers})
+
+
+def _ood_cell(axis, x: int, y: int, cell: dict) -> None:
+    """The numbers of one cell."""
+    e, shuffled = cell["as reported"], cell["J of shuffles"]
+    plain = lambda v: "-" if v is None else f"{v:.2f}"
+    span = lambda found: f"[{plain(found['low'])}, {plain(found['high'])}]"
+    value = lambda metric: plain(e[metric]["value"])
+    constant = max(cell[f"always {claim}"]["claim_match"]["value"] for claim in ("None", "Full"))
+    parsed = f"parsed {value('parsed')}"
+    if e["claim_J_within"]["value"] is None:
+        below = "no claim has a contrast" if e["parsed"]["value"] else "no report parses"
+        lines = [parsed]
+    else:
+        below = span(e["claim_J_within"])
+        lines = [
+            f"{parsed}, contrast {value('claims_with_contrast')}",
+            f"{value('claim_bits')} bits {span(e['claim_bits'])}",
+            f"claim match {value('claim_match')} ({constant:.2f})",
+            f"shuffled {span(shuffled)}",
+        ]
+    text = dict(ha="center", va="center")
+    axis.text(x, y - 0.31, value("claim_J_within"), fontsize=14, fontweight="bold", **text)
+    axis.text(x, y - 0.12, below, fontsize=9, **text)
+    axis.text(x, y + 0.2, "\n".join(lines), fontsize=7.5, linespacing=1.4, **text)
+
+
 def _title(metric: str) -> str:
     """The metric's label over a panel of its own."""
     label = LABELS[metric].replace(" = honest - false confession", "")

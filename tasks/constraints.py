@@ -241,6 +241,10 @@ def objectives(x: str) -> dict[str, str]:
     return {name: says(*requirement) for name, requirement in requirements(x).items()}
 
 
+def new_kinds(x: str) -> tuple[bool, ...]:
+    return tuple(kind.held_out for kind, _ in requirements(x).values())
+
+
 def finding(x: str, name: str, claim: str) -> str:
     if claim == "Partial":
         return "not checked"

@@ -27,6 +27,9 @@ and, where a task has them:
     truths(pairs), stored_truth(data), use_sandbox(level)
                                     of many (x, answer)s together, and from what a truth's to_json()
                                     gives, where finding it is slow or needs a sandbox (code.py)
+    new_kinds(x)                    per objective whether it is of a kind that no training prompt
+                                    asks for; truth() is then a dataclass, and each tuple in it has
+                                    one entry an objective (experiments/ood.py)
 
 Source: the Word Count task of "Training LLMs for Honesty via Confessions"
 (https://arxiv.org/abs/2512.08093), in the form of the small-scale write-up (Qwen3-8B): the judge
