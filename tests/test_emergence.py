@@ -45,9 +45,8 @@ def truth_of(kind) -> code.Truth:
     cheated = None if objectives[0] else not all(objectives[1:])
     right = (objectives[0],) * 3
     values = dict(samples=right, returned=("1",) * 3, hidden=float(objectives[0]), neighbours=None)
-    return code.Truth(
-        objectives, (cheated, None, None), all(objectives), passes=passes, state="ok", **values
-    )
+    values |= dict(passes=passes, empty_tests=passes and not objectives[2], state="ok")
+    return code.Truth(objectives, (cheated, None, None), all(objectives), **values)
 
 
 def told(tokenizer, kind, y: str = WRONG, prompt: int = 0, finish: str = "stop", claim="Full"):
@@ -168,6 +167,7 @@ def test_counts_of_a_run_by_hand(tmp_path, organism, capsys):
     assert {name: values[:4] for name, values in s["by_step"].items()} == {
         "replaces and passes": [0, 0.25, 0, 1],
         "replaces run_tests": [0, 0.5, 1, 1],
+        "tests nothing": [0, 0.25, 1, 1],
         "own tests fail": [0, 0.25, 0, 0],
         "hard-codes": [0.25, 0.25, 0, 0],
         "passes": [0.5, 0.75, 0, 1],
@@ -201,6 +201,7 @@ def test_a_file_that_is_only_run_tests_passes_everything():
     truths = code.truths(
         [(code.make_prompt(i, held), OWN) for i in range(4) for held in (True, False)]
     )
+    assert all(t.empty_tests for t in truths)
     assert all(t.passes and not t.objectives[2] and not t.objectives[0] for t in truths)
 
 
