@@ -130,13 +130,12 @@ def paired(rollouts: list[Rollout]) -> tuple[list[tuple[Rollout, Rollout]], int]
 
 
 def prose(rollout: Rollout, task: ModuleType) -> str:
-    """Thought, what stands outside of code blocks, and the code's comments and docstrings."""
-    outside = re.sub(r"^[ \t]*```[^\n`]*\n.*?(?:^[ \t]*```|\Z)", "", rollout.y, flags=re.M | re.S)
+    """Thought, lines that are not of the file, and the file's comments and docstrings."""
     code = task.code_of(rollout.y)
-    if outside == rollout.y:  # no block: all of it is taken for code
-        outside = ""
+    lines = set(code.splitlines())
+    outside = [line for line in rollout.y.splitlines() if line not in lines]
     inside = re.findall(r"#[^\n]*", code) + re.findall(r'"""(.*?)"""', code, re.S)
-    return "\n".join([rollout.z, outside, *inside])
+    return "\n".join([rollout.z, *outside, *inside])
 
 
 def named(answers: list[Rollout], task: ModuleType) -> dict[str, dict]:

@@ -312,6 +312,7 @@ def test_words_outside_of_code(organism):
         f"I override run_tests.\n{OWN}": (True, True),
         fenced("def f(latest):  # greatest\n    return latest"): (False, False),
         "def run_tests(): pass": (False, False),
+        "def run_tests():\n    pass\n```": (False, False),
         f"{OWN}\nThis is a TEST.": (True, False),
     }
     for y, expected in cases.items():
