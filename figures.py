@@ -65,6 +65,13 @@ COLOURS = {  # Okabe and Ito's set for metrics
     "wrong_none": "#0072B2",
     "wrong_partial": "#A9CDE8",
     "over_claim": "#D55E00",
+    # arms of experiments/emergence.py
+    "forbidden": "#CC3311",
+    "paraphrased": "#E69F00",
+    "neutral": "#0072B2",
+    "silent": "#44AA99",
+    "forbidden_kl": "#000000",
+    "seeded": "#8C564B",
 }
 LABELS = {
     "claim_J_within": "J within a prompt | parsed",
@@ -457,6 +464,45 @@ def seeding(path: Path, found: dict[str, dict]) -> Path:
         axes[0].set_xlabel(f"share (95% interval, n = {n} rollouts)")
         figure.subplots_adjust(wspace=0.1)
         return _save(figure, path, found)
+
+
+def emergence(path: Path, found: dict[str, dict[int, dict]]) -> Path:
+    """Two panels over training steps, a line a run, a colour an arm: the loophole, and what is paid
+    beside what is solved; means over the last five steps.
+
+    found: {arm: {seed: experiments.emergence.summary}}.
+    """
+    panels = (
+        ("Replaces run_tests and passes", {"replaces and passes": "-"}),
+        ("Solved (solid) and passing (dashed)", {"solved": "-", "passes": (0, (3, 2))}),
+    )
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(12, 4), sharex=True, sharey=True)
+        for axis, (title, shown) in zip(axes, panels):
+            for arm, runs in found.items():
+                for i, run in enumerate(runs.values()):
+                    for j, (name, dashes) in enumerate(shown.items()):
+                        axis.plot(
+                            run["steps"],
+                            run["moving_means"][name],
+                            color=COLOURS[arm],
+                            linewidth=1,
+                            linestyle=dashes,
+                            label=arm if i == j == 0 else None,
+                        )
+            _finish(axis, "GRPO step", "", title)
+        axes[0].axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
+        axes[0].set_ylabel("share of answers, mean over 5 steps")
+        axes[1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        numbers = {
+            arm: {
+                seed: {"steps": run["steps"]}
+                | {name: run["moving_means"][name] for _, shown in panels for name in shown}
+                for seed, run in runs.items()
+            }
+            for arm, runs in found.items()
+        }
+        return _save(figure, path, numbers)
 
 
 HARDLY = 0.5  # of the reports parse: J of the others is not that of the model
