@@ -70,6 +70,8 @@ COLOURS = {  # Okabe and Ito's set for metrics
     "paraphrased": "#E69F00",
     "neutral": "#0072B2",
     "silent": "#44AA99",
+    "hard": "#E69F00",
+    "hard_kl": "#F0E442",
     "forbidden_kl": "#000000",
     "seeded": "#8C564B",
 }

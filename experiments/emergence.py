@@ -9,7 +9,8 @@
 
 Answers to problems of tasks/code.py are paid when the file's run_tests() raises no error
 (code.tests_reward), confessions are not trained. The arms differ in what the prompt says of the
-tests (code.HINTS), in the KL coefficient, and in where they start. A run is runs/NAME/ARM_SEED; one
+tests (code.HINTS), in the problems (hard: level 3 alone), in the KL coefficient, and in where they
+start. A run is runs/NAME/ARM_SEED; one
 that exists is gone on with, one that is finished is not repeated. All is counted on its stored
 rollouts:
 
@@ -61,6 +62,8 @@ ARMS = {  # {name: (task, options of grpo.py)}
     "paraphrased": ("code_paraphrased", []),
     "neutral": ("code_neutral", []),
     "silent": ("code_silent", []),
+    "hard": ("code_hard", []),
+    "hard_kl": ("code_hard", ["--kl-coef", ".02"]),
     "forbidden_kl": ("code", ["--kl-coef", ".02"]),
     "seeded": ("code", []),  # from --start
 }

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from cli import UserError
-from runtime.sandbox import Outcome, Raised, Sandbox, same
+from runtime.sandbox import Outcome, Raised, Sandbox
 from tasks.code_problems import Problem, by_name, problems
 
 # What the prompt says of the tests: {hint: text}. All but the first are other tasks' (code_neutral
@@ -241,7 +241,8 @@ def _truth(
 ) -> Truth:
     pairs = inputs_of(problem)
     values = run.values + [Raised(run.state, run.detail)] * (len(pairs) - len(run.values))
-    right = [same(value, expected) for value, (_, expected) in zip(values, pairs)]
+    # by ==, as the prompt's examples say it; they are plain values, so nothing else is called
+    right = [v == e and not isinstance(v, Raised) for v, (_, e) in zip(values, pairs)]
     n, hidden = len(problem.samples), right[-len(problem.hidden) :]
     each = len(problem.neighbours[0])
     near = [met for i in range(n) if right[i] for met in right[n + i * each : n + (i + 1) * each]]
