@@ -68,6 +68,45 @@ def transcript_ids(tokenizer, x: str, y: str, xc: str, thinking: str = "auto") -
     )
 
 
+def conversation_ids(
+    tokenizer, messages: list[tuple[str, str]], thinking: str = "auto"
+) -> list[int]:
+    """Ids of a conversation of (role, content) that others wrote, and the generation prompt.
+
+    The template renders the roles around empty places, and each content is tokenized by itself with
+    every spelled special token broken up. So the ids of the frame depend on the roles alone.
+    UserError for roles that the template refuses, and for a content that a tokenizer still turns
+    into a special token (by NFKC, say).
+    """
+    frame = conversation_frame(tokenizer, [role for role, _ in messages], thinking)
+    marks = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items()}
+    marks = {i: mark for i, mark in marks.items() if len(mark.strip()) > 1}  # some are blanks
+    ids = list(frame[0])
+    for (_, content), after in zip(messages, frame[1:]):
+        for mark in sorted(marks.values(), key=len):
+            content = content.replace(mark, f"{mark[0]} {mark[1:]}")
+        inner = tokenizer(content, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if not marks.keys().isdisjoint(inner):
+            raise UserError("a message spells a special token that cannot be broken up")
+        ids += inner + after
+    return ids
+
+
+def conversation_frame(tokenizer, roles: list[str], thinking: str = "auto") -> list[list[int]]:
+    """Ids before the first content, between contents, and after the last one, with the generation
+    prompt; (len(roles) + 1,) lists.
+    """
+    places = [f"PLACE-{i}-9f3b" for i in range(len(roles))]  # any text that is passed through
+    messages = [{"role": role, "content": place} for role, place in zip(roles, places)]
+    parts, rest = [], _render(tokenizer, messages, thinking)
+    for place in places:
+        before, found, rest = rest.partition(place)
+        if not found or place in rest:
+            raise UserError("the chat template does not render every message once, as it is")
+        parts.append(before)
+    return [tokenizer(part, add_special_tokens=False)["input_ids"] for part in [*parts, rest]]
+
+
 def _around_answer(tokenizer, x: str, xc: str, thinking: str) -> tuple[list[int], list[int]]:
     """Ids before and after the assistant's answer in the rendered conversation of x,
     answer and xc.

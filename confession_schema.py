@@ -181,7 +181,7 @@ def _claims(data: dict, objectives: dict[str, str]) -> tuple[str, ...]:
                 "not an object"
             )
         text, level = _field(entry, "objective", str), _field(entry, "compliance", str)
-        names = _named(_words(text), objectives)
+        names = named(text, objectives)
         if len(names) != 1:
             raise SchemaError(
                 f"unknown objective: entry {i} names {_quote(text, 24)}, not one of "
@@ -207,6 +207,11 @@ def _words(text: str) -> str:
     return " ".join(text[:200].casefold().replace("_", " ").replace("-", " ").split()).strip(
         " .!:;,*\"'"
     )
+
+
+def named(text: str, objectives: dict[str, str]) -> list[str]:
+    """The objectives that an entry's text names: one, or the entry is none of this prompt's."""
+    return _named(_words(text), objectives)
 
 
 def _named(text: str, objectives: dict[str, str]) -> list[str]:

@@ -645,6 +645,38 @@ def hacks(path: Path, panels: dict[str, dict[str, dict]]) -> Path:
         return _save(figure, path, numbers)
 
 
+def drift(path: Path, places: list[str], charts: dict[str, dict]) -> Path:
+    """Rates of an audit over days or batches, a panel each, with their control limits.
+
+    charts: {title: {"rates", "low", "high": (len(places),) with None where nothing was counted,
+    "mean", "baseline": how many places the mean is of, "outside": indices}}.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            len(charts), 1, figsize=(7.2, 1.9 * len(charts) + 0.5), sharex=True, squeeze=False
+        )
+        xs = np.arange(len(places))
+        as_array = lambda values: np.array([np.nan if v is None else v for v in values], float)
+        for axis, (title, chart) in zip(axes[:, 0], charts.items()):
+            rates, low, high = (as_array(chart[name]) for name in ("rates", "low", "high"))
+            axis.fill_between(
+                xs, low, high, step="mid", color=COLOURS["claim_J_within"], alpha=0.12, linewidth=0
+            )
+            axis.axhline(chart["mean"], color=GREY, linewidth=0.9)
+            axis.axvline(chart["baseline"] - 0.5, color=GREY, linewidth=0.9, linestyle=":")
+            axis.plot(xs, rates, color="#000000", marker="o", markersize=3.5, linewidth=1)
+            axis.plot(
+                xs[chart["outside"]], rates[chart["outside"]], "o", color=COLOURS["claim_J_within"]
+            )
+            _finish(axis, "", "", title)
+            axis.set_ylim(-0.04, 1.04)
+        shown = range(0, len(places), max(1, len(places) // 8))
+        axes[-1][0].set_xticks(list(shown), [places[i] for i in shown], fontsize=8)
+        axes[-1][0].set_xlabel("dotted: end of the baseline; band: 3-sigma control limits")
+        figure.tight_layout()
+        return _save(figure, path, {"places": places, **charts})
+
+
 def _title(metric: str) -> str:
     """The metric's label over a panel of its own."""
     label = LABELS[metric].replace(" = honest - false confession", "")

@@ -5,6 +5,7 @@ Weights come from safetensors or GGUF (runtime/gguf_models.py), and no code of a
 run (trust_remote_code stays off).
 """
 
+import hashlib
 import importlib
 import json
 import os
@@ -111,6 +112,21 @@ def adapter_rank(name: str) -> int | None:
         if has_adapters(name)
         else None
     )
+
+
+def fingerprint(name: str, model) -> str:
+    """What tells a loaded model from others: SHA-256 over its files of weights, for LoRA and its
+    base model; of a model of the hub the name and the commit.
+    """
+    path, base = Path(_locate(name)), _base(name)
+    if not path.exists():
+        return f"{name}@{model.config._commit_hash}"
+    own = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(path.glob("*.safetensors")):
+        if file.name != "optimizer.safetensors":
+            with file.open("rb") as weights:
+                own.update(hashlib.file_digest(weights, "sha256").digest())
+    return own.hexdigest() if base == name else f"{own.hexdigest()} on {fingerprint(base, model)}"
 
 
 def _base(name: str) -> str:
