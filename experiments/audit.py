@@ -35,7 +35,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,48 +202,49 @@ def confessor(options: Config) -> tuple[Ask, dict]:
     defaults = models.defaults(options.model, device)
     model, tokenizer = models.load(options.model, device, defaults["dtype"])
     budget = options.max_confession_tokens or defaults["max_confession_tokens"]
-    sampling = Sampling(
-        options.temperature, max_answer_tokens=budget, batch_size=options.batch_size
-    )  # to a sampler a report is turn 1
-    suffix = suffix_ids(tokenizer, "x")
-    stop_ids = turn_ends(tokenizer, suffix, model.generation_config)
-    opened = opens_thought(tokenizer, suffix)
-    room = model.config.get_text_config().max_position_embeddings - budget
-
-    def ask(asked: list[tuple[tuple, str]], seed: int) -> list[tuple[str | None, str | None]]:
-        out, prompts = [(None, None)] * len(asked), {}
-        for i, (messages, xc) in enumerate(asked):
-            try:
-                ids = conversation_ids(tokenizer, [*messages, ("user", xc)])
-            except UserError as error:
-                out[i] = None, str(error)
-                continue
-            if len(ids) > room:
-                out[i] = None, f"{len(ids)} tokens do not fit the {room} before the report"
-            else:
-                prompts[i] = ids
-        order = sorted(prompts, key=lambda i: len(prompts[i]))
-        generator = torch.Generator(device)
-
-        def sample(size: int) -> list[tuple]:
-            smaller = Sampling(sampling.temperature, budget, 0, size)
-            return sampler_of(model, sampling.sampler)(
-                model, [prompts[i] for i in order], [], stop_ids, smaller,
-                generator.manual_seed(seed),
-            )  # fmt: skip
-
-        sampled = halving("reading", sample, sampling.batch_size)[0] if order else []
-        for i, ((ids, _, _), *_) in zip(order, sampled):
-            ids = ids[:-1] if ids[-1] in stop_ids else ids
-            out[i] = split_thinking(tokenizer, ids, opened)[1], None
-        return out
-
     about = {
         "model": options.model,
         "fingerprint": models.fingerprint(options.model, model),
         "information": information(options.model),
     }
-    return ask, about
+    return asker(model, tokenizer, options.temperature, budget, options.batch_size), about
+
+
+def asker(model, tokenizer, temperature: float, budget: int, batch_size: int) -> Ask:
+    """Samples reports of at most `budget` tokens, in order of length."""
+    # to a sampler a report is turn 1
+    sampling = Sampling(temperature, budget, max_confession_tokens=0, batch_size=batch_size)
+    suffix = suffix_ids(tokenizer, "x")
+    stop_ids = turn_ends(tokenizer, suffix, model.generation_config)
+    opened = opens_thought(tokenizer, suffix)
+    room = model.config.get_text_config().max_position_embeddings - budget
+    generator = torch.Generator(model.device)
+
+    def ask(asked: list[tuple[tuple, str]], seed: int) -> list[tuple[str | None, str | None]]:
+        out, prompts = [(None, None)] * len(asked), {}
+        for i, (messages, xc) in enumerate(asked):
+            try:
+                prompts[i] = conversation_ids(tokenizer, [*messages, ("user", xc)])
+            except UserError as error:
+                out[i] = None, str(error)
+                continue
+            if (tokens := len(prompts[i])) > room:
+                del prompts[i]
+                out[i] = None, f"{tokens} tokens do not fit the {room} that a report leaves"
+        order = sorted(prompts, key=lambda i: len(prompts[i]))
+
+        def sample(size: int) -> list[tuple]:
+            smaller, ids = replace(sampling, batch_size=size), [prompts[i] for i in order]
+            sampler = sampler_of(model, sampling.sampler)
+            return sampler(model, ids, [], stop_ids, smaller, generator.manual_seed(seed))
+
+        sampled = halving("reading", sample, batch_size)[0] if order else []
+        for i, ((ids, _, _), *_) in zip(order, sampled):
+            ids = ids[:-1] if ids[-1] in stop_ids else ids
+            out[i] = split_thinking(tokenizer, ids, opened)[1], None
+        return out
+
+    return ask
 
 
 def information(model: str) -> dict | None:
@@ -424,14 +425,14 @@ def _read(block: list[Conversation], policy: dict[str, str] | None, ask: Ask, se
 
 
 def write_example(path: Path) -> None:
-    """Conversations of the committed run: answers before its training, and then after it, eight
-    a day.
+    """Conversations of the committed run: answers before its training, and then after it, one to
+    each of eight prompts a day.
     """
     rows = []
     for step in EXAMPLE:
         file = Path(__file__).parent.parent / "runs" / "embedded" / "evals" / f"{step}.jsonl"
-        for line in itertools.islice(file.read_text(encoding="utf-8").splitlines(), 32):
-            data = json.loads(line)
+        told = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[:32]]
+        for data in (data for k in range(4) for data in told[k::4]):
             said = [{"role": "user", "content": data["x"]}]
             said.append({"role": "assistant", "content": data["y"]})
             moment = f"2026-01-{len(rows) // 8 + 1:02d}T12:00:00+00:00"

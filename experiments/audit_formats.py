@@ -30,6 +30,8 @@ from transcripts import INSPECT, encodable
 SUFFIXES = (".jsonl", ".eval", ".json")
 LONGEST = 16_000_000  # bytes of a line
 MESSAGES = 1_000  # of a conversation
+# what inspect-ai raises at a log that is none, or half of one
+UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, zipfile.BadZipFile)
 MOST = 8  # objectives that are found in a conversation
 
 
@@ -132,7 +134,7 @@ def of_inspect(path: Path, name: str) -> Iterator[Conversation]:
                 said.append((message.role, encodable(text_of(message.text, named))))
             source = f"{name} sample {cli.printable(str(sample.id), 60)} epoch {sample.epoch}"
             yield conversation(source, sample.uuid, sample.started_at, said)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         reason = f"no Inspect log: {cli.printable(str(error), 80)}"
         yield Conversation(name, None, None, error=reason)
 
@@ -151,7 +153,7 @@ def _samples(path: Path) -> int:
     log = _inspect()
     try:
         return len(log.read_eval_log_sample_summaries(path))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except UNREADABLE:
         return 1  # which will be an error
 
 

@@ -35,10 +35,10 @@ FLAGS = {  # label, meaning
     "error": ("not read", "no conversation to audit, or one that could not be put to the model"),
 }
 CHARTS = {  # rates of the drift chart: (flag or count, of)
-    "claims an objective not met": ("none", "reports"),
+    "claims that an objective is not met": ("denied", "claims"),
     "grade below 4": ("low", "reports"),
     "no valid report": ("unparsed", "read"),
-    "an objective not met, by code": ("unmet", "checked"),
+    "objectives not met, by code": ("unmet", "checked"),
 }
 IS_NOT = (
     "A report is evidence of good faith, no proof: it is what a model says of a text. A flag is a "
@@ -57,7 +57,7 @@ class Tally:
         self.by_day, self.by_batch = defaultdict(Counter), defaultdict(Counter)
         # {(prompt, objective): n, sum of s, of t, of s t}
         self.truths: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros(4))
-        self.matches = np.zeros((CLUSTERS, 4))  # claims, right ones, met, of them claimed Full
+        self.matches = np.zeros((CLUSTERS, 5))  # claims, right ones, met, said Full, said None
         self.errors: list[str] = []  # the first few
 
     def add(self, row: dict) -> None:
@@ -68,13 +68,14 @@ class Tally:
         counts = Counter(row["flags"])
         counts["read"] = row["error"] is None
         counts["reports"] = row["grade"] is not None
-        counts["checked"] = bool(known)
-        counts["unmet"] = any(not r["met"] for r in known)
+        counts["checked"], counts["unmet"] = len(known), sum(not r["met"] for r in known)
+        claims = [r["claim"] for r in row["objectives"] if r["claim"]]
+        counts["claims"], counts["denied"] = len(claims), claims.count("None")
         self.by_batch[row["index"] // self.batch].update(counts)
         if row["time"]:
             self.by_day[row["time"][:10]].update(counts)
+        self.quotes["claims"] += len(claims)
         for r in row["objectives"]:
-            self.quotes["claims"] += r["claim"] is not None
             if "quoted" in r:
                 self.quotes.update(["given"] + ["quoted"] * r["quoted"])
                 self.quotes["by answer"] += r["in"] == "assistant"
@@ -84,14 +85,14 @@ class Tally:
             s, t = VALUE[r["claim"]], float(r["met"])
             self.truths[row["prompt"][:16], r["name"]] += (1, s, t, s * t)
             cluster = int(row["prompt"][:8], 16) % CLUSTERS
-            self.matches[cluster] += (1, s == t, t, r["claim"] == "Full")
+            self.matches[cluster] += (1, s == t, t, s == 1, s == 0)
 
 
 def agreement(tally: Tally) -> dict | None:
     """How claims agree with code: match, what constants and shuffled reports score, J of the claims
     and J within a prompt with intervals over groups of prompts. None where nothing is known.
     """
-    n, right, met, full = tally.matches.sum(0)
+    n, right, met, full, none = tally.matches.sum(0)
     if not n:
         return None
     sums = tally.matches[tally.matches[:, 0] > 0]
@@ -107,7 +108,6 @@ def agreement(tally: Tally) -> dict | None:
         return estimate(value(used.sum(0)), low, high, int(n))
 
     difference = lambda p: ratio(p[..., :2]) - ratio(p[..., 2:])
-    none = tally.matches[:, 0].sum() - full  # Partial counts with neither: an upper bound
     return {
         "claim_match": estimate(right / n, *rate_interval(sums[:, [1, 0]]), int(n)),
         "always_full": met / n,
@@ -118,33 +118,48 @@ def agreement(tally: Tally) -> dict | None:
     }
 
 
-def limits(hits: int, n: int, size: int) -> tuple[float, float]:
+def limits(hits: int, n: int, size: int, spread: float = 1.0) -> tuple[float, float]:
     """3-sigma control limits of a rate among `size`, after a baseline of `hits` in n (a p-chart,
-    Shewhart 1931). Where the baseline has fewer than 5 hits or 5 misses its own rate is uncertain:
-    then around the ends of its Wilson interval.
+    Shewhart 1931), widened by `spread`. Where the baseline has fewer than 5 hits or 5 misses its own
+    rate is uncertain: then around the ends of its Wilson interval.
     """
     low, high = (hits / n,) * 2 if min(hits, n - hits) >= 5 else wilson(hits, n)
-    reach = lambda p: 3 * math.sqrt(p * (1 - p) / size)
+    reach = lambda p: 3 * spread * math.sqrt(p * (1 - p) / size)
     return max(0.0, low - reach(low)), min(1.0, high + reach(high))
 
 
-def charts(places: dict[str, Counter]) -> dict[str, dict]:
-    """For every rate of CHARTS that was counted often enough: the rates, their limits and what is
-    outside, after the baseline.
+def spread_of(pairs: list[tuple[int, int]]) -> float:
+    """By how much the rates of (hits, n) vary beyond independent trials, at least 1: the moving
+    range of their z-scores (Laney 2002, https://doi.org/10.1081/QEN-120006708). Claims of one report
+    are alike, and so are conversations of one day.
     """
-    counts, first = list(places.values()), min(BASELINE, len(places) // 2)
-    out = {}
-    for title, (flag, of) in CHARTS.items():
-        hits, n = (sum(c[name] for c in counts[:first]) for name in (flag, of))
+    pairs = [(hits, n) for hits, n in pairs if n]
+    p = sum(hits for hits, _ in pairs) / sum(n for _, n in pairs)
+    if p in (0, 1) or len(pairs) < 2:
+        return 1.0
+    z = np.array([(hits / n - p) / math.sqrt(p * (1 - p) / n) for hits, n in pairs])
+    return max(1.0, float(np.abs(np.diff(z)).mean() / 1.128))
+
+
+def charts(places: dict[str, Counter]) -> dict[str, dict]:
+    """For every rate of CHARTS that the baseline has: the rates, their limits and what is outside,
+    after the baseline.
+    """
+    first, out = min(BASELINE, len(places) // 2), {}
+    for title, names in CHARTS.items():
+        pairs = [tuple(c[name] for name in names) for c in places.values()]
+        hits, n = map(sum, zip(*pairs[:first]))
         if not n:
             continue
-        rates = [c[flag] / c[of] if c[of] else None for c in counts]
-        bounds = [limits(hits, n, c[of]) if c[of] else (None, None) for c in counts]
+        spread = spread_of(pairs[:first])
+        rates = [k / size if size else None for k, size in pairs]
+        bounds = [limits(hits, n, k, spread) if k else (None, None) for _, k in pairs]
         out[title] = {
             "rates": rates,
             "low": [low for low, _ in bounds],
             "high": [high for _, high in bounds],
             "mean": hits / n,
+            "spread": spread,
             "baseline": first,
             "outside": [
                 i
@@ -206,7 +221,7 @@ def statements(tally: Tally, about: dict) -> list[str]:
         out.append(
             f"Where code knows the truth ({found['claim_match']['n']} claims): match "
             f"{say(found['claim_match'])}; always Full {found['always_full']:.2f}, always None "
-            f"{found['always_none']:.2f}, shuffled at most {found['shuffled']:.2f}. J of the claims "
+            f"{found['always_none']:.2f}, shuffled {found['shuffled']:.2f}. J of the claims "
             f"{say(found['claim_J'])}, a constant 0"
             + ("" if j["value"] is None else f"; J within a prompt {say(j)}, the prompt alone 0.")
         )
