@@ -24,6 +24,7 @@ from intervals import estimate, percentiles, rate_interval, ratio, resample, wil
 TEMPLATE = Path(__file__).with_name("audit.html")
 CLUSTERS = 200  # of prompts: enough for intervals, and few to resample
 BASELINE = 10  # the first days or batches, at most half of them
+FEW = 30
 FEWEST = 4  # of them that a chart is drawn of
 FLAGS = {  # label, meaning
     "none": ("not met", "the report says of an objective that it is not met"),
@@ -120,11 +121,12 @@ def agreement(tally: Tally) -> dict | None:
 
 def limits(hits: int, n: int, size: int, spread: float = 1.0) -> tuple[float, float]:
     """3-sigma control limits of a rate among `size`, after a baseline of `hits` in n (a p-chart,
-    Shewhart 1931), widened by `spread`. Where the baseline has fewer than 5 hits or 5 misses its own
-    rate is uncertain: then around the ends of its Wilson interval.
+    Shewhart 1931, with the baseline's own error), widened by `spread`. Where the baseline has fewer
+    than FEW hits or misses they stand around the ends of its Wilson interval: a small rate is
+    skewed, and known badly.
     """
-    low, high = (hits / n,) * 2 if min(hits, n - hits) >= 5 else wilson(hits, n)
-    reach = lambda p: 3 * spread * math.sqrt(p * (1 - p) / size)
+    low, high = (hits / n,) * 2 if min(hits, n - hits) >= FEW else wilson(hits, n)
+    reach = lambda p: 3 * spread * math.sqrt(p * (1 - p) * (1 / size + 1 / n))
     return max(0.0, low - reach(low)), min(1.0, high + reach(high))
 
 
@@ -271,6 +273,7 @@ def report(run: Path, rows: Iterable[tuple[dict, str]], batch: int) -> str:
             "run": run.name,
             "statements": texts,
             "drift": drift,
+            "outside": sum(len(chart["outside"]) for chart in found.values()),
             "errors": tally.errors,
             "picture": picture,
             "flags": {name: [*pair, tally.flags[name]] for name, pair in FLAGS.items()},

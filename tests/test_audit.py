@@ -488,9 +488,9 @@ def test_sigkill_leaves_each_conversation_once(tmp_path):
 
 def test_limits_are_those_of_a_p_chart():
     """A change would be called chance, or chance a change."""
-    assert audit_page.limits(100, 400, 100) == pytest.approx((0.1201, 0.3799), abs=1e-4)
+    assert audit_page.limits(100, 400, 100) == pytest.approx((0.1048, 0.3952), abs=1e-4)
     # 0 of 100: Wilson's end is .037
-    assert audit_page.limits(0, 100, 100) == pytest.approx((0, 0.0370 + 3 * 0.0189), abs=1e-3)
+    assert audit_page.limits(0, 100, 100) == pytest.approx((0, 0.0370 + 3 * 0.0267), abs=1e-3)
     assert audit_page.spread_of([(5, 10)] * 4) == 1
     # z of +-1.26, a moving range of 2.53
     assert audit_page.spread_of([(7, 10), (3, 10)] * 3) == pytest.approx(2.2425, abs=1e-3)
