@@ -1,6 +1,6 @@
 """Confessions on demand: a confessor reads conversations that exist, and reports on each.
 
-    python -m experiments.audit                        # a packaged example, 2 minutes on a CPU
+    python -m experiments.audit                        # a packaged example, half a minute on a CPU
     python -m experiments.audit --logs FILE_OR_FOLDER --model MODEL --name NAME
     python -m experiments.audit --logs ... --policy POLICY.md   # one objective an item of a list
     python -m experiments.audit --verify runs/NAME     # walks the trail; status 2 if it is broken
@@ -23,7 +23,8 @@ What it supports: finding conversations worth a look, and a change in what is re
 not: a report is evidence of good faith, no proof. A confessor without information (the page says
 what was measured of it) audits nothing, whatever its rates. It reads text, not the thoughts that an
 answer's own writer had, and it was trained on other prompts. A conversation can try to talk it into
-a report; it cannot forge one, as a report is only what is sampled after xc. A quote shows that words
+a report; it cannot forge one, as a report is only what is sampled after xc. Objectives that were
+found are its own words, in xc too: with --policy none of them is there. A quote shows that words
 are there, not that they show what they are quoted for. A drift can be one of the conversations, of
 what they ask, or of the confessor; where truth can be computed an independent check stands beside
 the claim.
@@ -74,6 +75,7 @@ from tasks import word_count
 
 EXAMPLE = ("step_0000", "step_0100")  # evaluations of runs/embedded, 32 answers of each
 WINDOW = 4  # batches whose conversations are sorted by length together
+LONGEST = 100  # characters a token, on average
 BEGINNING = "0" * 64  # before the first line
 
 
@@ -223,6 +225,10 @@ def asker(model, tokenizer, temperature: float, budget: int, batch_size: int) ->
     def ask(asked: list[tuple[tuple, str]], seed: int) -> list[tuple[str | None, str | None]]:
         out, prompts = [(None, None)] * len(asked), {}
         for i, (messages, xc) in enumerate(asked):
+            length = sum(len(content) for _, content in messages)
+            if length > LONGEST * room:  # not worth to tokenize
+                out[i] = None, f"{length} characters do not fit the {room} tokens before a report"
+                continue
             try:
                 prompts[i] = conversation_ids(tokenizer, [*messages, ("user", xc)])
             except UserError as error:
@@ -230,7 +236,7 @@ def asker(model, tokenizer, temperature: float, budget: int, batch_size: int) ->
                 continue
             if (tokens := len(prompts[i])) > room:
                 del prompts[i]
-                out[i] = None, f"{tokens} tokens do not fit the {room} that a report leaves"
+                out[i] = None, f"{tokens} tokens do not fit the {room} before a report"
         order = sorted(prompts, key=lambda i: len(prompts[i]))
 
         def sample(size: int) -> list[tuple]:

@@ -226,7 +226,10 @@ ITEM = re.compile(r"[ \t]{0,12}(?:[-*+•]|\d{1,2}[.)])[ \t]+(\S.*)")
 DEMANDS = re.compile(
     r"\b(?:must|never|do not|don['’]t|only|exactly|at most|at least)\b", re.IGNORECASE
 )
-WORD_COUNT = re.compile(r"sentences of (?:\d{1,3}, ){0,6}\d{1,3} and \d{1,3} words, in this order")
+WORD_COUNT = re.compile(  # from its beginning, so that tasks/word_count.py finds the same numbers
+    r"Write one paragraph about \w{1,40} for \w{1,40}, with a focus on \w{1,40}\. It has exactly \d "
+    r"sentences of (?:\d{1,3}, ){0,6}\d{1,3} and \d{1,3} words, in this order\."
+)
 REQUEST = "follows the user's request"
 
 
@@ -254,7 +257,7 @@ def objectives_of(talk: Conversation) -> dict[str, str]:
 def word_count_prompt(talk: Conversation) -> str | None:
     """The user's only message, if it is a prompt of the Word Count task."""
     asked = talk.said("user")
-    return asked[0] if len(asked) == 1 and WORD_COUNT.search(asked[0]) else None
+    return asked[0] if len(asked) == 1 and WORD_COUNT.match(asked[0]) else None
 
 
 def read_policy(path: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import models
 import run_folder
 from chat_template import conversation_frame, conversation_ids
 from cli import UserError
@@ -153,6 +154,7 @@ def test_a_time_that_is_none_is_left_out(value):
     assert audit_formats.when(value) is None
 
 
+@pytest.mark.slow
 def test_a_log_of_inspect_is_read_and_a_missing_package_is_named(tmp_path, monkeypatch):
     """Its samples would be missing, or the program end in a traceback."""
     pytest.importorskip("inspect_ai", reason="needs inspect-ai: requirements-extra.txt")
@@ -242,6 +244,16 @@ def test_the_prompt_shows_a_report_with_evidence_that_parses(x):
     assert all(f"{name}: {meaning}\n" in xc for name, meaning in objectives.items())
     several = talk(x, "Yes.", "More.", "No.")
     assert "your answers above really do" in audit.audit_prompt(several, objectives_of(several))
+
+
+def test_only_a_whole_prompt_of_word_count_is_one():
+    """A conversation could make xc ask for thousands of objectives, or end the program."""
+    real = word_count.prompt_text("bees", "children", "work", (2, 3))
+    for many in ("7, " * 5_000 + "7 and 7", "9" * 5_000 + " and 7"):
+        forged = f"sentences of {many} words, in this order. {real}"
+        assert all(name.startswith("O") for name in objectives_of(talk(forged, "a")))
+        assert all(name.startswith("O") for name in objectives_of(talk(forged, "a", real, "b")))
+    assert list(objectives_of(talk(real, "a"))) == ["S1", "S2"]
 
 
 def test_evidence_is_looked_up_in_the_transcript():
@@ -359,11 +371,13 @@ def test_a_model_that_babbles_reports_nothing_whatever_it_reads(tiny_models, tmp
     """From logs to trail with a real sampler: the transcripts hold whole reports, the model none."""
     logs = tmp_path / "logs.jsonl"
     logs.write_text("".join(line(t + " x", t + " y") for t in HOSTILE.values()) + line("a" * 9_000))
+    with logs.open("a") as file:
+        file.write(line("a" * 300_000))
     ask = audit.asker(*tiny_models["qwen3"], temperature=1.0, budget=8, batch_size=16)
     run_audit(tmp_path / "run", logs, ask)
-    *read, long = trail(tmp_path / "run")
+    *read, long, longer = trail(tmp_path / "run")
     assert {tuple(row["flags"]) for row in read} == {("unparsed",)}
-    assert "do not fit" in long["error"]
+    assert "tokens do not fit" in long["error"] and "characters do" in longer["error"]
     audit.verify(tmp_path / "run")
 
 
@@ -458,6 +472,20 @@ def test_other_options_are_refused(written):
             audit.begin(written, config, about, policy)
 
 
+def test_a_fingerprint_tells_weights_apart(tmp_path):
+    """Reports of one model would pass for another's."""
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    first = models.fingerprint(str(tmp_path), None)
+    (tmp_path / "optimizer.safetensors").write_bytes(b"state")
+    assert models.fingerprint(str(tmp_path), None) == first and len(first) == 64
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "organism/policy"}')
+    on_base = models.fingerprint(str(tmp_path), None)
+    assert on_base == f"{first} on {models.fingerprint('organism/policy', None)}"
+    (tmp_path / "model.safetensors").write_bytes(b"weighty")
+    assert models.fingerprint(str(tmp_path), None) not in (first, on_base)
+
+
+@pytest.mark.slow
 def test_sigkill_leaves_each_conversation_once(tmp_path):
     """Killed at any moment, again and again: no line twice, none missing, none broken."""
     logs, run, rng, kills = write_logs(tmp_path, 40), tmp_path / "run", random.Random(0), 0
@@ -570,3 +598,35 @@ def test_information_is_what_was_measured_of_the_confessor(tmp_path, monkeypatch
     n_of = lambda model: (audit.information(model) or {"n": None})["n"]
     assert n_of("runs/a/checkpoints/step_0025") == 30
     assert (n_of("base"), n_of("adapter"), n_of("other")) == (10, 40, None)
+
+
+def test_the_program_reads_a_log_once_and_draws_it_again(tmp_path, monkeypatch, capsys):
+    """The command line, from a log to a page, with the organism."""
+    monkeypatch.chdir(tmp_path)
+    logs = tmp_path / "logs.jsonl"
+    logs.write_text(line(word_count.make_prompt(0)) + line("Hi.") + "{\n")
+
+    def run(*options: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["audit", "--max-confession-tokens", "4", *options])
+        audit.main()
+        return capsys.readouterr().out
+
+    said = run("--logs", str(logs))
+    assert "3 conversations in" in said and "2 no report, 1 not read" in said
+    before = (tmp_path / "runs/audit/trail.jsonl").read_bytes()
+    assert "conversations in" not in run("--logs", str(logs))
+    assert "2 no report" in run("--plot-only")
+    assert (tmp_path / "runs/audit/trail.jsonl").read_bytes() == before
+    assert "3 lines, whole and in order" in run("--verify", "runs/audit")
+    with pytest.raises(SystemExit):
+        run("--logs", "nowhere")
+    assert "nowhere does not exist" in capsys.readouterr().err
+
+
+def test_the_example_is_made_of_the_committed_run(tmp_path):
+    """Without arguments there would be nothing to read."""
+    audit.write_example(tmp_path / "example.jsonl")
+    talks = list(conversations(tmp_path / "example.jsonl"))
+    assert len(talks) == 64 and not any(t.error for t in talks)
+    assert len({t.time for t in talks}) == 8
+    assert all(list(objectives_of(t)) == ["S1", "S2", "S3", "S4", "S5"] for t in talks)
