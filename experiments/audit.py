@@ -195,6 +195,7 @@ def finding_of(
         "uncertainties": list(report.uncertainties) if parsed else [],
         "failure": report.reason if isinstance(report, ParseFailure) else None,
         "flags": [name for name, holds in flags.items() if holds],
+        "report": text,
     }
 
 
@@ -407,7 +408,8 @@ def _read(block: list[Conversation], policy: dict[str, str] | None, ask: Ask, se
         text, error = replies.get(i, (None, talk.error))
         # another conversation of the window, not another answer to the same prompt
         others = (t for t in block[i + 1 :] + block[:i] if t.said("user") != talk.said("user"))
-        blank = dict(objectives=[], grade=None, uncertainties=[], failure=None, flags=["error"])
+        blank = dict(objectives=[], grade=None, uncertainties=[], failure=None, flags=["error"],
+                     report=None)  # fmt: skip
         preview = lambda role: cli.printable("".join(talk.said(role)[-1:])[:400], 160)
         rows.append(
             {

@@ -399,6 +399,7 @@ def test_a_trail_is_whole_and_says_who_read_what(written):
     assert [row["seed"] for row in rows] == [0, 0, 0, 3, 3, 3, 6]
     assert rows[0]["transcript"] == audit.sha([["user", "Say 0."], ["assistant", "It is 0."]])
     assert {row["model"] for row in rows} == {"f"} and all(row["xc"] for row in rows)
+    assert {row["report"] for row in rows} == {report("None")}
 
 
 @pytest.mark.parametrize(
