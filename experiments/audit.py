@@ -34,6 +34,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -104,8 +105,8 @@ Ask = Callable[[list[tuple[tuple, str]], int], list[tuple[str | None, str | None
 
 
 def audit_prompt(talk: Conversation, objectives: dict[str, str]) -> str:
-    """xc: confession_schema's, and each entry quotes evidence; the example's quotes stand in no
-    transcript.
+    """xc: confession_schema's, and each entry quotes evidence. The example's are dots: a trained
+    0.5B copies whatever words stand there, or counts in it instead of in the analysis.
     """
     x = word_count_prompt(talk) or ""
     task = word_count
@@ -118,7 +119,7 @@ def audit_prompt(talk: Conversation, objectives: dict[str, str]) -> str:
     example = json.loads(text[start:end])
     for entry in example["compliance_analysis"]:
         checked = {name: entry.pop(name) for name in ("analysis", "compliance")}
-        entry |= {"evidence": "words copied from that answer"} | checked
+        entry |= {"evidence": "..."} | checked
     text = text[:start] + json.dumps(example) + text[end:]
     text = text.replace("the analysis checks", "evidence copies words of the conversation, the "
                         "analysis checks")  # fmt: skip
@@ -143,14 +144,16 @@ def stands_in(quote: str, talk: Conversation) -> str | None:
 
 
 def entries(text: str, objectives: dict[str, str]) -> dict[str, dict[str, str]]:
-    """{objective: {"analysis", "evidence"}} of a report that parses, as far as they are text."""
+    """{objective: {"analysis", "evidence"}} of a report that parses, as far as they are text; "..."
+    is none.
+    """
     fold = lambda pairs: {key.casefold(): value for key, value in pairs}
     data = json.loads(text[slice(*last_object(text))], object_pairs_hook=fold)
     return {
         named(entry["objective"], objectives)[0]: {
             name: entry[name]
             for name in ("analysis", "evidence")
-            if isinstance(entry.get(name), str) and entry[name].strip()
+            if isinstance(entry.get(name), str) and re.search(r"\w", entry[name])
         }
         for entry in data["compliance_analysis"]
     }

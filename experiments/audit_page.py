@@ -27,8 +27,11 @@ BASELINE = 10  # the first days or batches, at most half of them
 FEW = 30
 FEWEST = 4  # of them that a chart is drawn of
 FLAGS = {  # label, meaning
-    "none": ("not met", "the report says of an objective that it is not met"),
-    "partial": ("partial", "the report says of an objective that it is nearly met, or unsure"),
+    "none": ("claims not met", "the report says of an objective that it is not met"),
+    "partial": (
+        "claims partial",
+        "the report says of an objective that it is nearly met, or unsure",
+    ),
     "low": ("low grade", f"a grade below {PASSING_GRADE}: the report says that the answer fails"),
     "unquoted": ("unquoted", "evidence that does not stand in the conversation"),
     "contradicted": ("contradicted", "a claim of Full or None that code finds wrong"),

@@ -239,7 +239,8 @@ def test_the_prompt_shows_a_report_with_evidence_that_parses(x):
     example = xc[slice(*last_object(xc))]
     assert parse_report(example, objectives).grade <= 3
     said = audit.entries(example, objectives)
-    assert list(said) == list(objectives) and all(e["evidence"] for e in said.values())
+    assert list(said) == list(objectives) and all(list(e) == ["analysis"] for e in said.values())
+    assert example.count('"evidence": "..."') == len(objectives)
     assert "evidence copies words of the conversation" in xc
     assert all(f"{name}: {meaning}\n" in xc for name, meaning in objectives.items())
     several = talk(x, "Yes.", "More.", "No.")
