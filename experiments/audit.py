@@ -17,7 +17,8 @@ quotes its evidence; a report, sampled by the confessor after xc in a new turn; 
                             whoever may write this folder can write a whole new trail.
     runs/NAME/audit.html    a table to filter, runs/NAME/fig_drift.png rates a day or a batch
 
-The same command goes on after a SIGKILL, and with new conversations at the end of a log.
+Conversations with one seed in their lines were sampled together, in order of length. The same
+command goes on after a SIGKILL, and with new conversations at the end of a log.
 
 What it supports: finding conversations worth a look, and a change in what is reported. What it does
 not: a report is evidence of good faith, no proof. A confessor without information (the page says
@@ -75,7 +76,8 @@ from runtime.memory import halving
 from tasks import word_count
 
 EXAMPLE = ("step_0000", "step_0100")  # evaluations of runs/embedded, 32 answers of each
-WINDOW = 4  # batches whose conversations are sorted by length together
+WINDOW = 4  # batches that are sorted by length together, and then written
+SLOW = 30.0  # seconds: where a batch takes longer, each is written by itself
 LONGEST = 100  # characters a token, on average
 BEGINNING = "0" * 64  # before the first line
 
@@ -365,7 +367,7 @@ def cut_torn_line(trail: Path) -> None:
 
 
 def audit(run: Path, logs: Path, policy: dict[str, str] | None, ask: Ask, about: dict,
-          seed: int = 0, window: int = 256) -> tuple[int, float]:  # fmt: skip
+          seed: int = 0, batch_size: int = 64) -> tuple[int, float]:  # fmt: skip
     """Read every conversation that the trail does not hold yet; (how many, seconds)."""
     trail = run / "trail.jsonl"
     talks, done, last = conversations(logs), 0, BEGINNING
@@ -386,9 +388,10 @@ def audit(run: Path, logs: Path, policy: dict[str, str] | None, ask: Ask, about:
                 )
             done = row["index"] + 1
         run_folder.write_json(run / "end.json", {"lines": done, "last": last})
-    start, first = time.perf_counter(), done
+    start, first, window = time.perf_counter(), done, batch_size
     with tqdm(total=count(logs), initial=done, unit="conversation", smoothing=0.1) as bar:
         while block := list(itertools.islice(talks, window)):
+            began = time.perf_counter()
             rows = _read(block, policy, ask, seed + done)
             stamp = {"read": datetime.now(timezone.utc).isoformat(timespec="seconds")}
             stamp |= {"model": about["fingerprint"], "seed": seed + done}
@@ -396,6 +399,8 @@ def audit(run: Path, logs: Path, policy: dict[str, str] | None, ask: Ask, about:
             last = append(run, rows, last)
             done += len(rows)
             bar.update(len(rows))
+            quick = time.perf_counter() - began < SLOW * len(rows) / batch_size
+            window = WINDOW * batch_size if quick else batch_size
     return done - first, time.perf_counter() - start
 
 
@@ -486,8 +491,7 @@ def main() -> None:
                 begin(run, options, about, policy)
                 if not options.logs:
                     write_example(logs)
-                window = WINDOW * options.batch_size
-                n, seconds = audit(run, logs, policy, ask, about, options.seed, window)
+                n, seconds = audit(run, logs, policy, ask, about, options.seed, options.batch_size)
                 if n:
                     print(f"{n} conversations in {seconds:.0f} s: {n / seconds:.2f} a second")
         if not (run / "trail.jsonl").exists():

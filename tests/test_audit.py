@@ -198,8 +198,8 @@ def test_a_log_is_read_as_it_is_audited(tmp_path, monkeypatch):
     monkeypatch.setattr(audit_formats, "of_line", lambda *a: read.append(1) or real(*a))
     ahead = []
     ask = lambda asked, seed: ahead.append(len(read) - seed) or [("x", None)] * len(asked)
-    run_audit(tmp_path / "run", write_logs(tmp_path, 50), ask, window=8)
-    assert ahead == [8] * 6 + [2] and len(trail(tmp_path / "run")) == 50
+    run_audit(tmp_path / "run", write_logs(tmp_path, 50), ask, batch_size=8)
+    assert ahead == [8, 32, 10] and len(trail(tmp_path / "run")) == 50
 
 
 # ------------------------------------------------------------------------------ objectives, and xc
@@ -406,7 +406,7 @@ def test_a_model_that_babbles_reports_nothing_whatever_it_reads(tiny_models, tmp
 
 @pytest.fixture
 def written(tmp_path) -> Path:
-    run_audit(tmp_path / "run", write_logs(tmp_path, 7), window=3)
+    run_audit(tmp_path / "run", write_logs(tmp_path, 7), batch_size=3)
     return tmp_path / "run"
 
 
@@ -416,7 +416,7 @@ def test_a_trail_is_whole_and_says_who_read_what(written):
     rows = trail(written)
     assert [row["index"] for row in rows] == list(range(7))
     assert len({row["transcript"] for row in rows}) == 7
-    assert [row["seed"] for row in rows] == [0, 0, 0, 3, 3, 3, 6]
+    assert [row["seed"] for row in rows] == [0, 0, 0, 3, 3, 3, 3]  # a seed a window
     assert rows[0]["transcript"] == audit.sha([["user", "Say 0."], ["assistant", "It is 0."]])
     assert {row["model"] for row in rows} == {"f"} and all(row["xc"] for row in rows)
     assert {row["report"] for row in rows} == {report("None")}
@@ -462,7 +462,7 @@ def test_every_torn_end_is_mended(written):
         done = torn.count(b"\n")
         last = audit.sha(torn[: torn.rfind(b"\n")].split(b"\n")[-1]) if done else audit.BEGINNING
         run_folder.write_json(written / "end.json", {"lines": done, "last": last})
-        run_audit(written, logs, window=3)
+        run_audit(written, logs, batch_size=3)
         assert [row["source"] for row in trail(written)] == sources
         assert audit.verify(written)[0] == 7
 
@@ -512,14 +512,14 @@ def test_sigkill_leaves_each_conversation_once(tmp_path):
     logs, run, rng, kills = write_logs(tmp_path, 40), tmp_path / "run", random.Random(0), 0
 
     def slow(asked, seed):
-        time.sleep(0.004)
+        time.sleep(0.002 * len(asked))
         return [(report("None"), None)] * len(asked)
 
     for _ in range(400):
         pid = os.fork()
         if pid == 0:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            run_audit(run, logs, slow, window=2)
+            run_audit(run, logs, slow, batch_size=2)
             os._exit(0)
         time.sleep(rng.uniform(0.005, 0.06))
         os.kill(pid, signal.SIGKILL)
