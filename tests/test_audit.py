@@ -9,6 +9,7 @@ import random
 import re
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -518,6 +519,8 @@ def test_sigkill_leaves_each_conversation_once(tmp_path):
     for _ in range(400):
         pid = os.fork()
         if pid == 0:
+            # a lock that processes share would stay locked by one that is killed
+            audit.tqdm.set_lock(threading.RLock())
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             run_audit(run, logs, slow, batch_size=2)
             os._exit(0)
