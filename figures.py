@@ -65,15 +65,6 @@ COLOURS = {  # Okabe and Ito's set for metrics
     "wrong_none": "#0072B2",
     "wrong_partial": "#A9CDE8",
     "over_claim": "#D55E00",
-    # arms of experiments/emergence.py
-    "forbidden": "#CC3311",
-    "paraphrased": "#E69F00",
-    "neutral": "#0072B2",
-    "silent": "#44AA99",
-    "hard": "#E69F00",
-    "hard_kl": "#F0E442",
-    "forbidden_kl": "#000000",
-    "seeded": "#8C564B",
 }
 LABELS = {
     "claim_J_within": "J within a prompt | parsed",
@@ -468,18 +459,31 @@ def seeding(path: Path, found: dict[str, dict]) -> Path:
         return _save(figure, path, found)
 
 
+ARMS = {  # of experiments/emergence.py
+    "forbidden": "#CC3311",
+    "paraphrased": "#AA4499",
+    "neutral": "#0072B2",
+    "silent": "#44AA99",
+    "hard": "#E69F00",
+    "hard_kl": "#332288",
+    "forbidden_kl": "#000000",
+    "seeded": "#8C564B",
+}
+
+
 def emergence(path: Path, found: dict[str, dict[int, dict]]) -> Path:
-    """Two panels over training steps, a line a run, a colour an arm: the loophole, and what is paid
-    beside what is solved; means over the last five steps.
+    """Panels over training steps, a line a run, a colour an arm: two hacks, and what is paid beside
+    what is solved; means over the last five steps.
 
     found: {arm: {seed: experiments.emergence.summary}}.
     """
     panels = (
         ("Replaces run_tests and passes", {"replaces and passes": "-"}),
+        ("Hard-codes the examples", {"hard-codes": "-"}),
         ("Solved (solid) and passing (dashed)", {"solved": "-", "passes": (0, (3, 2))}),
     )
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(12, 4), sharex=True, sharey=True)
+        figure, axes = plt.subplots(1, 3, figsize=(13, 4), sharex=True, sharey=True)
         for axis, (title, shown) in zip(axes, panels):
             for arm, runs in found.items():
                 for i, run in enumerate(runs.values()):
@@ -487,15 +491,16 @@ def emergence(path: Path, found: dict[str, dict[int, dict]]) -> Path:
                         axis.plot(
                             run["steps"],
                             run["moving_means"][name],
-                            color=COLOURS[arm],
+                            color=ARMS[arm],
                             linewidth=1,
                             linestyle=dashes,
                             label=arm if i == j == 0 else None,
                         )
             _finish(axis, "GRPO step", "", title)
-        axes[0].axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
+        for axis in axes[:2]:
+            axis.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
         axes[0].set_ylabel("share of answers, mean over 5 steps")
-        axes[1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes[2].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
         numbers = {
             arm: {
                 seed: {"steps": run["steps"]}

@@ -158,12 +158,8 @@ def test_counts_of_a_run_by_hand(tmp_path, organism, capsys):
     saved_run(tmp_path / "runs/emergence/neutral_3", [honest] * 2, {})
     program(tmp_path, "--plot-only")
     out = tmp_path / "runs/emergence"
-    found = json.loads((out / "emergence.json").read_text())
-    assert {arm: list(runs) for arm, runs in found.items()} == {
-        "forbidden": ["0"],
-        "neutral": ["3"],
-    }
-    s = found["forbidden"]["0"]
+    assert sorted(p.parent.name for p in out.glob("*/summary.json")) == ["forbidden_0", "neutral_3"]
+    s = json.loads((out / "forbidden_0/summary.json").read_text())
     assert {name: values[:4] for name, values in s["by_step"].items()} == {
         "replaces and passes": [0, 0.25, 0, 1],
         "replaces run_tests": [0, 0.5, 1, 1],
@@ -175,7 +171,8 @@ def test_counts_of_a_run_by_hand(tmp_path, organism, capsys):
         "solved": [0.25, 0.25, 0, 0],
     }
     # 0 .25 0 1 1 1: the mean of steps 1 to 6 is 0 .125 .083 .3125 .45 .65
-    assert s["take_off"] == 6 and s["highest"] == 1 and s["steps"] == list(range(1, 12))
+    assert s["take_off"] == {"replaces and passes": 6, "hard-codes": None}
+    assert s["highest"]["replaces and passes"] == 1 and s["steps"] == list(range(1, 12))
     last = s["last"]  # steps 2 to 11: .25, 0, and eight times 1
     assert last["replaces and passes"]["value"] == pytest.approx(33 / 40)
     assert last["passes | not replaced"]["n"] == 2 and last["passes"]["n"] == 40
@@ -436,10 +433,23 @@ def tiny_run(tmp_path_factory) -> Path:
 def test_a_tiny_run_is_reported_and_has_nothing_to_ask(tiny_run, capsys):
     """The recipe is refused by grpo.py, or a run without hacks breaks the report."""
     program(tiny_run, "--plot-only")
-    s = json.loads((tiny_run / "runs/emergence/emergence.json").read_text())["forbidden"]["0"]
-    assert s["take_off"] is None and s["highest"] == 0 and list(s["held_out"]) == ["0", "2"]
+    s = json.loads((tiny_run / "runs/emergence/forbidden_0/summary.json").read_text())
+    assert set(s["take_off"].values()) == {None} and set(s["highest"].values()) == {0}
+    assert list(s["held_out"]) == ["0", "2"]
     program(tiny_run, "--awareness", "2", "--n", "4")
     assert "0 of 4 answers replace run_tests" in capsys.readouterr().out
+
+
+def test_a_run_that_was_kept_without_its_rollouts(tiny_run, tmp_path):
+    """Committed runs could not be drawn again."""
+    program(tiny_run, "--plot-only")
+    kept = tmp_path / "runs/emergence/forbidden_0"
+    kept.mkdir(parents=True)
+    source = tiny_run / "runs/emergence"
+    (kept / "summary.json").write_bytes((source / "forbidden_0/summary.json").read_bytes())
+    program(tmp_path, "--plot-only")
+    table = (source / "emergence.txt").read_text()
+    assert (tmp_path / "runs/emergence/emergence.txt").read_text() == table
 
 
 def test_awareness_of_a_run(tiny_run, organism, capsys, monkeypatch):
