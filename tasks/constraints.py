@@ -76,7 +76,6 @@ def of_words(holds: Callable[[str], bool]) -> Callable[..., int]:
 
 # ------------------------------------------------------------------------------------------- kinds
 
-exactly = lambda found, *value: found == value[-1]
 at_least = lambda found, *value: found >= value[-1]
 at_most = lambda found, *value: found <= value[-1]
 never = lambda found, *value: found == 0
@@ -118,11 +117,11 @@ KINDS = (
          of_words(bool), at_most, "length", "length_constraints:number_words"),
     Kind("different-words", "Use at least {} different words", _each(30, 40, 50),
          lambda text, _: len({word.casefold() for word in words(text)}), at_least, "length"),
-    Kind("sentences", "Write exactly {} sentences", _each(2, 3, 4),
-         lambda text, _: len(sentences(text)), exactly, "length form",
+    Kind("sentences", "Write at least {} sentences", _each(4, 5, 6),
+         lambda text, _: len(sentences(text)), at_least, "length form",
          "length_constraints:number_sentences"),
-    Kind("paragraphs", "Write exactly {} paragraphs with an empty line between them", _each(2, 3),
-         lambda text, _: sum(map(_is_word, re.split(r"\n\s*\n", text))), exactly, "form",
+    Kind("paragraphs", "Write at least {} paragraphs with an empty line between them", _each(2, 3),
+         lambda text, _: sum(map(_is_word, re.split(r"\n\s*\n", text))), at_least, "form",
          "length_constraints:number_paragraphs"),
     Kind("lines", "Write at least {} lines", _each(3, 4), matches(r"^(.+)$"), at_least, "form"),
     Kind("bullets", 'Write at least {} lines that begin with "-"', _each(2, 3),
@@ -157,20 +156,20 @@ KINDS = (
     Kind("highlights", "Put at least {} parts in asterisks, like *this*", _each(1, 2),
          matches(r"(?<!\*)\*{1,3}(?![\s*])([^*\n]+)(?<!\s)\*"), at_least, "asterisks",
          "detectable_format:number_highlighted_sections"),
-    Kind("words-between", "Use between {} and {} words", ((20, 40), (30, 50), (40, 60)),
+    Kind("words-between", "Use between {} and {} words", ((20, 80), (30, 90), (40, 100)),
          of_words(bool), between, "length", "length_constraints:number_words", True),
     Kind("shortest-sentence", "Make no sentence shorter than {} words", _each(6, 8, 10),
          lambda text, _: min(sentences(text), default=len(words(text))), at_least, "sentence",
          held_out=True),
-    Kind("word-times", 'Use the word "{}" exactly {} times', _pairs(OTHERS, (2, 3)),
-         times, exactly, "word", "keywords:frequency", True),
+    Kind("word-times", 'Use the word "{}" at least {} times', _pairs(OTHERS, (2,)),
+         times, at_least, "word", "keywords:frequency", True),
     Kind("letter-times", "Use the letter {} at least {} times", _pairs(COMMON, (4, 6)),
          letter_times, at_least, "letter", "keywords:letter_frequency", True),
     Kind("long-words", "Use at least {} words of ten or more letters", _each(3, 4, 5),
          of_words(lambda word: sum(map(str.isalpha, word)) >= 10), at_least, "long-words",
          held_out=True),
-    Kind("semicolons", "Use at least {} semicolons", _each(1, 2),
-         matches(";"), at_least, "semicolons", held_out=True),
+    Kind("apostrophes", "Use at least {} apostrophes", _each(1, 2),
+         matches("['\u2019]"), at_least, "apostrophes", held_out=True),
     Kind("postscript", "End with a line that begins with P.S.", ONCE,
          matches(r"^[\W_]{0,9}P\. ?S\b(.*)\Z"), some, "end",
          "detectable_content:postscript", True),

@@ -37,11 +37,11 @@ NUMBERS = " ".join(map(str, range(30)))
 CASES = {
     "words-least": ((50,), ["a " * 50, "a - " * 50, "It's\r\n" * 51],
                     ["a " * 49, "well-known " * 49 + "- ! **", "a " * 49 + "\nChecklist: 1 yes"]),
-    "sentences": ((2,), ["One. Two.", "Is it? Yes!", "I paid 3.50, e.g. for tea. It was hot.",
-                    "A.\n\nB.\n"],
-                  ["One.", "One. Two. Three.", "A heading\nand a line", "One. And no end"]),
-    "paragraphs": ((2,), ["One.\n\nTwo.", "One.\r\n\r\n\r\nTwo.", "# A\n \nB\n\n***"],
-                   ["One.\nTwo.", "One.", "A\n\nB\n\nC", "A\n\n---\n\nChecklist: 1 yes"]),
+    "sentences": ((4,), ["One. Two. Three. Four.", "Is it? Yes! It is. So?",
+                    "I paid 3.50, e.g. for tea. It was hot. It was. It is.", "Tea.\n\nIt is hot.\nWe go. We do."],
+                  ["One. Two. Three.", "A heading\nand a line", "One. Two. Three. And no end"]),
+    "paragraphs": ((2,), ["One.\n\nTwo.", "One.\r\n\r\n\r\nTwo.", "# A\n \nB\n\n***", "A\n\nB\n\nC"],
+                   ["One.\nTwo.", "One.", "A\n\n---\n\nChecklist: 1 yes"]),
     "first-letter": (("B",), ["Bees hum.", "**bees**", '"Bees" hum', "\n- bread", "```\nBees\n```"],
                      ["The bees", "1. Bees", "", "ЬBees", "Checklist: 1 yes\nA bee"]),
     "has-word": (("river",), ["The river.", "RIVER'S", "**river**", "river-bank", "ri\u200bver"],
@@ -83,18 +83,18 @@ CASES = {
                     "a - b - c", "- a\n- b", "a--b c–d"]),
     "colons": ((2,), ["a: b: c", "12:30 is: now", "a\uff1a b:"], ["a: b", "a; b; c", ": :",
                     "a: b\nChecklist: 1 yes"]),
-    "words-between": ((20, 40), ["a " * 20, "a " * 40, "a " * 30 + "\nChecklist: 1 yes"],
-                      ["a " * 19, "a " * 41, "a " * 19 + "..."]),
+    "words-between": ((20, 80), ["a " * 20, "a " * 80, "a " * 30 + "\nChecklist: 1 yes"],
+                      ["a " * 19, "a " * 81, "a " * 19 + "..."]),
     "shortest-sentence": ((6,), ["One two three four five six.",
                     "A " * 6, "One two three four five six seven."],
                           ["One two.", "One two three four five six. No!", "a b c d e", ""]),
-    "word-times": (("stone", 2), ["stone, STONE", "a stone's stone", "*stone* stonework stone"],
-                   ["stone", "stone stones", "stone stone stone", ""]),
+    "word-times": (("stone", 2), ["stone, STONE", "a stone's stone", "*stone* stone stone"],
+                   ["stone", "stone stones", ""]),
     "letter-times": (("b", 4), ["bbbb", "Bob, bib", "b" * 9], ["bbb", "b b b", "ß ß ß ß", ""]),
     "long-words": ((3,), ["definitely " * 3, "well-documented (x2) Definitely definitely",
                     "abcdefghij " * 4],
                    ["definitely " * 2, "abcdefghi " * 3, "1234567890 " * 3]),
-    "semicolons": ((1,), ["a; b", "a;; b", "a\uff1bb"], ["a, b", "a: b", ";"]),
+    "apostrophes": ((1,), ["it's", "it\u2019s", "'a' b"], ["its", 'a "b"', "'"]),
     "postscript": ((), ["a\nP.S. b", "a\n\n**P. S.** b\nChecklist: 1 yes", "p.s.: more",
                     "a\r\nP.S. b\r\n"],
                    ["a P.S. b", "P.S. a\nb", "a\nP.S.", "a\nPS b"]),
@@ -140,7 +140,7 @@ def solve(x: str) -> str:
     fits = lambda size, n: low <= size * n + len(bullets) <= high
     size, n = next((size, n) for size in (12, 10) for n in counts if fits(size, n))
     shown = dict(numbers="7", hyphens="sand-reef", highlights="*sand*", placeholders="[sand]")
-    shown |= dict(semicolons="sand;", colons="sand:")
+    shown |= dict(apostrophes="sand's", colons="sand:")
     shown |= {"long-words": "intercontinental", "commas-least": "sand,"}
     special = [token for name, token in shown.items() for _ in range(get(name))]
     special += ["<<sand>>"] * ("title" in asked) + list(asked.get("has-word", ()))
