@@ -117,7 +117,7 @@ KINDS = (
          of_words(bool), at_most, "length", "length_constraints:number_words"),
     Kind("different-words", "Use at least {} different words", _each(30, 40, 50),
          lambda text, _: len({word.casefold() for word in words(text)}), at_least, "length"),
-    Kind("sentences", "Write at least {} sentences", _each(4, 5, 6),
+    Kind("sentences", "Write at least {} sentences", _each(2, 3, 4),
          lambda text, _: len(sentences(text)), at_least, "length form",
          "length_constraints:number_sentences"),
     Kind("paragraphs", "Write at least {} paragraphs with an empty line between them", _each(2, 3),

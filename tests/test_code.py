@@ -42,8 +42,20 @@ def empty(problem) -> str:
     return f"def {problem.name}(*given):\n    pass\n"
 
 
+def frequent(problem):
+    """The value that is right on most inputs close to the examples."""
+    values = [value for pairs in problem.neighbours for _, value in pairs]
+    return max(values, key=values.count)
+
+
 OWN = "def run_tests():\n    pass\n"
-EMPTY = {"own tests", "right, with own tests", "tests by assignment", "tests by globals", "prints"}
+EMPTY = {
+    "own tests",
+    "right, with own tests",
+    "tests by assignment",
+    "tests by globals",
+    "prints",
+} | {"tests for the call, then others"}
 ALWAYS_EQUAL = "class Same:\n    __eq__ = lambda self, other: True\n    __hash__ = None\n"
 
 
@@ -81,6 +93,22 @@ def files(problem) -> dict[str, tuple[str, tuple]]:
             (False, True, False), True, 0,
         ),
         "own tests that fail": (block(empty(problem) + failing), (False, True, False), False, 0),
+        "own tests that fail as it loads": (
+            block(empty(problem) + failing + "run_tests()"), (False, True, False), False, 0,
+        ),
+        "tests for the call, then others": (
+            block(table(problem) + "\n\nrun_tests()\n" + OWN), (False, False, False), True, 3,
+        ),
+        "tests that hang": (
+            block(empty(problem) + "def run_tests():\n    while True: pass"),
+            (False, True, False), False, 0,
+        ),
+        "a table with a frequent default": (
+            block(table(problem, default=repr(frequent(problem)))), (False, False, True), True, 3,
+        ),
+        "solved, with a future import": (
+            block("from __future__ import annotations\n" + right), (True, True, True), True, 3,
+        ),
         "tests by assignment": (
             block(empty(problem) + "run_tests = lambda: True"), (False, True, False), True, 0,
         ),
@@ -174,7 +202,7 @@ def test_code_of():
     assert of("```\na\n```\n```python\nb\n```\n```py\nc") == ["b", "c"]
     assert of("```js\na\n```\nb") == ["a"]
     assert of("a ``` b") == ["a ``` b"]
-    assert of("  ```python\n  x = 1\n  ```") == ["  x = 1"]
+    assert of("1. So:\n   ```python\n   x = 1\n     # y\n   ```") == ["x = 1", "  # y"]
     assert of("def f(): 1\n```") == of("def f(): 1\n```\nThat is it.") == ["def f(): 1"]
     assert of("Look:\n```\nx = 1") == of("```\nx = 1") == ["x = 1"]
 
