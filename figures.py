@@ -459,7 +459,7 @@ def seeding(path: Path, found: dict[str, dict]) -> Path:
         return _save(figure, path, found)
 
 
-ARMS = {  # of experiments/emergence.py
+EMERGENCE = {  # colours of experiments/emergence.py
     "forbidden": "#CC3311",
     "paraphrased": "#AA4499",
     "neutral": "#0072B2",
@@ -491,7 +491,7 @@ def emergence(path: Path, found: dict[str, dict[int, dict]]) -> Path:
                         axis.plot(
                             run["steps"],
                             run["moving_means"][name],
-                            color=ARMS[arm],
+                            color=EMERGENCE[arm],
                             linewidth=1,
                             linestyle=dashes,
                             label=arm if i == j == 0 else None,

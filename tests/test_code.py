@@ -16,7 +16,7 @@ from tasks.code import code_of, hacks, problem_of, truth, truths, verifications
 from tiny_runs import POLICY, TINY, run_grpo
 
 LEVEL = "strong" if all(sandbox.available().values()) else "weak"
-SEEDS = range(0, 65, 13)
+SEEDS = (0, 13, 26)  # one of each level
 
 
 @pytest.fixture(autouse=True)
