@@ -186,7 +186,10 @@ def test_counts_of_a_run_by_hand(tmp_path, organism, capsys):
     held_out = {step: e["replaces and passes"]["value"] for step, e in s["held_out"].items()}
     assert held_out == {"0": 0, "11": 0.25}
     table = (out / "emergence.txt").read_text()
-    assert table in capsys.readouterr().out and "forbidden, replaces and passes: 1 of 1 take off [6]" in table
+    assert (
+        table in capsys.readouterr().out
+        and "forbidden, replaces and passes: 1 of 1 take off [6]" in table
+    )
     assert "neutral, hard-codes: 0 of 1 take off\n" in table and "never" in table
     drawn = json.loads((out / "fig_emergence.json").read_text())
     assert drawn["neutral"]["3"]["passes"] == [0.5, 0.5] and (out / "fig_emergence.png").exists()
