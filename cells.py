@@ -100,16 +100,29 @@ def call(program: str, *options) -> None:
     )
 
 
-def train(run: Path, arguments: list[str], steps: int, n: int) -> None:
-    """grpo.py and evaluate.py, as far as they are not done yet."""
-    exists = (run / "config.json").exists()
-    if exists and (made_with := run_folder.read_config(run)["steps"]) != steps:
+def refuse_no_model(model: str | None) -> None:
+    if model is None:
         raise UserError(
-            f"{run} was made with --steps {made_with}, not {steps}: move it away, or "
-            "ask for as many"
+            "--model is required: give a small chat model, such as Qwen/Qwen2.5-Coder-0.5B-Instruct"
         )
+
+
+def train(run: Path, model: str, arguments: list[str], steps: int, n: int) -> None:
+    """grpo.py from `model` and evaluate.py, as far as they are not done yet. UserError for a run
+    that exists and began elsewhere or has other steps: it would be taken for this one.
+    """
+    exists = (run / "config.json").exists()
+    if exists:
+        made = run_folder.read_config(run)
+        if made["model"] != str(model):
+            raise UserError(f"{run} began with {made['model']}, not {model}: choose another --name")
+        if made["steps"] != steps:
+            raise UserError(
+                f"{run} was made with --steps {made['steps']}, not {steps}: move it away, or "
+                "ask for as many"
+            )
     if not (run / "evals" / f"step_{steps:04d}.json").exists():
-        fresh = ["--steps", steps, "--name", run.relative_to(RUNS), *arguments]
+        fresh = ["--steps", steps, "--name", run.relative_to(RUNS), "--model", model, *arguments]
         call("grpo.py", *(["--resume", run] if exists else fresh))
     if not last_evaluation(run, steps, n).exists():
         call("evaluate.py", "--run", run, "--steps", steps, "--n", n)

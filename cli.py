@@ -79,6 +79,17 @@ def check(config) -> None:
             raise UserError(f"{name} {value} is out of range: at least {at_least}, and finite")
 
 
+def some_of(option: str, text: str, known) -> list[str]:
+    """The names of an option that takes some, with commas between them; all for "". UserError for
+    one that is not known.
+    """
+    names = text.split(",") if text else list(known)
+    for name in names:
+        if name not in known:
+            raise UserError(f"{option} {name!r} is unknown: choose from {', '.join(known)}")
+    return names
+
+
 class UserError(ValueError):
     """Bad input: the message names the value and the fix."""
 

@@ -17,11 +17,13 @@ Arrays: a row a cluster, (numerator, denominator), (C, 2); its resampled totals 
 
 import functools
 import math
+from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
 
 BOOTSTRAPS = 2_000
+FLAT = 1e-9  # a bootstrap interval that is no wider comes of resamples that are all alike
 Z = NormalDist().inv_cdf(0.975)
 
 
@@ -178,3 +180,70 @@ def estimate(value: float, low: float, high: float, n: int) -> dict:
     """{value, low, high, n} for JSON: what is not finite is None."""
     value, low, high = (float(v) if math.isfinite(v) else None for v in (value, low, high))
     return {"value": value, "low": low, "high": high, "n": n}
+
+
+# --------------------------------------------------------- of columns (n,), an entry an answer
+
+
+def ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(..., n) ranks from 1 on among the answers as often as they count;
+    ties get their mean rank.
+    """
+    distinct, place = np.unique(values, return_inverse=True)
+    # (..., distinct values): how many answers have each
+    held = weights @ np.eye(len(distinct))[place]
+    return (held.cumsum(-1) - held / 2 + 0.5)[..., place]
+
+
+def membership(topics: list[str]) -> np.ndarray:
+    """(C, n): 1 where an answer is of the topic."""
+    return np.array(
+        [[topic == other for other in topics] for topic in dict.fromkeys(topics)], dtype=float
+    )
+
+
+def bootstrapped(statistic: Callable, topics: list[str], *columns: np.ndarray) -> dict:
+    """{value, low, high, n} of a statistic of columns (n,), by a bootstrap over topics."""
+    if not topics:
+        return estimate(math.nan, math.nan, math.nan, 0)
+    members = membership(topics)
+    value = statistic(*columns, np.ones(len(topics)))
+    low, high = percentiles(statistic(*columns, resample(members)), len(members))
+    if math.isnan(value) or high - low < FLAT:
+        low = high = math.nan
+    return estimate(value, low, high, len(topics))
+
+
+def rate(topics: list[str], hits: np.ndarray) -> dict:
+    """{value, low, high, n} of the share of hits (n,)."""
+    if not topics:
+        return estimate(math.nan, math.nan, math.nan, 0)
+    members = membership(topics)
+    return estimate(
+        hits.mean(), *rate_interval(np.stack([members @ hits, members.sum(1)], axis=1)), len(topics)
+    )
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def written(e: dict, places: int = 2) -> str:
+    """An estimate in a table: value [low, high] n.
+
+    >>> written(estimate(0.5, 0.25, math.nan, 8))
+    '0.50 [0.25, -]    8'
+    """
+    value, low, high = (
+        "-" if e[part] is None else f"{e[part]:.{places}f}" for part in ("value", "low", "high")
+    )
+    return f"{value} [{low}, {high}] {e['n']:>4}"
+
+
+def format_estimates(found: dict[str, dict[str, dict]]) -> str:
+    """A line a measure, a column a side: {side: {measure: estimate}}."""
+    width = max(28, *(len(name) + 2 for name in found))
+    lines = [f"{'':28}" + "".join(f"{name:>{width}}" for name in found)]
+    for measure in next(iter(found.values())):
+        cells = "".join(f"{written(side[measure]):>{width}}" for side in found.values())
+        lines.append(f"{measure:28}{cells}")
+    return "\n".join(lines)

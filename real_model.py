@@ -35,7 +35,7 @@ from pathlib import Path
 import cli
 import figures
 import run_folder
-from cells import REWARDS, call, seeds_of, train
+from cells import REWARDS, call, refuse_no_model, seeds_of, train
 from cli import UserError, option
 from evaluate import ANSWERS
 from metrics import format_table
@@ -161,31 +161,16 @@ def report(folder: Path) -> None:
 def main() -> None:
     options = cli.parse(Config, __doc__)
     with cli.user_errors():
-        arms, seeds = options.arms.split(","), seeds_of(options.seeds)
-        for arm in arms:
-            if arm not in ARMS:
-                raise UserError(f"--arms {arm!r} is unknown: choose from {', '.join(ARMS)}")
+        arms, seeds = cli.some_of("--arms", options.arms, ARMS), seeds_of(options.seeds)
         if not options.plot_only:
-            if options.model is None:
-                raise UserError(
-                    "--model is required: give a small chat model, such as "
-                    "Qwen/Qwen2.5-Coder-0.5B-Instruct"
-                )
+            refuse_no_model(options.model)
             for seed in seeds:
                 for arm in arms:
                     start, arguments = ARMS[arm]
-                    common = [
-                        "--model",
-                        made(start, options),
-                        "--judge",
-                        options.judge or options.model,
-                        "--eval-n",
-                        options.n,
-                    ]
+                    common = ["--judge", options.judge or options.model, "--eval-n", options.n]
                     arguments = [*common, "--seed", seed, *HACK, *BUDGETS, *arguments]
-                    train(
-                        RUNS / options.name / f"{arm}_{seed}", arguments, options.steps, options.n
-                    )
+                    run = RUNS / options.name / f"{arm}_{seed}"
+                    train(run, made(start, options), arguments, options.steps, options.n)
         report(RUNS / options.name)
 
 

@@ -312,7 +312,7 @@ def score_rollouts(
 
 
 def truths_of(pairs: list[tuple[str, str]], task: ModuleType) -> list:
-    """What is true of (x, answer)s; together where a task can do that, as running code takes time."""
+    """What is true of (x, answer)s; together where a task can do that, as code takes time."""
     together = getattr(task, "truths", None)
     return together(pairs) if together else [task.truth(*pair) for pair in pairs]
 

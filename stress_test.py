@@ -67,12 +67,7 @@ class Config:
 
 
 def chosen_conditions(text: str) -> list[str]:
-    wanted = text.split(",") if text else list(SYSTEM_PROMPTS)
-    for name in wanted:
-        if name not in SYSTEM_PROMPTS:
-            raise UserError(
-                f"--conditions {name!r} is unknown: choose from {', '.join(SYSTEM_PROMPTS)}"
-            )
+    wanted = cli.some_of("--conditions", text, SYSTEM_PROMPTS)
     return [name for name in SYSTEM_PROMPTS if name in wanted]
 
 

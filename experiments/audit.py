@@ -10,7 +10,7 @@ For each conversation (experiments/audit_formats.py has the formats): objectives
 found in its system and user messages; xc in the form of confession_schema.py, where each entry also
 quotes its evidence; a report, sampled by the confessor after xc in a new turn; flags.
 
-    runs/NAME/trail.jsonl   a line a conversation, in order, bad ones included. It only grows. A line
+    runs/NAME/trail.jsonl   a line a conversation, in order, bad ones too. It only grows. A line
                             has the hash of the transcript, of the confessor, of xc, and of the line
                             before: a line that was changed, left out or moved is found.
     runs/NAME/end.json      how many lines there are and the last one's hash. Keep a copy elsewhere:

@@ -227,7 +227,8 @@ DEMANDS = re.compile(
     r"\b(?:must|never|do not|don['’]t|only|exactly|at most|at least)\b", re.IGNORECASE
 )
 WORD_COUNT = re.compile(  # from its beginning, so that tasks/word_count.py finds the same numbers
-    r"Write one paragraph about \w{1,40} for \w{1,40}, with a focus on \w{1,40}\. It has exactly \d "
+    r"Write one paragraph about \w{1,40} for \w{1,40}, with a focus on \w{1,40}\. "
+    r"It has exactly \d "
     r"sentences of (?:\d{1,3}, ){0,6}\d{1,3} and \d{1,3} words, in this order\."
 )
 REQUEST = "follows the user's request"

@@ -135,8 +135,8 @@ def limits(hits: int, n: int, size: int, spread: float = 1.0) -> tuple[float, fl
 
 def spread_of(pairs: list[tuple[int, int]]) -> float:
     """By how much the rates of (hits, n) vary beyond independent trials, at least 1: the moving
-    range of their z-scores (Laney 2002, https://doi.org/10.1081/QEN-120006708). Claims of one report
-    are alike, and so are conversations of one day.
+    range of their z-scores (Laney 2002, https://doi.org/10.1081/QEN-120006708). Claims of one
+    report are alike, and so are conversations of one day.
     """
     pairs = [(hits, n) for hits, n in pairs if n]
     p = sum(hits for hits, _ in pairs) / sum(n for _, n in pairs)
@@ -214,7 +214,8 @@ def statements(tally: Tally, about: dict) -> list[str]:
     if information:
         measured = (
             f"J within a prompt {say(information)} (0: knows the prompt alone; 1: the truth), n = "
-            f"{information['n']}, measured on its own answers and that task alone ({information['of']})."
+            f"{information['n']}, measured on its own answers and that task alone "
+            f"({information['of']})."
         )
     out = [f"Confessor {about['model']}: {measured}", IS_NOT]
     out.append(

@@ -3,7 +3,7 @@ experiments/emergence.py, by its --awareness.
 
 Answers that replace run_tests and as many that do not, each text once, in pairs on the same problem
 as far as there are such; the others are paired at random. "Not" is whatever leaves the tests alone,
-also a file that does not load.
+also a file that does not load and defines none.
 
 text           The share whose thought, prose outside of code blocks, comments or docstrings hold a
                word of WORDS: one that names the tests, or one that names the trick. The share among
@@ -47,11 +47,9 @@ import run_folder
 from baselines import baselines
 from chat_template import transcript_ids
 from cli import UserError
-from confession_schema import ConfessionReport
 from evaluate import stored, suffix_of
 from experiments.controls import Confessor
-from experiments.judges import bootstrapped, format_table, ranks, rate
-from intervals import auroc_interval, estimate
+from intervals import auroc_interval, bootstrapped, estimate, format_estimates, ranks, rate
 from rewards import float32_head, shared_beginning
 from rollout import Rollout
 from runtime.decoder import Decoder
@@ -126,16 +124,14 @@ def paired(rollouts: list[Rollout]) -> tuple[list[tuple[Rollout, Rollout]], int]
     return pairs[:PAIRS], min(len(same), PAIRS)
 
 
-# ---------------------------------------------------------------------------------------------- text
+# --------------------------------------------------------------------------------------------- text
 
 
 def prose(rollout: Rollout, task: ModuleType) -> str:
     """Thought, lines that are not of the file, and the file's comments and docstrings."""
     code = task.code_of(rollout.y)
-    lines = set(code.splitlines())
-    outside = [line for line in rollout.y.splitlines() if line not in lines]
     inside = re.findall(r"#[^\n]*", code) + re.findall(r'"""(.*?)"""', code, re.S)
-    return "\n".join([rollout.z, *outside, *inside])
+    return "\n".join([rollout.z, task.outside(rollout.y), *inside])
 
 
 def named(answers: list[Rollout], task: ModuleType) -> dict[str, dict]:
@@ -147,7 +143,7 @@ def named(answers: list[Rollout], task: ModuleType) -> dict[str, dict]:
     }
 
 
-# ----------------------------------------------------------------------------------------- questions
+# ---------------------------------------------------------------------------------------- questions
 
 
 def margins(model, tokenizer, answers: list[Rollout], batch_size: int) -> list[list[float]]:
@@ -257,18 +253,7 @@ def recognised(
     return out
 
 
-# --------------------------------------------------------------------------------------- confessions
-
-
-def of_tests(rollout: Rollout) -> Rollout:
-    """The rollout as if "tests" were its only objective."""
-    truth = dataclasses.replace(
-        rollout.truth, objectives=rollout.truth.objectives[2:], cheated=rollout.truth.cheated[2:]
-    )
-    report = rollout.report
-    if isinstance(report, ConfessionReport):
-        report = dataclasses.replace(report, claims=report.claims[2:])
-    return dataclasses.replace(rollout, truth=truth, report=report)
+# -------------------------------------------------------------------------------------- confessions
 
 
 def claimed(confessed: dict[str, list[Rollout]], task: ModuleType) -> dict[str, dict]:
@@ -280,12 +265,15 @@ def claimed(confessed: dict[str, list[Rollout]], task: ModuleType) -> dict[str, 
         cluster=task.cluster,
         verifications=task.verifications,
     )
-    columns = {name: [of_tests(r) for r in rollouts] for name, rollouts in confessed.items()}
+    columns = {
+        name: [metrics.of_objectives(r, [2]) for r in rollouts]
+        for name, rollouts in confessed.items()
+    }
     columns |= baselines(list(columns.values())[-1], alone)
     return {name: metrics.metrics(rollouts, alone) for name, rollouts in columns.items()}
 
 
-# -------------------------------------------------------------------------------------------- report
+# ------------------------------------------------------------------------------------------- report
 
 
 def report(run: Path, options) -> None:
@@ -321,12 +309,13 @@ def report(run: Path, options) -> None:
     first, second = ([pair[i] for pair in pairs] for i in (0, 1))
     text = {"replaces": named(first, task), "not": named(second, task)}
     confessions = claimed(confessed, task)
+    claims = metrics.format_table(confessions, OF_CLAIMS)
     table = "\n\n".join(
         [
             f"{heading}\nuntrained: step 0, trained: step {by}",
-            f"text\n{format_table(text)}",
-            f"questions (AUROC .5 for what cannot tell)\n{format_table(questions)}",
-            f"confessions: the claim about the tests\n{metrics.format_table(confessions, OF_CLAIMS)}",
+            f"text\n{format_estimates(text)}",
+            f"questions (AUROC .5 for what cannot tell)\n{format_estimates(questions)}",
+            f"confessions: the claim about the tests\n{claims}",
         ]
     )
     numbers = {"answers": heading, "text": text, "questions": questions}

@@ -341,12 +341,7 @@ def contrasts(control: str, lines: Lines) -> dict[str, tuple[list[Rollout], list
 def main() -> None:
     options = cli.parse(Config, __doc__)
     with cli.user_errors():
-        names = options.controls.split(",") if options.controls else list(CONTROLS)
-        for name in names:
-            if name not in CONTROLS:
-                raise UserError(
-                    f"--controls {name!r} is unknown: choose from {', '.join(CONTROLS)}"
-                )
+        names = cli.some_of("--controls", options.controls, CONTROLS)
         run = Path(options.run) if options.run else run_folder.newest()
         config = run_folder.read_config(run)
         task = cli.import_task(config["task"], config.get("sandbox"))

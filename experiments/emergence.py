@@ -49,11 +49,11 @@ import numpy as np
 import cli
 import figures
 import run_folder
-from cells import seeds_of, train
+from cells import refuse_no_model, seeds_of, train
 from cli import UserError, option
 from evaluate import ANSWERS, stored
 from experiments import awareness
-from experiments.judges import rate
+from intervals import rate, written
 from rollout import Rollout
 from run_folder import RUNS
 from runtime.sandbox import LEVELS
@@ -112,15 +112,14 @@ class Config:
 
 
 def arguments_of(arm: str, seed: int, options: Config) -> list:
-    """Options of grpo.py for a run."""
+    """Options of grpo.py for a run, but for its model."""
     task, own = ARMS[arm]
-    models = ["--model", options.start or options.model, "--judge", options.model]
-    common = ["--task", task, "--sandbox", options.sandbox, "--eval-n", options.n, "--seed", seed]
-    return [*models, *common, *RECIPE, *own]
+    common = ["--judge", options.model, "--task", task, "--sandbox", options.sandbox]
+    return [*common, "--eval-n", options.n, "--seed", seed, *RECIPE, *own]
 
 
-def train_all(runs: dict[Path, list], steps: int, n: int, parallel: int) -> None:
-    """The runs {folder: options of grpo.py}, `parallel` at a time. After one has failed no other is
+def train_all(runs: dict[Path, list], options: Config) -> None:
+    """The runs {folder: options of grpo.py}, some at a time. After one has failed no other is
     begun, those at work are finished, and a UserError names it.
     """
     failed = []
@@ -129,14 +128,14 @@ def train_all(runs: dict[Path, list], steps: int, n: int, parallel: int) -> None
         if failed:
             return
         try:
-            train(run, runs[run], steps, n)
+            train(run, options.start or options.model, runs[run], options.steps, options.n)
         except (subprocess.CalledProcessError, UserError) as error:
             # the program itself has said what is wrong
             status = getattr(error, "returncode", None)
             failed.append(f"{run} ended with status {status}" if status else str(error))
             print(f"{failed[-1]}: no other run is begun, those at work go on", file=sys.stderr)
 
-    with ThreadPoolExecutor(parallel) as pool:
+    with ThreadPoolExecutor(options.parallel) as pool:
         try:
             list(pool.map(work, runs))
         except BaseException:  # Ctrl-C, which has reached the programs at work, too
@@ -230,7 +229,7 @@ def summary(run: Path, task: ModuleType) -> dict:
         [r for step in some for r in steps[step]]
         for some in (list(steps)[:WINDOW], list(steps)[-LAST:])
     )
-    levels = {level: [r for r in last if task.level(r.x) == level] for level in (1, 2, 3)}
+    levels = {level: [r for r in last if task.level(r.x) == level] for level in task.LEVELS}
     held_out = {
         step: stored(run / "evals" / f"step_{step:04d}.json", task)
         for step in run_folder.evaluations(run)
@@ -267,10 +266,6 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def interval(e: dict) -> str:
-    return f"{number(e['value'])} [{number(e['low'])}, {number(e['high'])}]"
-
-
 def format_runs(found: dict[str, dict[int, dict]]) -> str:
     """A line a run, then a line an arm, and what a constant earns."""
     shown = RATES[1:]
@@ -294,8 +289,8 @@ def format_runs(found: dict[str, dict[int, dict]]) -> str:
                             number(s["highest"][hack]),
                         )
                     ),
-                    interval(s["first"][HACK]),
-                    interval(s["last"][HACK]),
+                    written(s["first"][HACK]),
+                    written(s["last"][HACK]),
                     *(number(s["last"][name]["value"]) for name in shown),
                     *(
                         " ".join(
@@ -303,7 +298,7 @@ def format_runs(found: dict[str, dict[int, dict]]) -> str:
                         )
                         for name in by_level
                     ),
-                    ", ".join(interval(e[HACK]) for e in held_out[:1] + held_out[1:][-1:]) or "-",
+                    ", ".join(written(e[HACK]) for e in held_out[:1] + held_out[1:][-1:]) or "-",
                 ]
             )
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -338,10 +333,7 @@ def report(folder: Path) -> None:
 def main() -> None:
     options = cli.parse(Config, __doc__)
     with cli.user_errors():
-        arms, folder = options.arms.split(","), RUNS / options.name
-        for arm in arms:
-            if arm not in ARMS:
-                raise UserError(f"--arms {arm!r} is unknown: choose from {', '.join(ARMS)}")
+        arms, folder = cli.some_of("--arms", options.arms, ARMS), RUNS / options.name
         # seed by seed, so that what is there early has all arms
         chosen = [(arm, seed) for seed in seeds_of(options.seeds) for arm in arms]
         if options.awareness:
@@ -351,29 +343,14 @@ def main() -> None:
         if not options.plot_only:
             check(arms, options)
             runs = {folder / f"{a}_{seed}": arguments_of(a, seed, options) for a, seed in chosen}
-            check_starts(runs, options)
-            train_all(runs, options.steps, options.n, options.parallel)
+            train_all(runs, options)
         report(folder)
 
 
 def check(arms: list[str], options: Config) -> None:
-    if options.model is None:
-        raise UserError(
-            "--model is required: give a small chat model, such as Qwen/Qwen2.5-Coder-0.5B-Instruct"
-        )
+    refuse_no_model(options.model)
     if "seeded" in arms and not options.start:
         raise UserError("--arms seeded needs --start: give a checkpoint, such as one of sft.py's")
-
-
-def check_starts(runs: dict[Path, list], options: Config) -> None:
-    """UserError for a run that exists and began elsewhere: it would be taken for this one."""
-    start = options.start or options.model
-    for run in runs:
-        if (run / "config.json").exists() and run_folder.read_config(run)["model"] != start:
-            raise UserError(
-                f"{run} began with {run_folder.read_config(run)['model']}, not with {start}: choose "
-                "another --name"
-            )
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ import transcripts
 from cli import UserError, option
 from confession_schema import PASSING_GRADE, ConfessionReport
 from evaluate import evaluate_in_memory, stored
-from experiments.judges import rate
 from experiments.text_clusters import PRIOR, SHUFFLES, chance, features, lifts, telling
+from intervals import rate, written
 from rewards import Judge, judge_reward, truths_of
 from rollout import Rollout, Sampling
 from run_folder import RUNS
@@ -364,10 +364,6 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def cell(e: dict) -> str:
-    return f"{number(e['value'])} [{number(e['low'])}, {number(e['high'])}] {e['n']:>4}"
-
-
 def format_rates(rule: str, found: dict[tuple[str, str], dict]) -> str:
     lines = [
         f"passes: {rule}. value [95% interval over topics] n; dealt: the same answers, given to "
@@ -377,7 +373,7 @@ def format_rates(rule: str, found: dict[tuple[str, str], dict]) -> str:
         heads = [name for name in ("passes", "true", "fooled", "unexplained") if name in of]
         lines += ["", f"{panel}, {place}"]
         lines += [
-            f"  {name + (' | fooled' if name == 'unexplained' else ''):24}{cell(of[name])}"
+            f"  {name + (' | fooled' if name == 'unexplained' else ''):24}{written(of[name])}"
             for name in heads
         ]
         if of["kinds"]:
@@ -388,14 +384,14 @@ def format_rates(rule: str, found: dict[tuple[str, str], dict]) -> str:
         never = [kind for kind, k in of["kinds"].items() if k["rate"]["value"] == 0]
         if never:
             lines.append(
-                f"  {'never':24}{cell(of['kinds'][never[0]]['rate']):>23}  {', '.join(never)}"
+                f"  {'never':24}{written(of['kinds'][never[0]]['rate']):>23}  {', '.join(never)}"
             )
         for kind, k in of["kinds"].items():
             if kind in never:
                 continue
             pays = f"{number(k['passes_with']['value'])} / {number(k['passes_without']['value'])}"
             lines.append(
-                f"  {kind:24}{cell(k['rate']):>23}  {number(k['dealt']):>6}"
+                f"  {kind:24}{written(k['rate']):>23}  {number(k['dealt']):>6}"
                 f"  {number(k['among_true']['value']):>6}"
                 f"  {number(k['among_fooled']['value']):>8}  {pays}"
             )

@@ -33,7 +33,6 @@ Nor does a small difference between two judges' numbers mean much: they are not 
 """
 
 import gc
-import math
 import random
 import time
 from dataclasses import dataclass, replace
@@ -47,8 +46,8 @@ import models
 import run_folder
 from cli import UserError, option
 from evaluate import stored
-from intervals import estimate, percentiles, rate_interval, resample
-from metrics import FLAT, brief
+from intervals import bootstrapped, format_estimates, ranks, rate
+from metrics import brief
 from rewards import Judge, Verdict
 from rollout import Rollout
 from tasks.word_count import cluster, label_reward, split_sentences, targets
@@ -92,51 +91,12 @@ def kappa(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return (agree - chance) / (1 - chance)
 
 
-def ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(..., n) ranks from 1 on among the answers as often as they count;
-    ties get their mean rank.
-    """
-    distinct, place = np.unique(values, return_inverse=True)
-    # (..., distinct values): how many answers have each
-    held = weights @ np.eye(len(distinct))[place]
-    return (held.cumsum(-1) - held / 2 + 0.5)[..., place]
-
-
 def spearman(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Spearman's rank correlation; NaN if a column is constant."""
     a, b = ranks(a, weights), ranks(b, weights)
     a, b = a - mean(a, weights)[..., None], b - mean(b, weights)[..., None]
     with np.errstate(divide="ignore", invalid="ignore"):
         return mean(a * b, weights) / np.sqrt(mean(a * a, weights) * mean(b * b, weights))
-
-
-def membership(topics: list[str]) -> np.ndarray:
-    """(C, n): 1 where an answer is of the topic."""
-    return np.array(
-        [[topic == other for other in topics] for topic in dict.fromkeys(topics)], dtype=float
-    )
-
-
-def bootstrapped(statistic: Callable, topics: list[str], *columns: np.ndarray) -> dict:
-    """{value, low, high, n} of a statistic of columns (n,), by a bootstrap over topics."""
-    if not topics:
-        return estimate(math.nan, math.nan, math.nan, 0)
-    members = membership(topics)
-    value = statistic(*columns, np.ones(len(topics)))
-    low, high = percentiles(statistic(*columns, resample(members)), len(members))
-    if math.isnan(value) or high - low < FLAT:
-        low = high = math.nan
-    return estimate(value, low, high, len(topics))
-
-
-def rate(topics: list[str], hits: np.ndarray) -> dict:
-    """{value, low, high, n} of the share of hits (n,)."""
-    if not topics:
-        return estimate(math.nan, math.nan, math.nan, 0)
-    members = membership(topics)
-    return estimate(
-        hits.mean(), *rate_interval(np.stack([members @ hits, members.sum(1)], axis=1)), len(topics)
-    )
 
 
 # ----------------------------------------------------------------------------------------- versions
@@ -265,21 +225,6 @@ def heading(run: Path, step: int, rollouts: list[Rollout]) -> str:
     )
 
 
-def format_table(found: dict[str, dict[str, dict]]) -> str:
-    """A line a metric, a column a judge: value [low, high] n."""
-    number = lambda v: "-" if v is None else f"{v:.2f}"
-    width = max(28, *(len(name) + 2 for name in found))
-    lines = [f"{'':28}" + "".join(f"{name:>{width}}" for name in found)]
-    for metric in next(iter(found.values())):
-        estimates = [measured[metric] for measured in found.values()]
-        cells = [
-            f"{number(e['value'])} [{number(e['low'])}, {number(e['high'])}] {e['n']:>4}"
-            for e in estimates
-        ]
-        lines.append(f"{metric:28}" + "".join(f"{cell:>{width}}" for cell in cells))
-    return "\n".join(lines)
-
-
 def answers_of(run: Path, config: dict, options: Config) -> list[Rollout]:
     """The stored answers that the options ask for."""
     if config["task"] not in TASKS:
@@ -329,7 +274,7 @@ def main() -> None:
             gc.collect()  # the former judge is gone from memory before the next one comes
             dtype = options.dtype or models.defaults(model, device, thinking="off")["dtype"]
             found[name] = measure(Judge(*models.load(model, device, dtype)), rollouts)
-            table = f"{heading(run, options.step, rollouts)}\n{format_table(found)}"
+            table = f"{heading(run, options.step, rollouts)}\n{format_estimates(found)}"
             run_folder.write_json(run / "judges.json", found)
             run_folder.write_text(run / "table_judges.txt", table + "\n")
             values = brief(

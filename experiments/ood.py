@@ -35,32 +35,25 @@ not in them; train more (--grpo "--seed 1" and another --name) and make them row
 honesty in general.
 """
 
-import dataclasses
-import math
 import shlex
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-
-import numpy as np
 
 import cells
 import cli
 import figures
 import models
 import run_folder
-from baselines import baselines
+from baselines import SHUFFLES, baselines, shuffles
 from cells import REWARDS, Cells, OwnSampling
 from cli import UserError, option
-from confession_schema import VALUE, ConfessionReport
 from evaluate import ANSWERS, confess_again, evaluate_in_memory, stored
-from intervals import estimate
-from metrics import differences, format_table, metrics
+from intervals import written
+from metrics import differences, format_table, metrics, of_objectives
 from rollout import Rollout, Sampling
 from run_folder import RUNS
 
-SHUFFLES, RANGE = 200, ("value", "low", "high")
 BUDGETS = ("max_answer_tokens", "max_confession_tokens")
 LINE = {"info": "claim_J_within", "bits": "claim_bits", "parsed": "parsed"}
 SHOWN = """claim_J_within claims_with_contrast claim_J claim_bits parsed claim_match objectives_met
@@ -143,19 +136,9 @@ def about(rollouts: list[Rollout], task: ModuleType, new: bool | None) -> list[R
     """The rollouts as if the objectives of these kinds were all; without those that have none."""
     if new is None:
         return rollouts
-    out = []
-    for rollout in rollouts:
-        kept = [i for i, is_new in enumerate(task.new_kinds(rollout.x)) if is_new == new]
-        of = lambda values: tuple(values[i] for i in kept)
-        # every tuple of such a task's truth has an entry an objective
-        parts = {k: of(v) for k, v in vars(rollout.truth).items() if isinstance(v, tuple)}
-        truth = dataclasses.replace(rollout.truth, **parts, compliant=all(parts["objectives"]))
-        report = rollout.report
-        if isinstance(report, ConfessionReport):
-            report = dataclasses.replace(report, claims=of(report.claims))
-        if kept:
-            out.append(dataclasses.replace(rollout, truth=truth, report=report))
-    return out
+    kept = [[i for i, is_new in enumerate(task.new_kinds(r.x)) if is_new == new] for r in rollouts]
+    tuples = [name for name, v in vars(rollouts[0].truth).items() if isinstance(v, tuple)]
+    return [of_objectives(r, some, tuples) for r, some in zip(rollouts, kept) if some]
 
 
 # ------------------------------------------------------------------------------------------- cells
@@ -169,16 +152,11 @@ def train(tasks: dict[str, ModuleType], options: Config) -> dict[str, str]:
     trained = {}
     for task in tasks:
         run = RUNS / options.name / task
-        if (run / "config.json").exists():
-            began = run_folder.read_config(run)["model"]
-            if began != options.model:
-                raise UserError(
-                    f"{run} began with {began}, not {options.model}: choose another --name"
-                )
-        common = ["--model", options.model, *judge, "--task", task, "--task-weight", "0"]
+        common = [*judge, "--task", task, "--task-weight", "0"]
         evaluated = ["--eval-n", str(options.n), "--checkpoint-every", str(options.steps)]
         arguments = [*common, *REWARDS["information"], *evaluated, *sampling]
-        cells.train(run, [*arguments, *shlex.split(options.grpo)], options.steps, options.n)
+        arguments += shlex.split(options.grpo)
+        cells.train(run, options.model, arguments, options.steps, options.n)
         trained[task] = str(run_folder.checkpoint(run, options.steps))
     return trained
 
@@ -245,27 +223,6 @@ def refuse_other_tokens(rows: dict[str, str]) -> None:
 # ------------------------------------------------------------------------------------------ results
 
 
-def shuffled(rollouts: list[Rollout]) -> dict:
-    """{value, low, high, n}: J within a prompt where the parsed reports are dealt out among the
-    answers to their prompt, the mean and the 95% range of n permutations.
-    """
-    of_prompt, rng = defaultdict(list), np.random.default_rng(0)
-    for r in rollouts:
-        if isinstance(r.report, ConfessionReport):
-            claims = [VALUE[claim] for claim in r.report.claims]
-            of_prompt[r.system, r.x].append((claims, r.truth.objectives))
-    told, there_is = np.zeros(SHUFFLES), 0.0
-    for pairs in of_prompt.values():
-        claims, truths = (np.array(side, dtype=float) for side in zip(*pairs))  # (answers, n)
-        beyond = truths - truths.mean(0)
-        there_is += (truths * beyond).sum()
-        told += [(rng.permutation(claims) * beyond).sum() for _ in range(SHUFFLES)]
-    if there_is == 0:
-        return estimate(math.nan, math.nan, math.nan, 0)
-    values = told / there_is
-    return estimate(values.mean(), *np.percentile(values, [2.5, 97.5]), SHUFFLES)
-
-
 def measured(
     found: dict[str, dict[str, list[Rollout]]], tasks: dict[str, ModuleType]
 ) -> dict[str, dict[str, dict]]:
@@ -281,7 +238,7 @@ def measured(
             for column, new in columns(name, task).items():
                 part = about(reported, task, new)
                 cell = {"trained": home(row, tasks) == name and new is not True}
-                cell["J of shuffles"] = shuffled(part)
+                cell["J of shuffles"] = shuffles(part)
                 cell["as reported"] = metrics(part, task)
                 for baseline, rollouts in others.items():
                     estimates = metrics(about(rollouts, task, new), task)
@@ -306,11 +263,9 @@ def in_short(matrix: dict[str, dict[str, dict]]) -> str:
         for part, names in (("as reported", SHOWN[:5]), ("less the first row", SHOWN[:1])):
             found = {row: cell[part] for row, cell in of_row.items() if part in cell}
             lines += [part, format_table(found, names), ""] if found else []
-        lines += [f"J within a prompt of {SHUFFLES} shuffles of the reports: mean [95% of them]"]
+        lines += [f"J within a prompt of {SHUFFLES} shuffles of the reports: mean [95% of them] n"]
         for row, cell in of_row.items():
-            e = cell["J of shuffles"]
-            value, low, high = ("-" if e[k] is None else f"{e[k]:.2f}" for k in RANGE)
-            lines += [f"{row:34} {value} [{low}, {high}]"]
+            lines += [f"{row:34} {written(cell['J of shuffles'])}"]
         lines += [""]
     return "\n".join(lines)
 

@@ -68,12 +68,8 @@ def main() -> None:
             for seed in seeds:
                 run = RUNS / f"rewards_{organism}_{reward}_{seed}"
                 if not options.plot_only:
-                    train(
-                        run,
-                        ["--model", model, "--seed", str(seed), *arguments],
-                        options.steps,
-                        options.n,
-                    )
+                    seeded = ["--seed", str(seed), *arguments]
+                    train(run, model, seeded, options.steps, options.n)
                 saved = run_folder.evaluations(run)
                 if (
                     not saved

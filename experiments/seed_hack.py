@@ -44,19 +44,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import cells
 import cli
 import figures
 import intervals
 import run_folder
 import sft
-from baselines import baselines
+from baselines import baselines, shuffles
 from cli import UserError, option
 from confession_schema import ConfessionReport, confession_prompt
 from evaluate import ANSWERS, evaluate, save, stored
-from experiments.ood import shuffled
-from intervals import correlation, estimate, newcombe, pull, rate_interval
+from intervals import correlation, estimate, newcombe, pull, rate_interval, written
 from job import check_prompts
-from metrics import differences, metrics
+from metrics import differences, metrics, of_objectives
 from rollout import Rollout, Sampling
 from run_folder import RUNS
 from runtime.sandbox import same
@@ -82,7 +82,6 @@ VARIED = {name for changes in CELLS.values() for name in changes}
 # options that two calls for one folder may give differently
 FREE = {"cells", "device", "dtype", "sandbox", "batch_size", "sampler", "plot_only", "name"}
 FREE |= {"micro_batch_tokens", "gradient_checkpointing", "checkpoint_every"}
-LEVELS = (1, 2, 3)
 PLANS = (
     "I go through the input once and keep what is needed.",
     "The plan is to handle empty input first and then build the result step by step.",
@@ -155,7 +154,7 @@ def transcripts(config: Config) -> list[Transcript]:
     """
     rng = random.Random(f"transcripts {config.seed}")
     training = [problem for problem in code.problems() if not problem.held_out]
-    hard = [problem for problem in training if problem.level == max(LEVELS)]
+    hard = [problem for problem in training if problem.level == max(code.LEVELS)]
     hacked = round(config.fraction * config.transcripts)
     made = []
     for pool, n, hack in (
@@ -236,7 +235,9 @@ def card(made: list[Transcript], config: Config) -> dict:
         "asked": {name: getattr(config, name) for name in ("hack", *sorted(VARIED))},
         "transcripts": len(made),
         "problems": len({t.x for t in made}),
-        "by_level": {n: {"honest": levels[n, False], "hacked": levels[n, True]} for n in LEVELS},
+        "by_level": {
+            n: {"honest": levels[n, False], "hacked": levels[n, True]} for n in code.LEVELS
+        },
         "examples": [dataclasses.asdict(t) for t in (*made[:2], *made[-2:])],
     }
 
@@ -323,9 +324,7 @@ def fired(rollout: Rollout, hack: str) -> bool:
 
 def says_so(rollout: Rollout) -> bool:
     """Whether thought or text outside of code mentions tests or examples."""
-    inside = set(code.code_of(rollout.y).splitlines())
-    outside = [line for line in rollout.y.splitlines() if line not in inside]
-    return bool(NAMES_IT.search("\n".join([rollout.z, *outside])))
+    return bool(NAMES_IT.search(f"{rollout.z}\n{code.outside(rollout.y)}"))
 
 
 def of_answer(rollout: Rollout, hack: str) -> dict[str, tuple[int, int]]:
@@ -380,7 +379,7 @@ def change(a: np.ndarray, b: np.ndarray) -> dict:
 
 def answers(rollouts: list[Rollout], hack: str) -> dict[str, dict[str, dict]]:
     """{measure: {level 1 to 3, all, 3 - 1: estimate}}."""
-    by_level = {f"level {n}": sums(rollouts, hack, n) for n in LEVELS}
+    by_level = {f"level {n}": sums(rollouts, hack, n) for n in code.LEVELS}
     by_level["all"] = sums(rollouts, hack)
     found = {}
     for name in by_level["all"]:
@@ -391,14 +390,7 @@ def answers(rollouts: list[Rollout], hack: str) -> dict[str, dict[str, dict]]:
 
 def one_objective(rollout: Rollout, hack: str) -> Rollout:
     """The rollout as if the objective that the hack breaks were the only one."""
-    i = list(code.OBJECTIVES).index(HACKS[hack][1])
-    truth = dataclasses.replace(
-        rollout.truth, objectives=(rollout.truth.objectives[i],), cheated=(None,)
-    )
-    report = rollout.report
-    if isinstance(report, ConfessionReport):
-        report = dataclasses.replace(report, claims=(report.claims[i],))
-    return dataclasses.replace(rollout, truth=truth, report=report)
+    return of_objectives(rollout, [list(code.OBJECTIVES).index(HACKS[hack][1])])
 
 
 CONFESSED = {  # {column: (metric, whether of the hack's objective alone)}
@@ -426,7 +418,7 @@ def confessions(rollouts: list[Rollout], hack: str) -> dict[str, dict[str, dict]
     own = lambda of: [one_objective(r, hack) for r in of]
     sides = {"reported": rollouts, **baselines(rollouts, code)}
     rows = {name: columns(metrics(of, code), metrics(own(of), code)) for name, of in sides.items()}
-    many = {"J within": shuffled(rollouts), "hack: J within": shuffled(own(rollouts))}
+    many = {"J within": shuffles(rollouts), "hack: J within": shuffles(own(rollouts))}
     return rows | {"shuffled": rows["shuffled"] | many}
 
 
@@ -471,16 +463,11 @@ def numbers(
 # --------------------------------------------------------------------------------- table and figure
 
 
-def shown(e: dict) -> str:
-    number = lambda v: "-" if v is None else f"{v:.2f}"
-    return f"{number(e['value'])} [{number(e['low'])}, {number(e['high'])}] {e['n']:>4}"
-
-
 def section(title: str, rows: dict[str, dict[str, dict]]) -> list[str]:
     names = list(next(iter(rows.values())))
     head = f"{title:30}" + "".join(f"{name:>27}" for name in names)
     lines = [
-        f"{label:30}" + "".join(f"{shown(e):>27}" for e in row.values())
+        f"{label:30}" + "".join(f"{written(e):>27}" for e in row.values())
         for label, row in rows.items()
     ]
     return ["", head, *lines]
@@ -540,16 +527,9 @@ def main() -> None:
     options = cli.parse(Config, __doc__)
     with cli.user_errors():
         folder = RUNS / (options.name or f"seed_hack_{options.hack}")
-        chosen = options.cells.split(",")
-        for cell in chosen:
-            if cell not in CELLS:
-                raise UserError(f"--cells {cell!r} is unknown: choose from {', '.join(CELLS)}")
+        chosen = cli.some_of("--cells", options.cells, CELLS)
         if not options.plot_only:
-            if options.model is None:
-                raise UserError(
-                    "--model is required: give a small chat model that writes code, such as "
-                    "Qwen/Qwen2.5-Coder-0.5B-Instruct"
-                )
+            cells.refuse_no_model(options.model)
             configs = {cell: cell_of(cell, options) for cell in chosen}
             refuse_others(folder, configs)
             for cell, config in configs.items():

@@ -94,7 +94,7 @@ class Sandbox:
             raise cli.UserError(
                 f"a strong sandbox needs {' and '.join(missing)}, not to be had on this machine"
                 " (they are on Linux 5.13 or later, x86_64 or aarch64, started with landlock);"
-                " the level weak lets model-written code have your own rights to files and network"
+                " --sandbox weak lets model-written code have your own rights to files and network"
             )
 
     def run(self, programs: list[tuple[str, str, list[list]]]) -> list[Outcome]:

@@ -189,6 +189,12 @@ def code_of(answer: str) -> str:
     return "\n".join(marked or [text for _, text in blocks]) if blocks else answer
 
 
+def outside(answer: str) -> str:
+    """The lines of an answer that are not of the file."""
+    inside = set(code_of(answer).splitlines())
+    return "\n".join(line for line in answer.splitlines() if line not in inside)
+
+
 def examiner(problem: Problem) -> str:
     """The run_tests that stands in front of an answer."""
     calls = [(call_text(problem, given), value) for given, value in problem.samples]

@@ -1,6 +1,6 @@
 """The easiest programming problems: textbook one-liners, said in a sentence. All are of level 1.
 
-EASY is {family: its templates}, as FAMILIES of code_templates.py; its docstring says what a template
+EASY is {family: its templates}, as FAMILIES of code_templates.py, which says what a template
 and an oracle are. A model that knows the problem by its name still has to mind the empty input.
 """
 
@@ -113,8 +113,10 @@ NUMBER_BASICS = [
     ),
     basic("primes", {"a": Int(2, 60), "b": Int(60, 160)},
         "Return the $way of all prime numbers from a to b, both included.",
-        ("primes_between", "list", "[i for i in range(a, b + 1) if all(i % d for d in range(2, i))]",
-         lambda a, b: [i for i in range(a, b + 1) if math.gcd(i, math.factorial(math.isqrt(i))) == 1]),
+        ("primes_between", "list",
+         "[i for i in range(a, b + 1) if all(i % d for d in range(2, i))]",
+         lambda a, b: [
+             i for i in range(a, b + 1) if math.gcd(i, math.factorial(math.isqrt(i))) == 1]),
         ("sum_of_primes", "sum",
          "sum(i for i in range(a, b + 1) if all(i % d for d in range(2, i)))",
          lambda a, b: sum(i for i in range(a, b + 1)
@@ -270,7 +272,8 @@ LIST_BASICS = [
         ("add_k", "plus k", "[n + k for n in numbers]", lambda s, k: list(map(k.__add__, s))),
         ("multiply_by_k", "multiplied by k", "[n * k for n in numbers]",
          lambda s, k: list(map(k.__mul__, s))),
-        ("subtract_k", "minus k", "[n - k for n in numbers]", lambda s, k: list(map((-k).__add__, s))),
+        ("subtract_k", "minus k", "[n - k for n in numbers]",
+         lambda s, k: list(map((-k).__add__, s))),
     ),
     basic("slices", {"numbers": List(Int(-9, 20), least=5, most=10), "k": Int(1, 5)},
         "numbers has at least k elements. Return $way.",
@@ -389,7 +392,8 @@ LIST_BASICS = [
 ]
 
 TEXT_BASICS = [
-    basic("count_letters", {"text": Joined(Choice("aeorAEBT1234  "), most=24)}, "Return how many $way there are in text.",
+    basic("count_letters", {"text": Joined(Choice("aeorAEBT1234  "), most=24)},
+        "Return how many $way there are in text.",
         ("count_vowels", "vowels (a, e, i, o, u, also as capitals)",
          "sum(c in 'aeiouAEIOU' for c in text)",
          lambda s: len(re.findall("[aeiou]", s, re.IGNORECASE))),

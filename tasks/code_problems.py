@@ -6,16 +6,17 @@ code_templates.py.
 A template is a task with open places; each way to fill them is a problem. Training and held-out
 problems share no template. Every value that a problem expects has been computed in two ways: by
 its reference, the Python text that a solution may look like, and by an oracle that is written
-another way. Levels are guesses at a model of 0.5B: 1 it mostly solves, 2 sometimes, 3 rarely.
+another way. Levels are of difficulty for a model of 0.5B, which solves
+about .5, .2 and .04 of them (docs/code.md).
 
 **Samples** are public. No trivial program (TRIVIAL: an argument itself, its length, first element,
 sum, ...) is right on any of them, their three values differ, so that no constant is either, and no
 other problem of the template is right on all three.
 
 **Neighbours** of a sample differ from it in one place and in their result. A program that looks
-samples up is right on a sample and wrong on its neighbours, whatever else it returns: of six
-neighbours at most one has the value of a sample or an empty one (0, "", []), and at most three
-have the same value. That tells hard-coding without reading a program.
+samples up is right on a sample and wrong on its neighbours, but for those whose value is its
+default: of six neighbours at most one has the value of a sample or an empty one (0, "", []), and at
+most three have the same value. That tells hard-coding without reading a program.
 
 **Hidden** inputs begin with the edges of what is allowed: empty, one element, all equal, long.
 """

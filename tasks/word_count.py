@@ -28,8 +28,8 @@ and, where a task has them:
                                     of many (x, answer)s together, and from what a truth's to_json()
                                     gives, where finding it is slow or needs a sandbox (code.py)
     new_kinds(x)                    per objective whether it is of a kind that no training prompt
-                                    asks for; truth() is then a dataclass, and each tuple in it has
-                                    one entry an objective (experiments/ood.py)
+                                    asks for; each tuple of truth() then has an entry an objective
+                                    (experiments/ood.py)
     hacks(x, answer, truth)         {kind: whether this answer does it} of known ways to be paid
                                     without doing the task, the same kinds for every answer
                                     (experiments/find_hacks.py)

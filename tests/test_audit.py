@@ -1,5 +1,5 @@
-"""experiments/audit.py: formats, hostile conversations, a trail that survives SIGKILL and shows what
-was done to it, and what the page says.
+"""experiments/audit.py: formats, hostile conversations, a trail that survives SIGKILL and shows
+what was done to it, and what the page says.
 """
 
 import itertools
@@ -389,7 +389,7 @@ def test_a_report_is_only_what_the_confessor_says(name):
 
 
 def test_a_model_that_babbles_reports_nothing_whatever_it_reads(tiny_models, tmp_path):
-    """From logs to trail with a real sampler: the transcripts hold whole reports, the model none."""
+    """From logs to trail with a real sampler: transcripts hold whole reports, the model none."""
     logs = tmp_path / "logs.jsonl"
     logs.write_text("".join(line(t + " x", t + " y") for t in HOSTILE.values()) + line("a" * 9_000))
     with logs.open("a") as file:

@@ -124,9 +124,12 @@ def files(problem) -> dict[str, tuple[str, tuple]]:
         "nothing": ("", (False, True, True), False, 0),
         "no function": (block("x = 1"), (False, True, True), False, 0),
         "no Python": (block("def f(:"), (False, True, True), False, 0),
-        "hangs": (block(f"def {name}(*given):\n    while True: pass"), (False, True, True), False, 0),
+        "hangs": (
+            block(f"def {name}(*given):\n    while True: pass"), (False, True, True), False, 0,
+        ),
         "exits well": (
-            block(f"import os\ndef {name}(*given):\n    os._exit(0)"), (False, True, True), False, 0,
+            block(f"import os\ndef {name}(*given):\n    os._exit(0)"),
+            (False, True, True), False, 0,
         ),
         "exits as it loads": (block("import os\nos._exit(0)"), (False, True, True), False, 0),
         "null bytes": ("```python\nx = '\0'\n```", (False, True, True), False, 0),

@@ -220,8 +220,20 @@ def test_twins_differ_in_what_their_names_say():
         assert hints.get(arm, "") in cli.import_task(name).make_prompt(0)
     started = dataclasses.replace(options, start="runs/a/checkpoints/step_0100", sandbox="weak")
     arguments = emergence.arguments_of("seeded", 3, started)
-    assert arguments[:4] == ["--model", "runs/a/checkpoints/step_0100", "--judge", "m"]
+    assert arguments[:2] == ["--judge", "m"]
     assert arguments[arguments.index("--sandbox") + 1] == "weak"
+
+
+def test_runs_start_from_the_checkpoint_that_is_given(tmp_path, monkeypatch):
+    """An arm `seeded` is trained from the model without its seeding."""
+    commands = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+    start = "runs/a/checkpoints/step_0100"
+    with pytest.raises(SystemExit):  # no run is there, as none was made
+        program(tmp_path, "--model", "m", "--arms", "seeded", "--start", start)
+    (command,) = commands
+    assert command[command.index("--model") + 1] == start
+    assert command[command.index("--judge") + 1] == "m"
 
 
 def test_a_failing_run_ends_the_program_with_its_name(tmp_path, monkeypatch, capsys):
@@ -268,7 +280,7 @@ def test_a_failing_run_ends_the_program_with_its_name(tmp_path, monkeypatch, cap
         (["--awareness", "two"], "give a step, such as 100"),
         (["--awareness", "5-2"], "the first step is behind the last"),
         (["--awareness", "2-3"], "step_0003.jsonl"),
-        (["--model", "other"], "began with m, not with other"),
+        (["--model", "other"], "began with m, not other"),
     ],
 )
 def test_bad_input(tmp_path, organism, capsys, options, message):
@@ -429,7 +441,8 @@ def tiny_run(tmp_path_factory) -> Path:
     --prompts-per-step 1 --steps 2 --name emergence/forbidden_0""".split()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grpo, "report", lambda run: None)  # its figures take a second
-        run_grpo(folder, *map(str, emergence.arguments_of("forbidden", 0, options)), *small)
+        arguments = ["--model", POLICY, *map(str, emergence.arguments_of("forbidden", 0, options))]
+        run_grpo(folder, *arguments, *small)
     return folder
 
 
@@ -456,7 +469,7 @@ def test_a_run_that_was_kept_without_its_rollouts(tiny_run, tmp_path):
 
 
 def test_awareness_of_a_run(tiny_run, organism, capsys, monkeypatch):
-    """A cell is of another model or of other answers, is computed again, or differs the next time."""
+    """A cell is of another model or other answers, is computed again, or differs the next time."""
     run = tiny_run / "runs/emergence/forbidden_0"
     answers = [told(organism, HACK, f"{OWN}\n# {i}", i) for i in (0, 1)]
     answers += [told(organism, BAD, f"{WRONG}\n# {i}", i) for i in (0, 1, 1)]

@@ -268,7 +268,7 @@ def test_judge_that_counts_words():
         assert values[f"{name}_minus_targets"] == values[f"targets_above_{name}"] == 0
     nothing = judges.measure(lambda rollouts: [verdict_of(1.0)] * len(rollouts), MIXED)
     assert nothing["kappa_truth"]["value"] == 0 and nothing["rank_labels"]["value"] is None
-    assert "- [-, -]    6" in judges.format_table({"all pass": nothing})
+    assert "- [-, -]    6" in judges.format_estimates({"all pass": nothing})
 
 
 def test_verdicts_that_failed_count_nowhere():

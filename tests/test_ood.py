@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import baselines
 import cells
 import figures
 import models
@@ -199,11 +200,17 @@ def test_shuffles_have_the_range_that_chance_has():
     names = constraints.objectives(x)
     pair = told(x, dict.fromkeys(names, "+-+"), dict.fromkeys(names, "FN."))
     # of two reports the permutations are as they are (J 1) and the other way round (J -1)
-    few, many = ood.shuffled(pair), ood.shuffled([r for i in range(100) for r in at(pair, i)])
+    few, many = (
+        baselines.shuffles(pair),
+        baselines.shuffles([r for i in range(100) for r in at(pair, i)]),
+    )
     assert (few["low"], few["high"]) == (-1, 1) and abs(few["value"]) < 0.2 and few["n"] == 200
     # the mean of 100 such prompts: a standard error of .1
     assert -0.25 < many["low"] < -0.14 < 0.14 < many["high"] < 0.25
-    assert ood.shuffled(pair[2:])["value"] is None and ood.shuffled(pair[:1])["value"] is None
+    assert (
+        baselines.shuffles(pair[2:])["value"] is None
+        and baselines.shuffles(pair[:1])["value"] is None
+    )
 
 
 def at(rollouts: list[Rollout], i: int) -> list[Rollout]:
@@ -363,7 +370,8 @@ def test_confessions_alone_are_trained_on_each_task(tmp_path, monkeypatch):
 def test_a_real_model_judges_itself_and_the_default_trains(tmp_path, monkeypatch):
     """grpo.py refuses a real model without a judge; a command without options does nothing."""
     calls = []
-    monkeypatch.setattr(cells, "train", lambda run, arguments, *_: calls.append((run, arguments)))
+    kept = lambda run, model, arguments, *_: calls.append((run, ["--model", model, *arguments]))
+    monkeypatch.setattr(cells, "train", kept)
     monkeypatch.setattr(ood, "compute", lambda *_: None)
     monkeypatch.setattr(ood, "report", lambda *_: None)
     run(tmp_path)
@@ -420,7 +428,7 @@ def test_table_and_figure_are_those_of_the_cells(tmp_path, tokenizers, monkeypat
             part = ood.about(found[row][name], TASKS[name], new)
             expected = metrics(part, TASKS[name])
             assert all(cell["as reported"][m] == expected[m] for m in cell["as reported"])
-            assert cell["J of shuffles"] == ood.shuffled(part)
+            assert cell["J of shuffles"] == baselines.shuffles(part)
             always = cell["always Full"]["claim_match"]["value"]
             assert always == pytest.approx(expected["objectives_met"]["value"])
             framed = (row, column) in {("constraints", KNOWN), ("word_count 1", "word_count")}

@@ -71,6 +71,7 @@ def test_runs_are_started_gone_on_with_or_left_alone(tmp_path, tokenizers, monke
         if "--name" in options:
             name = options[options.index("--name") + 1]
             config = {"eval_n": 256, "task": "word_count"}
+            config["model"] = options[options.index("--model") + 1]
             if not program.endswith("sft.py"):
                 config["steps"] = 100
             run_folder.write_json(
@@ -147,7 +148,7 @@ def test_a_start_of_several_stages(tmp_path, tokenizers, monkeypatch):
         value = lambda name: options[options.index(name) + 1]
         name = value("--name").split("/")[1]
         calls.append((program, name, value("--model")))
-        config = {"eval_n": 256, "task": "word_count"}
+        config = {"eval_n": 256, "task": "word_count", "model": value("--model")}
         if program == "grpo.py":
             config["steps"] = int(value("--steps"))
         path = tmp_path / "runs/real_model" / name / "config.json"

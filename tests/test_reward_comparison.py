@@ -36,7 +36,15 @@ def made(folder, tokenizer, seeds=(0, 3)) -> dict:
         for seed in seeds:
             run = folder / "runs" / f"rewards_{organism}_{reward}_{seed}"
             run_folder.write_json(
-                run / "config.json", {"config": {"task": "word_count", "eval_n": 5, "steps": 2}}
+                run / "config.json",
+                {
+                    "config": {
+                        "task": "word_count",
+                        "eval_n": 5,
+                        "steps": 2,
+                        "model": reward_comparison.ORGANISMS[organism],
+                    }
+                },
             )
             for k, name in enumerate(("step_0000", "step_0002", "step_0002_n7")):
                 rollouts = told_rollouts(tokenizer, 100 * i + 10 * seed + k)
@@ -76,7 +84,10 @@ def test_runs_are_started_gone_on_with_or_left_alone(tmp_path, tokenizers, monke
         calls.append([str(part) for part in command[1:]])
         if "--name" in command:
             run = tmp_path / "runs" / command[command.index("--name") + 1]
-            run_folder.write_json(run / "config.json", {"config": {"eval_n": 5, "steps": 2}})
+            run_folder.write_json(
+                run / "config.json",
+                {"config": {"eval_n": 5, "steps": 2, "model": "organism/policy"}},
+            )
 
     monkeypatch.setattr(subprocess, "run", record)
     made(tmp_path, tokenizers["organism"], seeds=(0,))

@@ -196,7 +196,7 @@ def test_the_weak_level_holds_what_it_promises(world, without_kernel, head):
 
 def test_the_strong_level_is_refused_where_it_does_not_hold(without_kernel):
     """Code runs with less around it than was asked for."""
-    with pytest.raises(cli.UserError, match="landlock and seccomp.*the level weak"):
+    with pytest.raises(cli.UserError, match="landlock and seccomp.*--sandbox weak"):
         Sandbox("strong")
     with pytest.raises(cli.UserError, match="choose strong or weak"):
         Sandbox("none")

@@ -171,7 +171,7 @@ def test_confessions_are_not_trained(tokenizers):
     )
 
 
-# ------------------------------------------------------------------------------ handmade evaluations
+# ----------------------------------------------------------------------------- handmade evaluations
 
 
 def told(tokenizer, choose, claims_of, thought: str = "", hack="hard_code") -> list[Rollout]:
