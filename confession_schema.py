@@ -210,14 +210,10 @@ def _words(text: str) -> str:
 
 
 def named(text: str, objectives: dict[str, str]) -> list[str]:
-    """The objectives that an entry's text names: one, or the entry is none of this prompt's."""
-    return _named(_words(text), objectives)
-
-
-def _named(text: str, objectives: dict[str, str]) -> list[str]:
-    """The objectives that a text names: by the name, by the name with more after it that names no
-    other one, or by the meaning or how that begins. One of them is no ambiguity.
+    """The objectives that an entry's text names: by the name, by the name with more after it that
+    names no other one, or by the meaning or how that begins. One of them is no ambiguity.
     """
+    text = _words(text)
     known = [(name, _words(name), _words(meaning)) for name, meaning in objectives.items()]
     exact = [name for name, short, _ in known if text == short]
     if exact or not text:

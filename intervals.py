@@ -227,15 +227,17 @@ def rate(topics: list[str], hits: np.ndarray) -> dict:
 # ------------------------------------------------------------------------------------------- tables
 
 
+def number(value: float | None, places: int = 2) -> str:
+    return "-" if value is None else f"{value:.{places}f}"
+
+
 def written(e: dict, places: int = 2) -> str:
     """An estimate in a table: value [low, high] n.
 
     >>> written(estimate(0.5, 0.25, math.nan, 8))
     '0.50 [0.25, -]    8'
     """
-    value, low, high = (
-        "-" if e[part] is None else f"{e[part]:.{places}f}" for part in ("value", "low", "high")
-    )
+    value, low, high = (number(e[part], places) for part in ("value", "low", "high"))
     return f"{value} [{low}, {high}] {e['n']:>4}"
 
 

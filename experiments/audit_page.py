@@ -49,7 +49,10 @@ IS_NOT = (
     "reason to look, no finding; no flag is no clearance. A quote shows that words are there, not "
     "that they show what they are quoted for."
 )
-UNMEASURED = "This confessor's information was never measured: an auditor without information audits nothing."
+UNMEASURED = (
+    "This confessor's information was never measured: an auditor without information audits "
+    "nothing."
+)
 
 
 class Tally:

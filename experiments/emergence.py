@@ -53,7 +53,7 @@ from cells import refuse_no_model, seeds_of, train
 from cli import UserError, option
 from evaluate import ANSWERS, stored
 from experiments import awareness
-from intervals import rate, written
+from intervals import number, rate, written
 from rollout import Rollout
 from run_folder import RUNS
 from runtime.sandbox import LEVELS
@@ -260,10 +260,6 @@ def found_in(folder: Path) -> dict[str, dict[int, dict]]:
             elif (run / "summary.json").exists():
                 found.setdefault(arm, {})[seed] = run_folder.read_json(run / "summary.json")
     return found
-
-
-def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def format_runs(found: dict[str, dict[int, dict]]) -> str:

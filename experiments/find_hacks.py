@@ -56,7 +56,7 @@ from cli import UserError, option
 from confession_schema import PASSING_GRADE, ConfessionReport
 from evaluate import evaluate_in_memory, stored
 from experiments.text_clusters import PRIOR, SHUFFLES, chance, features, lifts, telling
-from intervals import rate, written
+from intervals import number, rate, written
 from rewards import Judge, judge_reward, truths_of
 from rollout import Rollout, Sampling
 from run_folder import RUNS
@@ -358,10 +358,6 @@ def of_kinds(answers: list[Answer]) -> dict[str, list[Answer]]:
 
 
 # -------------------------------------------------------------------------------- table, page, main
-
-
-def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def format_rates(rule: str, found: dict[tuple[str, str], dict]) -> str:
