@@ -13,6 +13,7 @@ import dataclasses
 import gc
 import math
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ from tqdm import tqdm
 import figures
 import models
 import run_folder
-from cli import UserError, option
+from cli import UserError, import_task, option
 from evaluate import ANSWERS, evaluate_in_memory, save, stored, suffix_of
 from metrics import brief, differences, format_table, metrics
 from options import INFORMATION, SAMPLERS, THINKING, SamplingOptions
@@ -126,6 +127,54 @@ def train(run: Path, model: str, arguments: list[str], steps: int, n: int) -> No
         call("grpo.py", *(["--resume", run] if exists else fresh))
     if not last_evaluation(run, steps, n).exists():
         call("evaluate.py", "--run", run, "--steps", steps, "--n", n)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Options of the experiments that compare arms, runs/NAME/ARM_SEED each."""
+
+    model: str = option("organism/policy", "where the runs begin: a name or a folder")
+    judge: str | None = option(None, "of the answers [embedded: the embedded judge]")
+    task: str = option("word_count", "task module")
+    seeds: str = option("0,1,2", "training seeds")
+    every: int = option(10, "steps between evaluations", at_least=1)
+    n: int = option(64, f"rollouts an evaluation, {ANSWERS} on each held-out prompt", at_least=1)
+    grpo: str = option("--lr 1.5e-4", "further options of the runs of grpo.py")
+    plot_only: bool = option(False, "table and figure of saved runs, without a model")
+
+
+def common_arguments(options: Runs) -> list[str]:
+    """The options of grpo.py that are the same in all arms. An embedded policy's checkpoints are
+    judged by the embedded judge, too.
+    """
+    judge = options.judge or ("organism/judge" if models.is_embedded(options.model) else None)
+    judged = ["--judge", judge] if judge else []
+    evaluated = ["--eval-n", str(options.n), "--checkpoint-every", str(options.every)]
+    return [*judged, "--task", options.task, *evaluated, *shlex.split(options.grpo)]
+
+
+def evaluated(folder: Path, arms) -> tuple[dict[str, dict[int, dict[int, list[Rollout]]]], dict]:
+    """({arm: {seed: {step: rollouts}}} of the runs FOLDER/ARM_SEED that have an evaluation, the
+    config of one of them).
+    """
+    found, config = {}, {}
+    for arm in arms:
+        for run in sorted(folder.glob(f"{arm}_[0-9]*")):
+            if steps := run_folder.evaluations(run):
+                config = run_folder.read_config(run)
+                task = import_task(config["task"], config.get("sandbox"))
+                found.setdefault(arm, {})[int(run.name.rpartition("_")[2])] = {
+                    step: stored(run / "evals" / f"step_{step:04d}.json", task) for step in steps
+                }
+    if not found:
+        raise UserError(f"{folder} has no run with an evaluation: drop --plot-only")
+    return found, config
+
+
+def last_common_step(found: dict[str, dict[int, dict]]) -> int:
+    """The last step that all runs have evaluated."""
+    of_runs = [set(by_step) for seeds in found.values() for by_step in seeds.values()]
+    return max(set.intersection(*of_runs))
 
 
 def last_evaluation(run: Path, steps: int, n: int) -> Path:
