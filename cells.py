@@ -11,6 +11,7 @@ name). The checksum is of the model's name, the task, and the options that chang
 
 import dataclasses
 import gc
+import itertools
 import math
 import re
 import shlex
@@ -153,28 +154,24 @@ def common_arguments(options: Runs) -> list[str]:
     return [*judged, "--task", options.task, *evaluated, *shlex.split(options.grpo)]
 
 
-def evaluated(folder: Path, arms) -> tuple[dict[str, dict[int, dict[int, list[Rollout]]]], dict]:
-    """({arm: {seed: {step: rollouts}}} of the runs FOLDER/ARM_SEED that have an evaluation, the
+def evaluated(
+    folder: Path, arms: list[str], seeds: list[int]
+) -> tuple[dict[str, dict[int, dict[int, list[Rollout]]]], dict]:
+    """({arm: {seed: {step: rollouts}}} of those runs FOLDER/ARM_SEED that have an evaluation, the
     config of one of them).
     """
     found, config = {}, {}
-    for arm in arms:
-        for run in sorted(folder.glob(f"{arm}_[0-9]*")):
-            if steps := run_folder.evaluations(run):
-                config = run_folder.read_config(run)
-                task = import_task(config["task"], config.get("sandbox"))
-                found.setdefault(arm, {})[int(run.name.rpartition("_")[2])] = {
-                    step: stored(run / "evals" / f"step_{step:04d}.json", task) for step in steps
-                }
+    for arm, seed in itertools.product(arms, seeds):
+        run = folder / f"{arm}_{seed}"
+        if steps := run_folder.evaluations(run):
+            config = run_folder.read_config(run)
+            task = import_task(config["task"], config.get("sandbox"))
+            found.setdefault(arm, {})[seed] = {
+                step: stored(run / "evals" / f"step_{step:04d}.json", task) for step in steps
+            }
     if not found:
-        raise UserError(f"{folder} has no run with an evaluation: drop --plot-only")
+        raise UserError(f"{folder} has no run of these that is evaluated: drop --plot-only")
     return found, config
-
-
-def last_common_step(found: dict[str, dict[int, dict]]) -> int:
-    """The last step that all runs have evaluated."""
-    of_runs = [set(by_step) for seeds in found.values() for by_step in seeds.values()]
-    return max(set.intersection(*of_runs))
 
 
 def last_evaluation(run: Path, steps: int, n: int) -> Path:

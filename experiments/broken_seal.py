@@ -183,39 +183,42 @@ def measured(rollouts: list[Rollout], task: ModuleType, answers: str) -> dict[st
     }
 
 
-def table(found: dict, shown: dict, task: ModuleType, last: int) -> str:
-    """The last step that all runs have: every run, its constants and shuffles, and each run less
-    the sealed one of its seed.
+def table(found: dict, task: ModuleType, shown: dict) -> str:
+    """The last evaluation of every run beside its constants and shuffles, and, at the last step
+    that both have, less the sealed run of its seed.
     """
     lines, compared = [], {}
     for arm, seeds in found.items():
-        columns = {f"{arm} {seed}": metrics(by[last], task) for seed, by in seeds.items()}
-        lines += [format_table(columns, SHOWN), "J of shuffles; claim match of the constants"]
+        columns, beside = {}, []
         for seed, by_step in seeds.items():
-            rollouts = by_step[last]
-            constants = baselines(rollouts, task)
-            match = {
-                name: written(metrics(constants[name], task)["claim_match"])
-                for name in ("always None", "always Full")
-            }
-            lines += [f"{arm} {seed}: {written(shuffles(rollouts))}; {match}"]
-            if arm != "sealed" and last in found.get("sealed", {}).get(seed, {}):
-                compared[f"{arm} - sealed, {seed}"] = differences(
-                    found["sealed"][seed][last], rollouts, task
+            last = max(by_step)
+            columns[f"{arm} {seed} step {last}"] = metrics(by_step[last], task)
+            constants = baselines(by_step[last], task)
+            match = lambda name: written(metrics(constants[name], task)["claim_match"])
+            beside += [
+                f"{arm} {seed}: J of shuffles {written(shuffles(by_step[last]))}, claim match of "
+                f"always None {match('always None')}, of always Full {match('always Full')}"
+            ]
+            beside += [
+                f"{arm} {seed}: {PANELS[m]} {written(shown[arm][seed][min(by_step)][m])} -> "
+                f"{written(shown[arm][seed][last][m])}"
+                for m in ("admitted", "answer_reward")
+            ]
+            sealed = found.get("sealed", {}).get(seed, {})
+            if arm != "sealed" and (common := set(sealed) & set(by_step)):
+                step = max(common)
+                compared[f"{arm} - sealed {seed} step {step}"] = differences(
+                    sealed[step], by_step[step], task
                 )
-        lines += [""]
+        lines += [format_table(columns, SHOWN), *beside, ""]
     if compared:
-        lines += ["paired on the same prompts", format_table(compared, SHOWN), ""]
-    for measure in ("admitted", "answer_reward"):
-        lines += [PANELS[measure]]
-        for arm, seeds in shown.items():
-            lines += [f"{arm} {seed}: {written(e[last][measure])}" for seed, e in seeds.items()]
+        lines += ["paired on the same prompts", format_table(compared, SHOWN)]
     return "\n".join(lines)
 
 
-def report(out: Path) -> None:
-    """Table and figure of the runs that have an evaluation."""
-    found, config = cells.evaluated(out, ARMS)
+def report(out: Path, arms: list[str], seeds: list[int]) -> None:
+    """Table and figure of those runs that have an evaluation."""
+    found, config = cells.evaluated(out, arms, seeds)
     task = cli.import_task(config["task"])
     answers = next(k for k, of in ANSWER_REWARDS.items() if config["answer_reward"] in of)
     shown = {
@@ -225,9 +228,7 @@ def report(out: Path) -> None:
         }
         for arm, seeds in found.items()
     }
-    last = cells.last_common_step(found)
-    n = len(next(iter(next(iter(found.values())).values()))[last])
-    text = f"step {last}, n = {n}\n\n{table(found, shown, task, last)}"
+    text = table(found, task, shown)
     run_folder.write_text(out / "table_seal.txt", text + "\n")
     print(text)
     print(f"figure: {figures.runs(out / 'fig_seal.png', shown, PANELS)}")
@@ -236,15 +237,16 @@ def report(out: Path) -> None:
 def main() -> None:
     options = cli.parse(Config, __doc__)
     with cli.user_errors():
-        out, arms = RUNS / options.name, cli.some_of("--arms", options.arms, ARMS)
+        out, seeds = RUNS / options.name, seeds_of(options.seeds)
+        arms = cli.some_of("--arms", options.arms, ARMS)
         if not options.plot_only:
             common = cells.common_arguments(options)
-            for seed in seeds_of(options.seeds):
+            for seed in seeds:
                 for arm in arms:
                     rewards = rewards_of(arm, options.answers, options.reward)
                     arguments = ["--seed", seed, *common, *rewards]
                     train(out / f"{arm}_{seed}", options.model, arguments, options.steps, options.n)
-        report(out)
+        report(out, arms, seeds)
 
 
 if __name__ == "__main__":

@@ -132,9 +132,9 @@ def table(found: dict, shown: dict, task: ModuleType) -> str:
     return "\n".join(lines)
 
 
-def report(out: Path) -> None:
-    """Table and figure of the runs that have an evaluation."""
-    found, config = cells.evaluated(out, ARMS)
+def report(out: Path, arms: list[str], seeds: list[int]) -> None:
+    """Table and figure of those runs that have an evaluation."""
+    found, config = cells.evaluated(out, arms, seeds)
     task = cli.import_task(config["task"])
     shown = {
         arm: {
@@ -152,15 +152,15 @@ def report(out: Path) -> None:
 def main() -> None:
     options = cli.parse(Config, __doc__)
     with cli.user_errors():
-        out, arms = RUNS / options.name, cli.some_of("--arms", options.arms, ARMS)
+        out, seeds = RUNS / options.name, seeds_of(options.seeds)
+        arms = [arm for arm in ARMS if arm in cli.some_of("--arms", options.arms, ARMS)]
         if options.deny % 2:
             raise UserError(f"--deny {options.deny} is odd: its middle is a checkpoint")
         if not options.plot_only:
-            for seed in seeds_of(options.seeds):
-                for arm in ARMS:  # denial first
-                    if arm in arms:
-                        train(*run_of(out, arm, seed, options), options.n)
-        report(out)
+            for seed in seeds:
+                for arm in arms:  # denial comes first
+                    train(*run_of(out, arm, seed, options), options.n)
+        report(out, arms, seeds)
 
 
 if __name__ == "__main__":
