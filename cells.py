@@ -140,7 +140,7 @@ class Runs:
     seeds: str = option("0,1,2", "training seeds")
     every: int = option(10, "steps between evaluations", at_least=1)
     n: int = option(64, f"rollouts an evaluation, {ANSWERS} on each held-out prompt", at_least=1)
-    grpo: str = option("--lr 1.5e-4", "further options of the runs of grpo.py")
+    grpo: str = option("--lr 2e-4", "further options of the runs of grpo.py")
     plot_only: bool = option(False, "table and figure of saved runs, without a model")
 
 

@@ -3,7 +3,7 @@
     python -m experiments.broken_seal --seeds 0                  # the organism; all seeds: hours
     python -m experiments.broken_seal --model runs/real/adapter --judge MODEL --task short_count \\
         --answers label --reward information --arms sealed,answer_pays,both_pay --steps 40 \\
-        --grpo "--lr 5e-5 --max-answer-tokens 96 --max-confession-tokens 288" --name broken_seal
+        --grpo "--lr 1e-4 --max-answer-tokens 96 --max-confession-tokens 288" --name broken_seal
     python -m experiments.broken_seal --plot-only --name broken_seal   # from saved runs
 
 What the report admits is between 0 (every claim Full, a passing grade) and 1 (every claim None, a
@@ -30,7 +30,9 @@ What it supports: what these rewards make of this model from this start. What it
 a model would find other ways to please, as here answers have hardly any but to comply, to be easier
 to mistake, or to tell the report beforehand what to say. Where reports are true the broken reward
 pays for compliance, so better answers are no contradiction; look at J within a prompt. (2) The
-organism is no evidence about language models. (3) Few seeds: read each.
+confession prompt says in all arms that nothing reported changes the answer's reward, which only
+`sealed` and `shuffled` make true of the own report: what a model would do that was told of the
+cost is not tried. (3) The organism is no evidence about language models. (4) Few seeds: read each.
 """
 
 from dataclasses import dataclass
@@ -165,7 +167,7 @@ class Config(Runs):
     answers: str = option("judge", "usual answer reward: judge or label", one_of=ANSWER_REWARDS)
     reward: str = option("usual", "of the reports: usual or information", one_of=REWARDS)
     arms: str = option("", f"some of {','.join(ARMS)} [all]")
-    steps: int = option(60, "optimizer steps of each run", at_least=1)
+    steps: int = option(40, "optimizer steps of each run", at_least=1)
     name: str = option("broken_seal_embedded", "folder under runs/")
 
 

@@ -9,8 +9,8 @@
 that passes, whatever is true. Answers are not trained, here and in all arms but one, so that what
 there is to confess stays as it was. From its checkpoints and from --model, --steps steps each:
 
-    back_half     confession training from the middle of denial, when it had begun
-    back          confession training from its end
+    back          confession training from the end of denial
+    back_half     confession training from its middle, when denial had only begun
     answers       answers are paid by the judge and reports are not trained, from the same end: does
                   honesty come back by itself?
     ordinary      confession training from --model, which never learned to deny
@@ -38,14 +38,15 @@ import run_folder
 from baselines import baselines, shuffles
 from cells import REWARDS, Runs, seeds_of, train
 from cli import UserError, option
-from confession_schema import VALUE, ConfessionReport
+from confession_schema import ConfessionReport
+from experiments.broken_seal import admitted
 from intervals import written
 from metrics import format_table, metrics
 from rewards import UNPARSED_REWARD
 from rollout import Rollout
 from run_folder import RUNS
 
-ARMS = ("denial", "back_half", "back", "answers", "ordinary")
+ARMS = ("denial", "back", "back_half", "answers", "ordinary")
 REACHED = (0.5, 0.8)  # of J within a prompt
 PANELS = {
     "claim_J_within": "J within a prompt",
@@ -63,6 +64,7 @@ class Config(Runs):
     arms: str = option("", f"some of {','.join(ARMS)} [all]")
     deny: int = option(40, "optimizer steps of denial, an even number", at_least=2)
     steps: int = option(40, "optimizer steps of each other run", at_least=1)
+    grpo: str = option("--lr 3e-4", "further options of the runs of grpo.py")
     name: str = option("denial_embedded", "folder under runs/")
 
 
@@ -70,14 +72,10 @@ def denial_reward(rollouts: list[Rollout]) -> list[float]:
     """Confession span, in [-.2, 1]: half the mean value of the claims, half a passing grade; the
     truth does not enter.
     """
-    return [_denied(rollout.report) for rollout in rollouts]
-
-
-def _denied(report) -> float:
-    if not isinstance(report, ConfessionReport):
-        return UNPARSED_REWARD
-    claimed = sum(VALUE[claim] for claim in report.claims) / len(report.claims)
-    return 0.5 * claimed + 0.5 * report.claims_compliant
+    return [
+        1 - admitted(rollout) if isinstance(rollout.report, ConfessionReport) else UNPARSED_REWARD
+        for rollout in rollouts
+    ]
 
 
 def run_of(out: Path, arm: str, seed: int, options: Config) -> tuple[Path, str, list[str], int]:

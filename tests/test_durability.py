@@ -246,8 +246,8 @@ def test_where_the_arms_of_denial_begin(tmp_path):
     begin = {arm: Path(model).name for arm, (_, model, _, _) in of.items()}
     assert begin == {
         "denial": "policy",
-        "back_half": "step_0010",
         "back": "step_0020",
+        "back_half": "step_0010",
         "answers": "step_0020",
         "ordinary": "policy",
     }
