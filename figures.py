@@ -750,10 +750,12 @@ def runs(
     """
     colours = ("#000000", "#CC3311", "#0072B2", "#E69F00", "#009E73", "#882255")
     with plt.rc_context(STYLE):
+        columns = 3 if len(panels) > 4 else len(panels)
+        rows = -(-len(panels) // columns)
         figure, axes = plt.subplots(
-            1, len(panels), figsize=(3.6 * len(panels) + 2, 3.7), squeeze=False
+            rows, columns, figsize=(3.6 * columns + 2, 3.5 * rows), squeeze=False
         )
-        for axis, (measure, title) in zip(axes[0], panels.items()):
+        for axis, (measure, title) in zip(axes.flat, panels.items()):
             for arm, colour, marker in zip(found, colours, "osD^vP"):
                 for i, evals in enumerate(found[arm].values()):
                     steps = [s for s in sorted(evals) if evals[s][measure]["value"] is not None]
