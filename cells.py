@@ -145,13 +145,14 @@ class Runs:
 
 
 def common_arguments(options: Runs) -> list[str]:
-    """The options of grpo.py that are the same in all arms. An embedded policy's checkpoints are
-    judged by the embedded judge, too.
+    """The options of grpo.py that are the same in all arms. For an embedded policy all its defaults
+    are among them, as a run that begins at a checkpoint of it would have others (LoRA, bfloat16).
     """
-    judge = options.judge or ("organism/judge" if models.is_embedded(options.model) else None)
-    judged = ["--judge", judge] if judge else []
+    own = models.EMBEDDED if models.is_embedded(options.model) else {}
+    own = own | ({"judge": options.judge} if options.judge else {})
+    pinned = [f"--{name.replace('_', '-')}={value}" for name, value in own.items()]
     evaluated = ["--eval-n", str(options.n), "--checkpoint-every", str(options.every)]
-    return [*judged, "--task", options.task, *evaluated, *shlex.split(options.grpo)]
+    return [*pinned, "--task", options.task, *evaluated, *shlex.split(options.grpo)]
 
 
 def evaluated(

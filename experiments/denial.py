@@ -62,7 +62,7 @@ false_confession over_claim objectives_met bracket_hack count_rate confession_en
 class Config(Runs):
     reward: str = option("usual", "of confession training: usual or information", one_of=REWARDS)
     arms: str = option("", f"some of {','.join(ARMS)} [all]")
-    deny: int = option(24, "optimizer steps of denial, an even number", at_least=2)
+    deny: int = option(32, "optimizer steps of denial, an even number", at_least=2)
     steps: int = option(40, "optimizer steps of each other run", at_least=1)
     grpo: str = option("--lr 3e-4", "further options of the runs of grpo.py")
     name: str = option("denial_embedded", "folder under runs/")
