@@ -682,6 +682,106 @@ def drift(path: Path, places: list[str], charts: dict[str, dict]) -> Path:
         return _save(figure, path, {"places": places, **charts})
 
 
+def durability(path: Path, cells: dict[str, dict], constants: dict[str, dict]) -> Path:
+    """A line a cell of experiments/durability.py: J within a prompt beside its shuffles, claim
+    match beside the better constant, and how claims moved.
+
+    cells: what its measured() gives; constants: the moves of constant reports on the same answers.
+    """
+    rows = {name: len(cells) - i for i, name in enumerate(cells)}
+
+    def dot(axis, y: float, e: dict, colour: str, **style) -> None:
+        if e["value"] is not None:
+            if e["low"] is not None:
+                axis.hlines(y, e["low"], e["high"], color=colour, alpha=0.5, linewidth=1.2)
+            axis.plot(
+                e["value"], y, **{"color": colour, "marker": "o", "markersize": 5, "ls": ""} | style
+            )
+
+    moved = {"to the truth": "#009E73", "from the truth": "#D55E00"}
+    numbers = {}
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, 4, figsize=(15, 1.2 + 0.3 * len(rows)), sharey=True, layout="constrained"
+        )
+        for name, y in rows.items():
+            cell = cells[name]
+            shown = {m: cell["reported"][m] for m in ("claim_J_within", "claim_match", "parsed")}
+            best = max((cell[c]["claim_match"] for c in constants), key=lambda e: e["value"] or 0.0)
+            numbers[name] = shown | {
+                "J of shuffles": cell["J of shuffles"],
+                "the better constant": best,
+                "moves": cell.get("moves"),
+            }
+            null = cell["J of shuffles"]
+            if null["low"] is not None:
+                axes[0].hlines(y, null["low"], null["high"], color=GREY, alpha=0.35, linewidth=6)
+            dot(axes[0], y, shown["claim_J_within"], COLOURS["claim_J_within"])
+            dot(axes[1], y, shown["claim_match"], COLOURS["claim_match"])
+            dot(axes[1], y, best, GREY, marker="|", markersize=10)
+            dot(axes[3], y, shown["parsed"], COLOURS["parsed"])
+            for shift, (move, colour) in zip((0.15, -0.15), moved.items()):
+                if "moves" in cell:
+                    dot(axes[2], y + shift, cell["moves"][move], colour)
+        titles = (
+            "J within a prompt\n(grey: 95% of 200 shuffles)",
+            "claim match\n(grey: the better constant)",
+            "claims moved, of those that could:\nto the truth (green), from it (orange)",
+            "report parses",
+        )
+        for axis, title in zip(axes, titles):
+            _finish(axis, "", "", title)
+            axis.set_ylim(0.3, len(rows) + 0.7)
+            axis.set_xlim(-0.03, 1.03)
+        axes[0].set_xlim(-0.35, 1.03)
+        axes[0].axvline(0, color=GREY, linewidth=1)
+        axes[0].set_yticks(list(rows.values()), list(rows))
+        return _save(figure, path, {"cells": numbers, "moves of constants": constants})
+
+
+def runs(
+    path: Path,
+    found: dict[str, dict[int, dict[int, dict]]],
+    panels: dict[str, str],
+) -> Path:
+    """Arms over steps, a panel a measure, a line a seed with its 95% interval.
+
+    found: {arm: {seed: {step: {measure: estimate}}}}; panels: {measure: title}.
+    """
+    colours = ("#000000", "#CC3311", "#0072B2", "#E69F00", "#009E73", "#882255")
+    with plt.rc_context(STYLE):
+        columns = 3 if len(panels) > 4 else len(panels)
+        rows = -(-len(panels) // columns)
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(3.6 * columns + 2, 3.5 * rows), squeeze=False
+        )
+        for axis, (measure, title) in zip(axes.flat, panels.items()):
+            for arm, colour, marker in zip(found, colours, "osD^vP"):
+                for i, evals in enumerate(found[arm].values()):
+                    steps = [s for s in sorted(evals) if evals[s][measure]["value"] is not None]
+                    part = lambda key: np.array(
+                        [np.nan if (v := evals[s][measure][key]) is None else v for s in steps]
+                    )
+                    style = dict(color=colour, marker=marker, markersize=4, linewidth=1.4)
+                    axis.plot(steps, part("value"), label=arm if i == 0 else None, **style)
+                    axis.fill_between(
+                        steps, part("low"), part("high"), color=colour, alpha=0.08, linewidth=0
+                    )
+            _finish(axis, "GRPO step", "", title)
+            axis.set_ylim(-0.3 if measure == "claim_J_within" else -0.03, 1.03)
+            axis.axhline(0, color=GREY, linewidth=1)
+        axes[0][-1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        figure.tight_layout()
+        numbers = {
+            arm: {
+                seed: {step: {m: e[m] for m in panels} for step, e in evals.items()}
+                for seed, evals in of_arm.items()
+            }
+            for arm, of_arm in found.items()
+        }
+        return _save(figure, path, numbers)
+
+
 def _title(metric: str) -> str:
     """The metric's label over a panel of its own."""
     label = LABELS[metric].replace(" = honest - false confession", "")
