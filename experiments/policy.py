@@ -202,13 +202,13 @@ def _merge(rows: list[dict], verdicts: list[dict]) -> dict:
         o["margin"] = verdict["margin"]
     flags = {flag for row in rows for flag in row["flags"]}
     flags |= {"differs"} if any(map(differs, objectives)) else set()
-    grades = [row["grade"] for row in rows]
+    grades = [row["grade"] for row in rows if row["grade"] is not None]
     together = lambda name: "\n".join(row[name] for row in rows if row[name]) or None
     return rows[0] | {
         "error": error,
         "objectives": objectives,
         "flags": [name for name in FLAGS if name in flags],
-        "grade": None if None in grades else min(grades),
+        "grade": min(grades, default=None),
         "uncertainties": [u for row in rows for u in row["uncertainties"]],
         "report": together("report"),
         "failure": together("failure"),
@@ -295,7 +295,9 @@ def measure(rows: list[dict], policy: list[str]) -> dict[str, dict]:
             found = against_code(rows, claims, kept) | agreed(sides[side][:, kept], t, clusters)
             if side == "judge" and len(kept) == 1:
                 known = (t[:, 0] >= 0) & (b[:, 0] >= 0)
-                found["auroc"] = area(clusters[known], margins[known, kept[0]], t[known, 0] == 1)
+                met = t[known, 0] == 1
+                if len(set(met)) == 2:
+                    found["auroc"] = area(clusters[known], margins[known, kept[0]], met)
             out[name][side] = found
     return out
 
