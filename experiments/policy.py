@@ -171,8 +171,9 @@ def give_verdicts(run: Path, options: Config, policy: dict[str, str], confessor:
 
 
 def saved_verdicts(run: Path) -> list[dict]:
-    text = (run / "judge.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    """The lines of judge.jsonl, without a last one that a killed process left unfinished."""
+    *lines, _ = (run / "judge.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines]
 
 
 # --------------------------------------------------------------------------------------------- both
