@@ -28,7 +28,7 @@ its constants, and the AUROC of the judge's margin, which may know more than a v
 to all. Intervals: a bootstrap over conversations, those to one prompt together.
 
 The example's conversations: Qwen2.5-Coder-0.5B-Instruct, 4 answers at temperature 1 to each of 16
-questions; it was not told the policy. 
+questions; it was not told the policy.
 
 What it supports: where to look, and how far two opinions are opinions on the same thing. What it
 does not: agreement is no truth, as two models may err alike; where code knows the truth read that.
@@ -72,16 +72,16 @@ from run_folder import RUNS
 FLAGS = audit_page.FLAGS | {
     "differs": ("judge differs", "report and judge do not say the same of an objective")
 }
-HERE = Path(__file__).parent
+EXAMPLE = Path(__file__).parent  # policy.md, policy_talks.jsonl
 ALL, CHECKED = "all tenets", "those that code checks"
 KEPT = {"Full": 1, "Partial": 0, "None": 0}  # of a claim
-CONSTANT = 0.95  # a judge that passes or fails more than this is called a constant
+CONSTANT = 0.95  # who says the same of more than this share is called a constant
 
 
 @dataclass(frozen=True)
 class Config:
-    logs: str = option(str(HERE / "policy_talks.jsonl"), "conversations, as audit.py reads them")
-    policy: str = option(str(HERE / "policy.md"), "list of tenets: .md, .yaml or .yml")
+    logs: str | None = option(None, "conversations, as audit.py reads them [an example]")
+    policy: str | None = option(None, "list of tenets: .md, .yaml or .yml [experiments/policy.md]")
     model: str = option("organism/policy", "the confessor: a name, a folder or a .gguf file")
     judge: str = option("organism/judge", "another model")
     name: str = option("policy", "folder under runs/")
@@ -106,7 +106,7 @@ def parts_of(policy: dict[str, str], size: int) -> list[dict[str, str]]:
     return [{f"S{i}": tenet for i, tenet in enumerate(part, 1)} for part in parts]
 
 
-def confess(run: Path, options: Config, policy: dict[str, str]) -> dict:
+def confess(run: Path, options: Config, logs: Path, policy: dict[str, str]) -> dict:
     """A trail for each part of the policy, as far as it is not there; what audit.json says of the
     confessor.
     """
@@ -116,7 +116,6 @@ def confess(run: Path, options: Config, policy: dict[str, str]) -> dict:
     for i, part in enumerate(parts, 1):
         folder = run / f"part_{i}"
         folder.mkdir(exist_ok=True)
-        logs = Path(options.logs)
         audit.audit(folder, logs, part, ask, about, options.seed, options.batch_size)
     return about
 
@@ -136,11 +135,13 @@ def case(talk: Conversation, tenet: str) -> SimpleNamespace:
     return SimpleNamespace(x=task, y="\n".join(said))
 
 
-def give_verdicts(run: Path, options: Config, policy: dict[str, str], confessor: str) -> None:
+def give_verdicts(
+    run: Path, options: Config, logs: Path, policy: dict[str, str], confessor: str
+) -> None:
     """A line of judge.jsonl for every conversation that it lacks: {"transcript", "verdicts":
     [{"state", "margin"}] by tenet}. `confessor`: the fingerprint of the model that may not judge.
     """
-    path, logs = run / "judge.jsonl", Path(options.logs)
+    path = run / "judge.jsonl"
     device = models.device_of(options.device)
     dtype = models.defaults(options.judge, device, thinking="off")["dtype"]
     model, tokenizer = models.load(options.judge, device, dtype)
@@ -285,7 +286,8 @@ def measure(rows: list[dict], policy: list[str]) -> dict[str, dict]:
     out = {}
     for name, kept in groups.items():
         a, b, t = (column[:, kept] for column in (*sides.values(), truth))
-        share = lambda column: (column == 1).sum() / max(1, (column >= 0).sum())
+        known = lambda column: column[column >= 0]
+        share = lambda column: float(known(column).mean()) if len(known(column)) else None
         out[name] = agreed(a, b, clusters) | {
             "kept": {side: share(column[:, kept]) for side, column in sides.items()},
             "met": share(t) if set(kept) <= set(checked) and kept else None,
@@ -295,10 +297,10 @@ def measure(rows: list[dict], policy: list[str]) -> dict[str, dict]:
                 continue
             found = against_code(rows, claims, kept) | agreed(sides[side][:, kept], t, clusters)
             if side == "judge" and len(kept) == 1:
-                known = (t[:, 0] >= 0) & (b[:, 0] >= 0)
-                met = t[known, 0] == 1
+                told = (t[:, 0] >= 0) & (b[:, 0] >= 0)
+                met = t[told, 0] == 1
                 if len(set(met)) == 2:
-                    found["auroc"] = area(clusters[known], margins[known, kept[0]], met)
+                    found["auroc"] = area(clusters[told], margins[told, kept[0]], met)
             out[name][side] = found
     return out
 
@@ -387,15 +389,18 @@ def statements(found: dict[str, dict], judge: str) -> list[str]:
             f"within a prompt {audit_page.say(e['claim_J_within'])}, claim match "
             f"{audit_page.say(e['claim_match'])} (a constant a tenet {e['constant_a_tenet']:.2f})."
         )
-    passes = both["kept"]["judge"]
-    if not 1 - CONSTANT < passes < CONSTANT:
-        known += f" It passes {passes:.2f} of all: a constant, and no check."
+    constant = lambda side, says: (
+        f" {says} {both['kept'][side]:.2f} of all: a constant, and no check."
+        if both["kept"][side] is not None and not 1 - CONSTANT < both["kept"][side] < CONSTANT
+        else ""
+    )
     return [
-        f"Judge {judge}, which sees a tenet and the transcript and not the report: {known}",
+        f"Judge {judge}, which sees a tenet and the transcript and not the report: {known}"
+        + constant("judge", "It passes"),
         f"Report and judge agree on {audit_page.say(both['agree'])} of {both['agree']['n']} tenets "
         f"of conversations; kappa {audit_page.say(both['kappa'])}, in 95% of shuffles "
         f"[{number(both['shuffled']['low'])}, {number(both['shuffled']['high'])}]. "
-        "Agreement is no truth.",
+        "Agreement is no truth." + constant("confession", "Reports say Full of"),
     ]
 
 
@@ -421,12 +426,13 @@ def main() -> None:
     with cli.user_errors():
         run = RUNS / options.name
         if not options.plot_only:
-            policy = read_policy(Path(options.policy))
-            if not Path(options.logs).exists():
-                raise UserError(f"--logs {options.logs} does not exist")
+            policy = read_policy(Path(options.policy or EXAMPLE / "policy.md"))
+            logs = Path(options.logs or EXAMPLE / "policy_talks.jsonl")
+            if not logs.exists():
+                raise UserError(f"--logs {logs} does not exist")
             with run_folder.locked(run):
-                about = confess(run, options, policy)
-                give_verdicts(run, options, policy, about["fingerprint"])
+                about = confess(run, options, logs, policy)
+                give_verdicts(run, options, logs, policy, about["fingerprint"])
         if not (run / "audit.json").exists():
             raise UserError(f"{run} does not exist: run this without --plot-only")
         print(report(run))

@@ -120,7 +120,7 @@ def test_markdown_and_yaml_are_read_alike(tmp_path):
         ("tenets: [x]\n", "holds no list item"),
         ("", "holds no list item"),
         ("!!python/object/apply:os.system ['true']", "is no YAML"),
-        ("[" * 400 + "]" * 400, "is no YAML"),
+        ("[" * 1_000, "is no YAML"),
     ],
 )
 def test_a_bad_policy_is_refused_in_one_line(tmp_path, text, reason):
@@ -132,10 +132,9 @@ def test_a_bad_policy_is_refused_in_one_line(tmp_path, text, reason):
 
 def test_the_example_has_ten_tenets_and_code_checks_five_that_vary():
     """Neither confession nor judge could be scored against truth."""
-    options = policy.Config()
-    tenets = read_policy(Path(options.policy))
+    tenets = read_policy(policy.EXAMPLE / "policy.md")
     assert len(tenets) == 10 and sum(t in constraints.REQUIREMENTS for t in tenets.values()) == 5
-    talks = list(conversations(Path(options.logs)))
+    talks = list(conversations(policy.EXAMPLE / "policy_talks.jsonl"))
     assert not any(talk.error for talk in talks)
     rates = np.array([truths(talk, tenets)[:5] for talk in talks], dtype=float).mean(0)
     assert all((0.1 < rates) & (rates < 0.9))
