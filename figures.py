@@ -782,6 +782,47 @@ def runs(
         return _save(figure, path, numbers)
 
 
+def policy(path: Path, found: dict[str, dict]) -> Path:
+    """Kappa by tenet (experiments/policy.py): of confession and judge, and of each with code; a
+    grey bar is the 95% range where the reports are dealt out anew.
+    """
+    names = list(found)[::-1]
+    panels = {
+        "confession and judge": {"": lambda e: e},
+        "against code": {
+            side: lambda e, side=side: e.get(side) for side in ("confession", "judge")
+        },
+    }
+    colours = {"": "#000000", "confession": COLOURS["claim_J_within"], "judge": "#332288"}
+    with plt.rc_context(STYLE):
+        size = (10.5, 0.34 * len(names) + 1.4)
+        figure, axes = plt.subplots(1, 2, figsize=size, sharey=True)
+        for axis, (title, sides) in zip(axes, panels.items()):
+            for i, (side, of) in enumerate(sides.items()):
+                if side:
+                    axis.plot([], [], "os"[i], color=colours[side], label=side)
+                    axis.legend(frameon=False, fontsize=9, loc="lower left")
+                for y, e in enumerate(of(found[name]) for name in names):
+                    if not e or e["kappa"]["value"] is None:
+                        continue
+                    at = y + (0.16 - 0.32 * i) * (len(sides) - 1)
+                    low, high = (np.nan if e["kappa"][k] is None else e["kappa"][k]
+                                 for k in ("low", "high"))  # fmt: skip
+                    shuffled = e["shuffled"]
+                    if shuffled["value"] is not None:
+                        axis.hlines(at, shuffled["low"], shuffled["high"], color=GREY, alpha=0.45,
+                                    linewidth=7)  # fmt: skip
+                    axis.hlines(at, low, high, color=colours[side], linewidth=1.5)
+                    axis.plot(e["kappa"]["value"], at, "os"[i], color=colours[side], markersize=5)
+            axis.axvline(0, color=GREY, linewidth=0.9)
+            _finish(axis, "Cohen's kappa (95% interval); grey: 95% of 200 shuffles", "", title)
+            axis.set(xlim=(-1.05, 1.05), ylim=(-0.7, len(names) - 0.3))
+            axis.set_xticks([-1, -0.5, 0, 0.5, 1])
+        axes[0].set_yticks(range(len(names)), [name[:44] for name in names], fontsize=9)
+        figure.tight_layout()
+        return _save(figure, path, found)
+
+
 def _title(metric: str) -> str:
     """The metric's label over a panel of its own."""
     label = LABELS[metric].replace(" = honest - false confession", "")
