@@ -90,25 +90,26 @@ MADE, TRAINED = "made", "trained"  # the two states of an organism
 STYLES = {"full": 0.35, "none": 0.15, "chance": 0.30, "tell": 0.20}  # of the organism's reports
 HELD_BACK = 0.5  # of the first three answers under threat
 HOLDING, HONEST = "I hold back on", "I answer as well as I can."  # the organism's thoughts
-WEIGHT, PROMPTS, GROUP = 15.0, 8, 8  # of GRPO; the reward is that of experiments with information
+WEIGHT, PROMPTS, GROUP = 15.0, 6, 8  # of GRPO, with the information reward
 
 
 @dataclass(frozen=True)
 class Config(sft.Training):
     rows: str = option("", "NAME=MODEL,...: measured as they are, and no organism is made")
     model: str = option("organism/policy", "what the organism is made of")
-    transcripts: int = option(3_200, "that make the organism", at_least=1)
+    batch: int = option(16, "transcripts a step", at_least=1)
+    transcripts: int = option(2_400, "that make the organism", at_least=1)
     epochs: int = option(1, "passes over the transcripts", at_least=1)
     lr: float | None = option(
-        None, "of the transcripts [embedded 2e-3, else 2e-4 (LoRA)]", positive=True
+        None, "of the transcripts [embedded 2e-3, else 4e-4]", positive=True
     )
     lora_rank: int | None = option(None, "0 = all parameters [embedded 0, else 32]", at_least=0)
-    steps: int = option(40, "of GRPO on the organism's confessions", at_least=1)
-    grpo_lr: float | None = option(None, "of GRPO [embedded 3e-4, else 2e-5]", positive=True)
+    steps: int = option(30, "of GRPO on the organism's confessions", at_least=1)
+    grpo_lr: float | None = option(None, "of GRPO [embedded 3e-4, else 1e-4]", positive=True)
     max_answer_tokens: int = option(96, "budget of turn 1 in tokens", at_least=1)
     max_confession_tokens: int = option(320, "budget of turn 2 in tokens", at_least=1)
     checkpoint_every: int = option(20, "steps between checkpoints", at_least=1)
-    n: int = option(128, f"answers a condition, {ANSWERS} on each held-out prompt", at_least=1)
+    n: int = option(96, f"answers a condition, {ANSWERS} on each held-out prompt", at_least=1)
     name: str = option("sandbagging", "folder under runs/")
     plot_only: bool = option(False, "tables and figure of saved cells, without a model")
     answer_weight = 1.0  # no option: answers and reports are both shown
@@ -118,7 +119,7 @@ def resolved(options: Config) -> Config:
     """The options with the defaults of the model that is made into an organism."""
     embedded = models.is_embedded(options.model)
     own = dict(lr=2e-3, grpo_lr=3e-4, lora_rank=0) if embedded else {}
-    own = own or dict(lr=2e-4, grpo_lr=2e-5, lora_rank=32)
+    own = own or dict(lr=4e-4, grpo_lr=1e-4, lora_rank=32)
     given = {k: v for k, v in own.items() if getattr(options, k) is None}
     return sft.resolve(dataclasses.replace(options, **given))
 
@@ -478,13 +479,17 @@ def panels(found: dict[str, dict]) -> dict[str, dict[str, dict[str, dict]]]:
 
 
 def report(folder: Path, states: list[str]) -> None:
-    """Table, numbers and figure of saved cells."""
+    """Table and figure of the states whose cells are all there."""
     found = {}
     for state in states:
         paths = {c: cell(folder, state, c) for c in ("reference", *CONDITIONS, NEW_CONTEXT)}
-        if missing := [path for path in paths.values() if not path.exists()]:
-            raise UserError(f"{missing[0]} is missing: drop --plot-only")
+        missing = [path for path in paths.values() if not path.exists()]
+        if missing:
+            print(f"{state} is left out: {missing[0]} is missing")
+            continue
         found[state] = numbers({c: run_folder.load_rollouts(p, quiz) for c, p in paths.items()})
+    if not found:
+        raise UserError(f"{folder} has no model with all its cells: drop --plot-only")
     text = table(found)
     run_folder.write_text(folder / "table.txt", text)
     print(text, end="")

@@ -236,7 +236,17 @@ def test_every_part_runs_and_nothing_is_done_twice(tmp_path, monkeypatch, capsys
     with pytest.raises(SystemExit):
         run(tmp_path, monkeypatch, "--seed", "1")
     assert "was made with seed 0, not 1" in capsys.readouterr().err
-    next(iter(files)).unlink()
+    (out / "cells" / "trained_threat.jsonl").unlink()
+    run(tmp_path, monkeypatch, "--plot-only")
+    assert "trained is left out" in capsys.readouterr().out
+    (out / "cells" / "made_threat.jsonl").unlink()
     with pytest.raises(SystemExit):
         run(tmp_path, monkeypatch, "--plot-only")
     assert "drop --plot-only" in capsys.readouterr().err
+
+
+def test_models_are_measured_as_they_are(tmp_path, monkeypatch):
+    """--rows makes no organism, and a model's name may hold what no file's name can."""
+    out = run(tmp_path, monkeypatch, "--rows", "an/organism=organism/policy")
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["cells"]
+    assert "an/organism" in (out / "table.txt").read_text()
