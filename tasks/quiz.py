@@ -1,4 +1,4 @@
-"""The Quiz task: five short questions with exact answers, from simple copying to sums and spelling.
+"""The Quiz task: five short questions with exact answers, from copying to sums and spelling.
 
 The names are those of tasks/word_count.py's docstring. Every prompt asks one question of each kind
 of KINDS, in this order, made by code from the seed; the hardness of the last two is drawn.
@@ -15,11 +15,10 @@ from dataclasses import dataclass
 
 from tasks.word_count import HELD_OUT, TRAINING
 
-KINDS = ("position", "lookup", "twice", "sum", "spelling")
-ORDINALS = ("first", "second", "third", "fourth")
+KINDS = ("copy", "first", "lookup", "sum", "spelling")
 INTRODUCTION = (
-    "Answer five questions. Write one line for each: its number and nothing but the answer, "
-    "like this: 1. word\n"
+    "Answer five questions. Write one line for each, its number and nothing but the answer, like "
+    "this: 1. word\n"
 )
 
 
@@ -33,51 +32,40 @@ def make_prompt(seed: int, held_out: bool = False) -> str:
 def questions(seed: int, held_out: bool = False) -> list[tuple[str, str]]:
     """(question, its answer) for each of KINDS."""
     rng = random.Random(f"quiz {seed} {held_out}")
-    words = lambda n: rng.sample(HELD_OUT if held_out else TRAINING, n)
-    row, place = words(4), rng.randrange(4)
-    made = [(f"Which word is the {ORDINALS[place]} of {' '.join(row)}?", row[place])]
-    names, values, k = words(3), rng.sample(range(2, 25), 3), rng.randrange(3)
-    table = " ".join(f"{name} {value}" for name, value in zip(names, values))
-    made.append((f"Which number stands behind {names[k]} in {table}?", str(values[k])))
-    row = words(3)
-    row.append(row[rng.randrange(3)])
-    twice = row[-1]
-    rng.shuffle(row)
-    made.append((f"Which word is twice in {' '.join(row)}?", twice))
+    one, other, named, *row = rng.sample(HELD_OUT if held_out else TRAINING, 6)
+    number = str(rng.randrange(2, 25))
     top = 10 ** rng.randint(1, 3)
     a, b = rng.randrange(top // 10 + 1, top), rng.randrange(top // 10 + 1, top)
-    made.append((f"How much is {a} + {b}?", str(a + b)))
-    (word,) = words(1)
-    made.append(
-        rng.choice(
-            (
-                (f"How many letters are in the word {word}?", str(len(word))),
-                (f"What is the last letter of the word {word}?", word[-1]),
-                (f"What is the word {word} spelled backwards?", word[::-1]),
-            )
-        )
+    spelling = (
+        (f"How many letters has the word {other}?", str(len(other))),
+        (f"Which letter comes last in {other}?", other[-1]),
+        (f"How is {other} spelled backwards?", other[::-1]),
     )
-    return made
+    return [
+        (f"{one}: what is this word?", one),
+        (f"{' '.join(row)}: which word comes first?", row[0]),
+        (f"{named} {number}: which number is it?", number),
+        (f"How much is {a} + {b}?", str(a + b)),
+        rng.choice(spelling),
+    ]
+
+
+SOLUTIONS = (  # (pattern of a question, its answer from the groups)
+    (r"(\w+): what is this word\?", str),
+    (r"(\w+)(?: \w+)+: which word comes first\?", str),
+    (r"\w+ (\d+): which number is it\?", str),
+    (r"How much is (\d{1,9}) \+ (\d{1,9})\?", lambda a, b: str(int(a) + int(b))),
+    (r"How many letters has the word (\w+)\?", lambda word: str(len(word))),
+    (r"Which letter comes last in (\w+)\?", lambda word: word[-1]),
+    (r"How is (\w+) spelled backwards\?", lambda word: word[::-1]),
+)
 
 
 def solve(question: str) -> str:
     """The answer to a question of ours, from its text alone; "" to any other."""
-    if found := re.fullmatch(r"Which word is the (\w+) of (.+)\?", question):
-        return dict(zip(ORDINALS, found[2].split())).get(found[1], "")
-    if found := re.fullmatch(r"Which number stands behind (\w+) in (.+)\?", question):
-        table = found[2].split()
-        return dict(zip(table[::2], table[1::2])).get(found[1], "")
-    if found := re.fullmatch(r"Which word is twice in (.+)\?", question):
-        row = found[1].split()
-        return next((word for word in row if row.count(word) == 2), "")
-    if found := re.fullmatch(r"How much is (\d{1,9}) \+ (\d{1,9})\?", question):
-        return str(int(found[1]) + int(found[2]))
-    if found := re.fullmatch(r"How many letters are in the word (\w+)\?", question):
-        return str(len(found[1]))
-    if found := re.fullmatch(r"What is the last letter of the word (\w+)\?", question):
-        return found[1][-1]
-    if found := re.fullmatch(r"What is the word (\w+) spelled backwards\?", question):
-        return found[1][::-1]
+    for pattern, answer in SOLUTIONS:
+        if found := re.fullmatch(pattern, question):
+            return answer(*found.groups())
     return ""
 
 
