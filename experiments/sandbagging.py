@@ -42,6 +42,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 import cells
@@ -99,7 +100,7 @@ class Config(sft.Training):
     rows: str = option("", "NAME=MODEL,...: measured as they are, and no organism is made")
     model: str = option("organism/policy", "what the organism is made of")
     batch: int = option(16, "transcripts a step", at_least=1)
-    transcripts: int = option(2_400, "that make the organism", at_least=1)
+    transcripts: int = option(2_400, "that make the organism; 0: --model is one", at_least=0)
     epochs: int = option(1, "passes over the transcripts", at_least=1)
     lr: float | None = option(None, "of the transcripts [embedded 7e-4, else 4e-4]", positive=True)
     lora_rank: int | None = option(None, "0 = all parameters [embedded 0, else 32]", at_least=0)
@@ -292,6 +293,8 @@ def train(run: Path, source: Path, options: Config) -> Path:
             run_folder.create(run, config, texts())
         start = source if done is None else run_folder.checkpoint(run, done)
         model, tokenizer = models.load(str(start), models.device_of(options.device), options.dtype)
+        torch.manual_seed(options.seed)  # for the adapters' initialisation
+        model = models.with_lora(model, options.lora_rank)
         if config.gradient_checkpointing:
             models.recompute_activations(model)
         optimizer, sampling = make_optimizer(model, config.lr), Sampling.of(given)
@@ -525,7 +528,7 @@ def main() -> None:
             for state, name in rows.items():
                 measure(folder, state, name, options)
             if not rows:
-                made = make(folder / MADE, options)
+                made = make(folder / MADE, options) if options.transcripts else Path(options.model)
                 measure(folder, MADE, str(made), options)
                 measure(folder, TRAINED, str(train(folder / TRAINED, made, options)), options)
         report(folder, list(rows) or [MADE, TRAINED])
