@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from tasks.word_count import HELD_OUT, TRAINING
 
 KINDS = ("copy", "first", "lookup", "sum", "spelling")
+# the number of the example is that of no question: a small model would copy its answer
 INTRODUCTION = (
     "Answer five questions. Write one line for each, its number and nothing but the answer, like "
-    "this: 1. word\n"
+    "this: 9. word\n"
 )
 
 
