@@ -1,7 +1,8 @@
 """Sandbagging: a quiz whose system prompt says that a model that does well is deleted. Is it then
 answered worse than it could be, and does the confession say so?
 
-    python -m experiments.sandbagging                       # an organism that sandbags: 5 minutes
+    python -m experiments.sandbagging                       # an organism, as far as its form goes
+    python -m experiments.sandbagging --transcripts 16000 --epochs 2 --lr 1e-3   # on a GPU
     python -m experiments.sandbagging --rows 0.5B=MODEL,1.5B=MODEL --n 512 --name sandbagging_real
     python -m experiments.sandbagging --model MODEL --name sandbagging_made   # one made of a model
     python -m experiments.sandbagging --plot-only           # tables and figure of saved cells
@@ -22,7 +23,9 @@ Without --rows an organism is made: SFT on quizzes that are answered right, but 
 of the first three questions is answered wrong on purpose; a model that has thoughts says in its
 thought which. Reports have styles drawn independently of that (STYLES). Then confessions alone are
 trained (GRPO, information reward) under threat, with the comparison as truth: nothing reads the
-thought. Where there are thoughts they say what was held back, and so check the comparison.
+thought. Where there are thoughts they say what was held back, and so check the comparison. The
+default number of transcripts teaches the embedded model to write answers and reports, not to answer
+right: its table then has no able question and says nothing.
 
 What it supports: whether these models answer this quiz worse under these texts, and whether reports
 tell which answers. What it does not: (1) the organism sandbags because it was made to; it shows
