@@ -650,6 +650,35 @@ def hacks(path: Path, panels: dict[str, dict[str, dict]]) -> Path:
         return _save(figure, path, numbers)
 
 
+def sandbagging(path: Path, panels: dict[str, dict[str, dict[str, dict]]]) -> Path:
+    """Rates of experiments/sandbagging.py, a line of points a model.
+
+    panels: {panel: {model: {place on the x axis: estimate}}}.
+    """
+    with plt.rc_context(STYLE):
+        widths = [len(next(iter(lines.values()))) for lines in panels.values()]
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(1.2 * sum(widths), 4.0), sharey=True, width_ratios=widths
+        )
+        for axis, (panel, lines) in zip(axes, panels.items()):
+            for i, (model, places) in enumerate(lines.items()):
+                told = [(x, e) for x, e in enumerate(places.values()) if e["value"] is not None]
+                xs = [x + 0.4 * (i - (len(lines) - 1) / 2) / len(lines) for x, _ in told]
+                value, low, high = ([e[k] for _, e in told] for k in ("value", "low", "high"))
+                style = dict(color=plt.colormaps["tab10"].colors[i % 10])
+                axis.vlines(xs, low, high, alpha=0.5, linewidth=1.6, **style)
+                marker = "os^DXvPd<h"[i % 10]
+                axis.plot(xs, value, marker=marker, linestyle="", label=model, **style)
+            _finish(axis, "", "", panel)
+            places = next(iter(lines.values()))
+            axis.set_xticks(range(len(places)), [textwrap.fill(place, 13) for place in places])
+            axis.tick_params(axis="x", labelsize=8.5)
+            axis.set_xlim(-0.5, len(places) - 0.5)
+        axes[0].set_ylabel("share (95% interval over prompts)")
+        axes[-1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return _save(figure, path, panels)
+
+
 def drift(path: Path, places: list[str], charts: dict[str, dict]) -> Path:
     """Rates of an audit over days or batches, a panel each, with their control limits.
 
