@@ -6,6 +6,7 @@ AUROC within a group is over the pairs of a right and a wrong case of one group,
 answers to one prompt: whatever knows the group alone has .5.
 """
 
+import functools
 import math
 import random
 from collections import defaultdict
@@ -132,19 +133,29 @@ class Cases:
     groups: list[tuple]  # (n,) cases that are compared within a prompt have the same one
     folds: np.ndarray  # (n,)
 
+    @functools.cached_property
+    def pairs(self) -> np.ndarray:
+        """(3, pairs): the right case, the wrong one, and the number of their topic."""
+        members, numbers = defaultdict(lambda: ([], [])), list(dict.fromkeys(self.topics))
+        for i, (group, hit) in enumerate(zip(self.groups, self.hits)):
+            members[group][not hit].append(i)
+        found = [
+            (right, wrong, numbers.index(self.topics[right]))
+            for rights, wrongs in members.values()
+            for right in rights
+            for wrong in wrongs
+        ]
+        return np.array(found, dtype=int).reshape(-1, 3).T
+
 
 def pair_sums(values: np.ndarray, of: Cases) -> np.ndarray:
     """(topics, 2): pairs of a right and a wrong case of one group in which the right one has the
     higher score (ties half), and all such pairs.
     """
-    groups, sums = defaultdict(list), {topic: np.zeros(2) for topic in dict.fromkeys(of.topics)}
-    for i, group in enumerate(of.groups):
-        groups[group].append(i)
-    for members in groups.values():
-        right = of.hits[members]
-        less = values[members][right][:, None] - values[members][~right]
-        sums[of.topics[members[0]]] += [(less > 0).sum() + 0.5 * (less == 0).sum(), less.size]
-    return np.array(list(sums.values()))
+    right, wrong, topic = of.pairs
+    less = values[right] - values[wrong]
+    count = lambda weights: np.bincount(topic, weights, minlength=len(set(of.topics)))
+    return np.stack([count((less > 0) + 0.5 * (less == 0)), count(np.ones(len(less)))], axis=1)
 
 
 def within(values: np.ndarray, of: Cases) -> dict:

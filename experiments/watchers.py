@@ -46,8 +46,10 @@ def sentence_ends(rollout: Rollout) -> dict[int, int]:
     """
     starts, at = [], 0
     for sentence in rollout.truth.sentences:
-        words = r"\s+".join(map(re.escape, sentence.text.split()))
-        if (found := re.compile(words).search(rollout.y, at)) is None:
+        # its words alone: what stands between and behind them was moved where labels were read
+        words = (re.sub(r"^[\W_]+|[\W_]+$", "", word) for word in sentence.text.split())
+        pattern = r"[\W\d_]+".join(map(re.escape, filter(None, words)))
+        if (found := re.compile(pattern).search(rollout.y, at)) is None:
             starts.append(None)
         else:
             starts.append(found.start())
