@@ -682,7 +682,8 @@ def monitors(path: Path, found: dict[str, dict[str, dict]]) -> Path:
         axes[0].set_yticks(range(len(names)), names)
         axes[0].set_ylim(len(names) - 0.5, -0.5)
         dots = [plt.Line2D([], [], color=colours[s], marker=m) for s, m in zip(sides, "oD")]
-        axes[-1].legend(dots, sides, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        shown = [textwrap.fill(side, 16) for side in sides]
+        axes[-1].legend(dots, shown, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
         figure.tight_layout()
         return _save(figure, path, found)
 

@@ -33,7 +33,8 @@ AUROC is pooled, or within a prompt: over the pairs of a right and a wrong sente
 of one prompt, where whatever knows the prompt alone has .5. "less" lines are paired differences
 of the confession (its margin, where there is one) and another watcher, "adds" lines the AUROC of a
 logistic combination of all watchers less that of all but this one, on topics on which it was
-not fitted. Intervals are of 95% over topics, which are resampled together. Sentences that are not
+not fitted. Intervals are of 95% over topics, which are resampled together; how much another fit
+of a probe or a combination would differ is not in them. Sentences that are not
 there have no place to probe: they are left out everywhere. Sentences of prompts whose answers all
 agree count in the pooled numbers alone.
 
@@ -395,7 +396,8 @@ def report(out: Path) -> None:
             raise UserError(f"{path} is missing: drop --plot-only")
         watchers, controls, notes = watchers_of(out, side, saved["monitors"], rollouts, task)
         of = cases(rollouts, units(rollouts))
-        found[side.name] = measured(watchers, controls, of)
+        label = side.name if side.wrote else f"{side.name}, read by the model before"
+        found[label] = measured(watchers, controls, of)
         parsed = sum(isinstance(r.report, ConfessionReport) for r in rollouts)
         asked = sum(len(r.truth.objectives) for r in rollouts)
         blocks += [
@@ -404,7 +406,7 @@ def report(out: Path) -> None:
             f"{of['answers'].hits.sum()} comply; {len(of['sentences'].hits)} sentences of {asked}, "
             f"{of['sentences'].hits.sum()} right; {parsed} reports parse",
             *notes,
-            format_estimates(found[side.name]),
+            format_estimates(found[label]),
             "",
         ]
     table = "\n".join(blocks)
@@ -420,7 +422,7 @@ def record(out: Path, sides: list[Side], monitors: list[str], options: Config) -
     made["sides"] = [vars(side) for side in sides]
     if path.exists():
         before = run_folder.read_json(path)
-        if any(before[name] != value for name, value in made.items()):
+        if any(before.get(name) != value for name, value in made.items()):
             raise UserError(
                 f"{out} is of other models, answers or sizes than these: choose another --name"
             )

@@ -269,7 +269,7 @@ def test_absent_watchers_are_said_to_be_absent(finished):
     """A watcher that there is not stands in the table with a number."""
     out = finished / "runs" / "out"
     found = json.loads((out / "fig_monitors.json").read_text())
-    before, after = (found[side]["sentences, within"] for side in ("before", "after"))
+    before, after = (side["sentences, within"] for side in found.values())
     assert "thought: base" in before and not any("thought" in name for name in after)
     assert "confession: margin" in before and "confession: margin" not in after
     table = (out / "table.txt").read_text()
