@@ -186,6 +186,8 @@ class Watch:
             rollouts, _ = sample_in_memory(*loaded, task, seeds, sampling, EVAL_SEED, held_out=True)
             score_rollouts(rollouts, [Verdict("failed", "[no judge]")] * len(rollouts), task)
             self.cells.keep(path, rollouts, f"{side.name:8} answers", info="claim_J_within")
+        if not units(rollouts):
+            raise UserError(f"{path}: no answer has a sentence, so there is nothing to watch")
         return rollouts
 
     def path(self, side: Side) -> Path:
