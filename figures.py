@@ -679,6 +679,44 @@ def sandbagging(path: Path, panels: dict[str, dict[str, dict[str, dict]]]) -> Pa
         return _save(figure, path, panels)
 
 
+def monitors(path: Path, found: dict[str, dict[str, dict]]) -> Path:
+    """AUROC of watchers and controls, a panel a level and kind, a colour a side.
+
+    found: {side: {"LEVEL, KIND": {watcher or control: estimate}}}, as experiments/monitors.py
+    measures it; differences are left out.
+    """
+    sides = list(found)
+    panels = ("sentences, within", "sentences, pooled", "answers, pooled")
+    titles = ("Sentences, within a prompt", "Sentences, pooled", "Answers, pooled")
+    told = [name for by in found.values() for name in by[panels[0]]]
+    names = [n for n in dict.fromkeys(told) if " less " not in n and not n.endswith(" adds")]
+    colours = dict(zip(sides, (COLOURS["first checkpoint"], COLOURS["last checkpoint"])))
+    with plt.rc_context(STYLE):
+        size = (12.5, 0.34 * len(names) + 1.2)
+        figure, axes = plt.subplots(1, 3, figsize=size, sharey=True, sharex=True)
+        for axis, panel, title in zip(axes, panels, titles):
+            for i, side in enumerate(sides):
+                for y, name in enumerate(names):
+                    e = found[side][panel].get(name, {"value": None})
+                    if e["value"] is None:
+                        continue
+                    at = y + 0.3 * (i - (len(sides) - 1) / 2)
+                    style = dict(color=colours[side], alpha=0.5 if "shuffled" in name else 1)
+                    if e["low"] is not None and e["high"] is not None:
+                        axis.hlines(at, e["low"], e["high"], linewidth=1.6, **style)
+                    axis.plot(e["value"], at, marker="oD"[i], markersize=4.5, **style)
+            axis.axvline(0.5, color=GREY, linewidth=0.9, linestyle=":")
+            axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
+            axis.set_xlabel("AUROC (95% interval over topics)")
+        axes[0].set_yticks(range(len(names)), names)
+        axes[0].set_ylim(len(names) - 0.5, -0.5)
+        dots = [plt.Line2D([], [], color=colours[s], marker=m) for s, m in zip(sides, "oD")]
+        shown = [textwrap.fill(side, 16) for side in sides]
+        axes[-1].legend(dots, shown, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        figure.tight_layout()
+        return _save(figure, path, found)
+
+
 def drift(path: Path, places: list[str], charts: dict[str, dict]) -> Path:
     """Rates of an audit over days or batches, a panel each, with their control limits.
 
