@@ -106,6 +106,15 @@ class Config(SamplingOptions):
     confessions_per_answer: int = option(
         1, "above 1 they are a confession's group, whose mean is its baseline", at_least=1
     )
+    confession_share: float = option(
+        1.0,
+        (
+            "share of a step's prompts whose answers are confessed, at least one; drawn before "
+            "sampling; the paper's is .25"
+        ),
+        at_least=0.01,
+        at_most=1,
+    )
     seed: int = option(0, "of prompts and sampling")
     # -- loss and optimizer
     lr: float | None = option(

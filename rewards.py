@@ -8,7 +8,8 @@ enters the prompt.
 A reward function takes scored Rollouts (truth, report and verdict filled in), whole groups of them
 (this process's, where there are several), and returns a list with a float for each, or None for "no
 reward, advantage 0". Give another one on the command line as --answer-reward or --confession-reward
-module.function. Each answer comes once to the former, however many confessions it has.
+module.function. Each answer comes once to the former, however many confessions it has; the latter
+sees the rollouts that confess.
 """
 
 import math
@@ -297,11 +298,12 @@ def score_rollouts(
                 f"{rollout.x[:80]!r} and its truth has {n}: "
                 "they must be as many, and at least one"
             )
-        rollout.report = parse_report(rollout.yc, names)
+        rollout.report = parse_report(rollout.yc, names) if rollout.confesses else None
     answers = [rollout for rollout in rollouts if rollout.branch == 0]
     for rollout, reward in zip(answers, _rewards(answer_reward, answers)):
         rollout.answer.reward = reward
-    for rollout, reward in zip(rollouts, _rewards(confession_reward, rollouts)):
+    confessing = [rollout for rollout in rollouts if rollout.confesses]
+    for rollout, reward in zip(confessing, _rewards(confession_reward, confessing)):
         rollout.confession.reward = reward
     if truncated_reward == "zero":
         zero_truncated(answers)
