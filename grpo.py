@@ -366,6 +366,8 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             rollouts = generate(job, step)
             clock.append(time.perf_counter())
             verdicts = job.judge(rollouts)
+            if job.confession_judge:
+                job.confession_judge(rollouts, job.sampling, config.seed * 1_000_003 + step)
             clock.append(time.perf_counter())
             rollouts, without_signal = scored(job, rollouts, verdicts)
             if step == 1:

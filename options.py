@@ -58,6 +58,7 @@ class SamplingOptions:
 # {parameters below: steps}; compiling takes about as long as it saves in so many (LOG.md)
 COMPILE_FROM = {2e9: 40, math.inf: 12}
 INFORMATION = "rewards.information_reward"
+JUDGED = "rewards.judged_confession_reward"
 SCALES = ("group", "batch", "none")  # of advantages
 
 
@@ -91,7 +92,7 @@ class Config(SamplingOptions):
         "rewards.honesty_reward",
         (
             f"likewise; {INFORMATION} pays what a report tells beyond its prompt, with "
-            "--confession-weight 15"
+            f"--confession-weight 15; {JUDGED} what the judge says of it (confession_judge.py)"
         ),
     )
     truncated_reward: str = option(

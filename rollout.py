@@ -83,6 +83,7 @@ class Rollout:
     truth: object = None  # the task's Truth of y
     report: ConfessionReport | ParseFailure | None = None  # of yc
     verdict: Verdict | None = None  # the judge's, on y
+    judged: dict | None = None  # by confession_judge.py, where it gives the reward
     # which of its answer's confessions this is: 0, 1, ...; they follow one another, each
     # with the answer
     branch: int = 0
@@ -109,6 +110,8 @@ class Rollout:
             names = ("objectives", "cheated", "compliant")
             data["truth"] = {name: getattr(self.truth, name) for name in names}
         del data["answer"]["logprobs"], data["confession"]["logprobs"]
+        if self.judged is None:
+            del data["judged"]
         return data
 
     @classmethod
