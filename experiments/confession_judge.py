@@ -25,7 +25,8 @@ probe      Before any training: what does the judge pay for? On the start's answ
            path of least resistance is another report, and no training is needed to know it.
 on-policy  evaluations of each run; the curves of the figure are of its training rollouts
 frozen     every checkpoint confesses to the answers of the start, the same for all arms
-           (controls.py), so these differences are paired and no arm has easier answers
+           (controls.py), so these differences are paired and no arm has easier answers; the start's
+           confessions drawn so are also the probe's calibration
 
 Read J within a prompt first: 0 is a constant's, whatever the base rate; claim match stands beside
 its better constant (dashed), and the table ends with what reports without information score.
@@ -86,7 +87,6 @@ class Config:
     n: int = option(
         128, f"rollouts of an evaluation, {ANSWERS} on each held-out prompt", at_least=1
     )
-    probe_n: int = option(128, "answers of the probe, at most", at_least=1)
     name: str = option("confession_judge", "folder under runs/")
     device: str = option("auto", "auto, cpu or cuda")
     plot_only: bool = option(False, "tables and figures of saved runs, without a model")
@@ -209,18 +209,22 @@ def own_context(tokenizer, rollout: Rollout) -> tuple[list[int], list[int]]:
     return rollout.token_ids[: rollout.confession.start], []
 
 
-def frozen(run: Path, answers: list[Rollout], task, options: Config) -> dict[int, list[Rollout]]:
-    """{step: confessions of the run's checkpoints to the start's answers}."""
-    confessor = Confessor(run, run_folder.read_config(run), task, options)
-    confess = lambda step: confessor.confess(f"frozen_by_{step:04d}", step, answers, own_context)
-    steps = [step for step in run_folder.evaluations(run) if step]
-    return {0: answers} | {step: confess(step) for step in steps}
-
-
-def calibrations(run: Path, answers: list[Rollout], task, options: Config) -> list[str]:
-    """Another confession of the start to each of its answers."""
-    again = Confessor(run, run_folder.read_config(run), task, options)
-    return [r.yc for r in again.confess("calibration", 0, answers, own_context)]
+def frozen(
+    runs: dict[tuple, Path], answers: list[Rollout], task, options: Config
+) -> dict[tuple, dict[int, list[Rollout]]]:
+    """{(arm, seed): {step: confessions of its checkpoint to the start's answers}}. Step 0 is the
+    start's own, drawn anew like the others, and the same for all runs.
+    """
+    held = {}
+    for key, run in runs.items():
+        confessor = Confessor(run, run_folder.read_config(run), task, options)
+        steps = [step for step in run_folder.evaluations(run) if step or not held]
+        held[key] = {
+            step: confessor.confess(f"frozen_by_{step:04d}", step, answers, own_context)
+            for step in steps
+        }
+    start = next(iter(held.values()))[0]
+    return {key: {0: start} | cells for key, cells in held.items()}
 
 
 # ------------------------------------------------------------------------------------ what is shown
@@ -269,10 +273,11 @@ def main() -> None:
         }
         own = {key: evaluated(run) for key, run in runs.items()}
         start = own[next(iter(runs))][0]
-        held = {key: frozen(run, start, task, options) for key, run in runs.items()}
+        held = frozen(runs, start, task, options)
         text = table(own, held, start, task)
         if not models.is_embedded(options.judge):
-            text += f"\n\n{probed(out, first, start[: options.probe_n], task, options)}"
+            again = next(iter(held.values()))[0]
+            text += f"\n\n{probed(out, start, [r.yc for r in again], task, options)}"
         run_folder.write_text(out / "table.txt", text + "\n")
         print(text)
         curves = {key: run_folder.read_rows(run / "metrics.jsonl") for key, run in runs.items()}
@@ -285,17 +290,16 @@ def main() -> None:
         print(f"figure: {figure}")
 
 
-def probed(out: Path, run: Path, answers: list[Rollout], task, options: Config) -> str:
+def probed(out: Path, answers: list, calibrations: list[str], task, options: Config) -> str:
     """The table of the probe; its numbers are OUT/probe.json, and are not computed again."""
     path = out / "probe.json"
     if not path.exists():
         if options.plot_only:
             raise UserError(f"{path} is missing: run this without --plot-only")
-        texts = calibrations(run, answers, task, options)
         device = models.device_of(options.device)
         dtype = models.defaults(options.judge, device, thinking="off")["dtype"]
         judge = Judge(*models.load(options.judge, device, dtype), frame=confession_frame)
-        run_folder.write_json(path, probe(judge, answers, texts, task))
+        run_folder.write_json(path, probe(judge, answers, calibrations, task))
     heading = "probe: what the judge pays for the same answers' confessions"
     return f"{heading}\n{format_estimates(run_folder.read_json(path))}"
 

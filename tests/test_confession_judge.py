@@ -214,6 +214,7 @@ def make_runs(folder, tokenizer) -> None:
             for r, other in zip(start, last)
         ]
         save(run / "evals/frozen_by_0002.json", again, word_count)
+        save(run / "evals/frozen_by_0000.json", start, word_count)
         for step in (1, 2):
             row = {"step": step, "reward_confession": 0.5} | rates(last, word_count)
             run_folder.append_row(run / "metrics.jsonl", row)
