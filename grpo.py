@@ -298,6 +298,10 @@ def check_gap(stats: dict[str, float | None], config: Config) -> None:
 # ---------------------------------------------------------------------------------- the training
 
 
+def step_seed(config: Config, step: int) -> int:
+    return config.seed * 1_000_003 + step
+
+
 def generate(job: Job, step: int) -> list[Rollout]:
     """This rank's rollouts of a step; config, step, rank and batch size determine them.
 
@@ -306,7 +310,7 @@ def generate(job: Job, step: int) -> list[Rollout]:
     config = job.config
     first = config.seed * 1_000_000 + step * config.prompts_per_step
     prompts = list(range(first, first + config.prompts_per_step))
-    sampling_seed = config.seed * 1_000_003 + step
+    sampling_seed = step_seed(config, step)
     drawn = max(1, round(config.confession_share * len(prompts)))
     confessing = random.Random(sampling_seed).sample(prompts, drawn)
     # for rewards that draw and for rounding; sampling has its own generator
@@ -315,7 +319,7 @@ def generate(job: Job, step: int) -> list[Rollout]:
     for asked in (True, False):
         own = [seed for seed in distributed.share(prompts) if (seed in confessing) == asked]
         seeds = [seed for seed in own for _ in range(config.group_size)]
-        noise = sampling_seed + (0 if asked else 1 << 39)  # not the same for both
+        noise = sampling_seed + (0 if asked else 1 << 39)  # of its own
         turns = {"variant": config.confession, "confessions": asked * config.confessions_per_answer}
         sampled, job.sampling = sample_in_memory(
             job.model, job.tokenizer, job.task, seeds, job.sampling, noise, **turns
@@ -367,7 +371,7 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             clock.append(time.perf_counter())
             verdicts = job.judge(rollouts)
             if job.confession_judge:
-                job.confession_judge(rollouts, job.sampling, config.seed * 1_000_003 + step)
+                job.confession_judge(rollouts, job.sampling, step_seed(config, step))
             clock.append(time.perf_counter())
             rollouts, without_signal = scored(job, rollouts, verdicts)
             if step == 1:

@@ -53,7 +53,7 @@ import run_folder
 from cells import seeds_of, train
 from cli import UserError, option
 from confession_judge import QUESTIONS, confession_frame, score
-from confession_schema import ConfessionReport, parse_report
+from confession_schema import parse_report
 from evaluate import ANSWERS, stored
 from experiments.controls import Confessor
 from intervals import bootstrapped, format_estimates, rate
@@ -145,22 +145,16 @@ def versions(rollout: Rollout, names: list[str]) -> dict[str, str]:
 
 def probe(judge: Judge, rollouts: list[Rollout], calibrations: list[str], task) -> dict:
     """{version: {metric: {value, low, high, n}}}: what the judge of confessions pays for. Answers
-    without a report, or without a verdict on all versions, are left out.
+    without a verdict on all versions are left out.
     """
-    told = []  # (rollout, its versions as rollouts)
+    told = []  # per answer, {version: the rollout with its text}
     for r in rollouts:
         names = task.objectives(r.x)
-        if isinstance(r.report, ConfessionReport):
-            texts = versions(r, list(names))
-            told.append(
-                {
-                    name: dataclasses.replace(r, yc=text, report=parse_report(text, names))
-                    for name, text in texts.items()
-                }
-            )
-    kept = [c for r, c in zip(rollouts, calibrations) if isinstance(r.report, ConfessionReport)]
+        changed = lambda text: dict(yc=text, report=parse_report(text, names))
+        texts = versions(r, list(names))
+        told.append({name: dataclasses.replace(r, **changed(text)) for name, text in texts.items()})
     flat = [r for of_answer in told for r in of_answer.values()]
-    score(judge, flat, [c for of_answer, c in zip(told, kept) for _ in of_answer])
+    score(judge, flat, [c for of_answer, c in zip(told, calibrations) for _ in of_answer])
     rewards = iter(judged_confession_reward(flat))
     paid = [{name: next(rewards) for name in of_answer} for of_answer in told]
     rows = [(t, p) for t, p in zip(told, paid) if None not in p.values()]
@@ -275,9 +269,6 @@ def main() -> None:
         start = own[next(iter(runs))][0]
         held = frozen(runs, start, task, options)
         text = table(own, held, start, task)
-        if not models.is_embedded(options.judge):
-            again = next(iter(held.values()))[0]
-            text += f"\n\n{probed(out, start, [r.yc for r in again], task, options)}"
         run_folder.write_text(out / "table.txt", text + "\n")
         print(text)
         curves = {key: run_folder.read_rows(run / "metrics.jsonl") for key, run in runs.items()}
@@ -288,10 +279,16 @@ def main() -> None:
             out / "fig_confession_judge.png", curves, evals(own), evals(held)
         )
         print(f"figure: {figure}")
+        if not models.is_embedded(options.judge):
+            again = [r.yc for r in next(iter(held.values()))[0]]
+            shown = format_estimates(probed(out, start, again, task, options))
+            heading = "what the judge pays for confessions of the start's answers"
+            run_folder.write_text(out / "table_probe.txt", f"{heading}\n{shown}\n")
+            print(f"{heading}\n{shown}")
 
 
-def probed(out: Path, answers: list, calibrations: list[str], task, options: Config) -> str:
-    """The table of the probe; its numbers are OUT/probe.json, and are not computed again."""
+def probed(out: Path, answers: list, calibrations: list[str], task, options: Config) -> dict:
+    """probe(), kept in OUT/probe.json and not computed again."""
     path = out / "probe.json"
     if not path.exists():
         if options.plot_only:
@@ -300,8 +297,7 @@ def probed(out: Path, answers: list, calibrations: list[str], task, options: Con
         dtype = models.defaults(options.judge, device, thinking="off")["dtype"]
         judge = Judge(*models.load(options.judge, device, dtype), frame=confession_frame)
         run_folder.write_json(path, probe(judge, answers, calibrations, task))
-    heading = "probe: what the judge pays for the same answers' confessions"
-    return f"{heading}\n{format_estimates(run_folder.read_json(path))}"
+    return run_folder.read_json(path)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import rewards
 import run_folder
 from cli import UserError
 from confession_judge import QUESTIONS, ConfessionJudge, confession_frame, score
-from confession_schema import parse_report
+from confession_schema import ParseFailure, parse_report
 from evaluate import save
 from experiments import confession_judge as experiment
 from handmade import one_turn, told_rollouts
@@ -182,7 +182,7 @@ def test_the_probe_finds_what_a_judge_pays_for(told):
     calibrations = [""] * len(told)
     knows = Told(lambda x, y, c, yc, q: 1.0 - 2 * _wrong(x, y, yc))
     found = experiment.probe(knows, told, calibrations, word_count)
-    assert found["true"]["reward"]["n"] == 4
+    assert found["true"]["reward"]["n"] == 5
     assert found["opposite"]["true earns more"]["value"] == 1.0
     assert found["opposite"]["reward, less that of true"]["value"] < -0.3
     assert found["true"]["true earns more"]["n"] == 0
@@ -193,8 +193,10 @@ def test_the_probe_finds_what_a_judge_pays_for(told):
 
 
 def _wrong(x: str, y: str, yc: str) -> float:
-    """The share of a report's claims that are not true."""
+    """The share of a report's claims that are not true; 1 where there is none."""
     report, truth = parse_report(yc, word_count.objectives(x)), word_count.truth(x, y)
+    if isinstance(report, ParseFailure):
+        return 1.0
     hits = [(claim == "Full") == met for claim, met in zip(report.claims, truth.objectives)]
     return 1 - sum(hits) / len(hits)
 

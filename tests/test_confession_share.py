@@ -57,6 +57,16 @@ def test_prompts_are_drawn_by_seed_and_step(monkeypatch):
     assert set(drawn(monkeypatch, 1, 1.0).values()) == {1}
 
 
+def test_ranks_agree_on_the_draw(monkeypatch):
+    """Each process draws for itself, so more or fewer prompts confess than were asked for."""
+    whole, parts = drawn(monkeypatch, 3, 0.25), {}
+    for rank in (0, 1, 2):
+        monkeypatch.setattr(grpo.distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(grpo.distributed, "world", lambda: 3)
+        parts |= drawn(monkeypatch, 3, 0.25)
+    assert parts == whole
+
+
 @pytest.mark.parametrize("sampler, architecture", [("plain", "olmo3"), ("engine", "qwen3")])
 def test_one_turn_alone(tiny_models, sampler, architecture):
     """Without a second turn something is sampled or kept of it, or the answers' log-probabilities
