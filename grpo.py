@@ -319,7 +319,7 @@ def generate(job: Job, step: int) -> list[Rollout]:
     for asked in (True, False):
         own = [seed for seed in distributed.share(prompts) if (seed in confessing) == asked]
         seeds = [seed for seed in own for _ in range(config.group_size)]
-        noise = sampling_seed + (0 if asked else 1 << 39)  # of its own
+        noise = sampling_seed + (0 if asked else 1 << 39)
         turns = {"variant": config.confession, "confessions": asked * config.confessions_per_answer}
         sampled, job.sampling = sample_in_memory(
             job.model, job.tokenizer, job.task, seeds, job.sampling, noise, **turns

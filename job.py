@@ -12,7 +12,7 @@ import cli
 import models
 import run_folder
 from chat_template import prompt_ids, suffix_ids
-from confession_judge import ConfessionJudge, confession_frame
+from confession_judge import QUESTIONS, ConfessionJudge, confession_frame
 from confession_schema import confession_prompt
 from evaluate import evaluate, save
 from options import JUDGED, Config
@@ -51,7 +51,10 @@ def begin(config: Config, run: Path, resume: bool) -> tuple[Job, int]:
     if not resume:
         x = job.task.make_prompt(0)
         xc = confession_prompt(job.task, x, config.confession)
-        run_folder.create(run, config, {"x": x, "xc": xc, "judge": judge_prompt("X", "Y")})
+        prompts = {"x": x, "xc": xc, "judge": judge_prompt("X", "Y")}
+        if job.confession_judge:
+            prompts["confession_judge"] = confession_frame(*"XYCR", " ".join(QUESTIONS.values()))
+        run_folder.create(run, config, prompts)
     run_folder.forget_after(run, resumed or 0)
     return job, resumed or 0
 
