@@ -332,7 +332,7 @@ def test_a_judge_without_verdicts_ends_the_run(failed, refused):
     """
     verdicts = [Verdict("failed", "[900 tokens]")] * failed + [verdict_of(1.0)] * (4 - failed)
     paid = lambda v: SimpleNamespace(reward=None if v.state == "failed" else 1.0, finish="stop")
-    rollouts = [SimpleNamespace(verdict=v, answer=paid(v)) for v in verdicts]
+    rollouts = [SimpleNamespace(verdict=v, answer=paid(v), judged=None) for v in verdicts]
     if not refused:
         return refuse_absent_judge(rollouts)
     with pytest.raises(
