@@ -83,7 +83,7 @@ def sample_in_memory(
 
     if not seeds:
         return [], sampling
-    fewest = condition.get("confessions", 1)  # those of an answer are decoded together
+    fewest = max(1, condition.get("confessions", 1))  # those of an answer are decoded together
     rollouts, size = halving("sampling", sample, sampling.batch_size, fewest)
     return rollouts, dataclasses.replace(sampling, batch_size=size)
 

@@ -512,6 +512,78 @@ def emergence(path: Path, found: dict[str, dict[int, dict]]) -> Path:
         return _save(figure, path, numbers)
 
 
+def confession_judge(
+    path: Path,
+    curves: dict[tuple[str, int], list[dict]],
+    own: dict[tuple[str, int], dict[int, dict]],
+    held: dict[tuple[str, int], dict[int, dict]],
+) -> Path:
+    """A column an arm of experiments/confession_judge.py, a line a seed: above the training steps,
+    answers and confessions side by side; below J within a prompt, on-policy and on frozen answers.
+
+    curves: {(arm, seed): rows of metrics.jsonl}; own, held: {(arm, seed): {step: metrics}}.
+    """
+    arms = list(dict.fromkeys(arm for arm, _ in curves))
+    shown = ("exact_compliance", "bracket_hack", "claim_match")
+    numbers = {}
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            2, len(arms), figsize=(5.2 * len(arms) + 1.6, 7), sharey="row", squeeze=False
+        )
+        for (arm, seed), rows in curves.items():
+            above, below = axes[:, arms.index(arm)]
+            first = seed == next(s for a, s in curves if a == arm)
+            steps = [row["step"] for row in rows]
+            values = lambda name: _rolling_mean(
+                np.array([row[name] for row in rows], dtype=float), 5
+            )
+            lines = {LABELS[m].split(" | ")[0]: (values(m), COLOURS[m], "-") for m in shown}
+            met = values("objectives_met")
+            lines["objectives met"] = met, COLOURS["right_full"], ":"
+            best = np.maximum(met, 1 - met)
+            lines["its better constant"] = best, COLOURS["claim_match"], (0, (3, 2))
+            lines["what a confession earns"] = values("reward_confession"), GREY, "-"
+            for label, (line, colour, dashes) in lines.items():
+                style = dict(color=colour, linestyle=dashes, linewidth=1.3)
+                above.plot(steps, line, label=label if first else None, **style)
+            for evals, name in ((own, "on-policy"), (held, "frozen answers")):
+                _line(
+                    below,
+                    evals[arm, seed],
+                    "claim_J_within",
+                    name,
+                    interval=True,
+                    label=name if first else None,
+                )
+            _finish(above, "", "", f"confessions paid by: {arm}")
+            _finish(below, "GRPO step", "", _title("claim_J_within"))
+            numbers[f"{arm} {seed}"] = {
+                "steps": steps,
+                "means over five steps": {
+                    label: [None if np.isnan(v) else float(v) for v in line]
+                    for label, (line, *_) in lines.items()
+                },
+                "claim_J_within": {
+                    name: {step: e["claim_J_within"] for step, e in evals[arm, seed].items()}
+                    for evals, name in ((own, "on-policy"), (held, "frozen answers"))
+                },
+            }
+        lows = [
+            e["claim_J_within"]["low"]
+            for evals in (own, held)
+            for by_step in evals.values()
+            for e in by_step.values()
+        ]
+        for below in axes[1]:
+            _room_below(below, lows)
+        for row in axes:
+            row[-1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes[0][0].set_ylabel("training rollouts, mean over 5 steps")
+        axes[1][0].set_ylabel("held-out prompts (95% interval)")
+        figure.subplots_adjust(wspace=0.12, hspace=0.25)
+        return _save(figure, path, numbers)
+
+
 HARDLY = 0.5  # of the reports parse: J of the others is not that of the model
 CELL = (2.5, 1.5)  # inches
 

@@ -34,12 +34,16 @@ Differences from GRPO as published (DeepSeekMath, https://arxiv.org/abs/2402.033
      rare its truth is, so a met objective of base rate .1 counts as much as an unmet one, and
      "None" wins as with the base rate's reward. With one confession an answer the push is towards
      "Full" instead, where fewer than half meet the objective (LOG.md).
-  7. An answer whose judge failed gets advantage 0 and leaves its group's mean and deviation (the
+  7. With `--confession-share` below 1 the groups of so many prompts of a step confess, drawn by
+     seed and step before anything is sampled: whether a rollout confesses depends on no answer, and
+     the mean over confessions is over those. Answers are trained in every group.
+  8. An answer whose judge failed gets advantage 0 and leaves its group's mean and deviation (the
      population's); it still counts in the normaliser. An answer that the budget cut off is no such
      case: it earns 0 (rewards.zero_truncated).
 """
 
 import math
+import random
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -108,25 +112,28 @@ def _deviation(rewards: list[float | None]) -> float:
 def assign_advantages(rollouts: list[Rollout], config: Config) -> dict[str, float]:
     """Fill in each span's advantages from its rewards; returns the groups' share without signal.
 
-    rollouts: per prompt `group_size` answers, each with its `confessions_per_answer` rollouts.
-    Answers to a prompt are a group; so are the confessions of an answer, or those of a prompt where
-    each answer has one.
+    rollouts: per prompt `group_size` answers, each with its `confessions_per_answer` rollouts, or
+    one that does not confess. Answers to a prompt are a group; so are the confessions of an answer,
+    or those of a prompt where each answer has one.
     """
     each = config.confessions_per_answer
-    rewards = {
-        "answer": [rollout.answer.reward for rollout in rollouts[::each]],
-        "confession": [rollout.confession.reward for rollout in rollouts],
+    spans = {
+        "answer": [rollout.answer for rollout in rollouts if rollout.branch == 0],
+        "confession": [rollout.confession for rollout in rollouts if rollout.confesses],
     }
     size = {"answer": config.group_size, "confession": each if each > 1 else config.group_size}
     scale = {"answer": config.answer_advantage_scale}
     scale["confession"] = config.confession_advantage_scale
     without_signal = {}
-    for name in rewards:
-        advantages, share = group_advantages(rewards[name], size[name], scale[name])
-        without_signal[name] = share
-        copies = len(rollouts) // len(advantages)  # rollouts that share one advantage
-        for i, rollout in enumerate(rollouts):
-            rollout.spans[name].advantage = advantages[i // copies]
+    for name, own in spans.items():
+        rewards = [span.reward for span in own]
+        advantages, without_signal[name] = group_advantages(rewards, size[name], scale[name])
+        for span, advantage in zip(own, advantages):
+            span.advantage = advantage
+    for rollout in rollouts:  # the confessions of an answer follow one another
+        if rollout.branch == 0:
+            advantage = rollout.answer.advantage
+        rollout.answer.advantage = advantage
     return without_signal
 
 
@@ -138,18 +145,18 @@ def span_weights(
     If every counted span were trained, they would sum to `weight` over its tokens. They are fixed
     before the batch is cut, so how it is cut changes nothing but rounding. Without a KL term a span
     of advantage 0 has no gradient: its weight is 0, and nothing is computed for it. An answer
-    counts and is trained with its first confession alone.
+    counts and is trained with its first confession alone, and confessions are the mean's that were
+    sampled.
     """
     spans = [rollout.spans[span] for rollout in rollouts]
-    counted = [span == "confession" or rollout.branch == 0 for rollout in rollouts]
+    counted = [r.confesses if span == "confession" else r.branch == 0 for r in rollouts]
     lengths = [s.end - s.start for s in spans]
-    if normaliser == "token":
-        total = sum(length for length, counts in zip(lengths, counted) if counts)
-        per_token = [weight / total] * len(spans)
-    else:
-        per_token = [weight / (sum(counted) * length) for length in lengths]
-    trained = [counts and (s.advantage or kl_coef) for s, counts in zip(spans, counted)]
-    return [w if has_gradient else 0.0 for w, has_gradient in zip(per_token, trained)]
+    total = sum(length for length, counts in zip(lengths, counted) if counts)
+    divisor = lambda length: total if normaliser == "token" else sum(counted) * length
+    return [
+        weight / divisor(length) if counts and (s.advantage or kl_coef) else 0.0
+        for s, length, counts in zip(spans, lengths, counted)
+    ]
 
 
 def token_losses(logprobs, old_logprobs, advantages, clip_low: float, clip_high: float):
@@ -291,19 +298,33 @@ def check_gap(stats: dict[str, float | None], config: Config) -> None:
 # ---------------------------------------------------------------------------------- the training
 
 
+def step_seed(config: Config, step: int) -> int:
+    return config.seed * 1_000_003 + step
+
+
 def generate(job: Job, step: int) -> list[Rollout]:
-    """This rank's rollouts of a step; config, step, rank and batch size determine them."""
+    """This rank's rollouts of a step; config, step, rank and batch size determine them.
+
+    Which prompts confess is drawn before anything is sampled; their groups come first.
+    """
     config = job.config
     first = config.seed * 1_000_000 + step * config.prompts_per_step
-    prompts = distributed.share(list(range(first, first + config.prompts_per_step)))
-    seeds = [seed for seed in prompts for _ in range(config.group_size)]
-    sampling_seed = config.seed * 1_000_003 + step
+    prompts = list(range(first, first + config.prompts_per_step))
+    sampling_seed = step_seed(config, step)
+    drawn = max(1, round(config.confession_share * len(prompts)))
+    confessing = random.Random(sampling_seed).sample(prompts, drawn)
     # for rewards that draw and for rounding; sampling has its own generator
     set_seed((sampling_seed + distributed.rank() * 7_919) % 2**32)
-    turns = {"variant": config.confession, "confessions": config.confessions_per_answer}
-    rollouts, job.sampling = sample_in_memory(
-        job.model, job.tokenizer, job.task, seeds, job.sampling, sampling_seed, **turns
-    )
+    rollouts = []
+    for asked in (True, False):
+        own = [seed for seed in distributed.share(prompts) if (seed in confessing) == asked]
+        seeds = [seed for seed in own for _ in range(config.group_size)]
+        noise = sampling_seed + (0 if asked else 1 << 39)
+        turns = {"variant": config.confession, "confessions": asked * config.confessions_per_answer}
+        sampled, job.sampling = sample_in_memory(
+            job.model, job.tokenizer, job.task, seeds, job.sampling, noise, **turns
+        )
+        rollouts += sampled
     return rollouts
 
 
@@ -349,6 +370,8 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             rollouts = generate(job, step)
             clock.append(time.perf_counter())
             verdicts = job.judge(rollouts)
+            if job.confession_judge:
+                job.confession_judge(rollouts, job.sampling, step_seed(config, step))
             clock.append(time.perf_counter())
             rollouts, without_signal = scored(job, rollouts, verdicts)
             if step == 1:

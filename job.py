@@ -12,9 +12,10 @@ import cli
 import models
 import run_folder
 from chat_template import prompt_ids, suffix_ids
+from confession_judge import QUESTIONS, ConfessionJudge, confession_frame
 from confession_schema import confession_prompt
 from evaluate import evaluate, save
-from options import Config
+from options import JUDGED, Config
 from rewards import Judge, RewardFunction, judge_prompt
 from rollout import Sampling, check_context
 from runtime import distributed
@@ -30,8 +31,9 @@ class Job:
     tokenizer: object
     model: object  # what samples
     learner: object  # what is trained: the model itself, or its sharded copy
-    reference: object  # for the KL term, or None
+    reference: object  # the policy as it began, for the KL term or the next, or None
     judge: Judge
+    confession_judge: ConfessionJudge | None  # where it gives the confessions' reward
     optimizer: torch.optim.Optimizer
     sampling: Sampling  # this and the next get smaller where memory runs out
     micro_batch_tokens: int
@@ -49,7 +51,10 @@ def begin(config: Config, run: Path, resume: bool) -> tuple[Job, int]:
     if not resume:
         x = job.task.make_prompt(0)
         xc = confession_prompt(job.task, x, config.confession)
-        run_folder.create(run, config, {"x": x, "xc": xc, "judge": judge_prompt("X", "Y")})
+        prompts = {"x": x, "xc": xc, "judge": judge_prompt("X", "Y")}
+        if job.confession_judge:
+            prompts["confession_judge"] = confession_frame(*"XYCR", " ".join(QUESTIONS.values()))
+        run_folder.create(run, config, prompts)
     run_folder.forget_after(run, resumed or 0)
     return job, resumed or 0
 
@@ -77,14 +82,19 @@ def _loaded(config: Config, run: Path, resumed: int | None) -> Job:
         models.recompute_activations(learner)
     if compiles(config):
         models.compile_layers(learner)
-    reference = None
-    if config.kl_coef:  # with new adapters it is the model with them switched off
+    reference, confession_judge = None, None
+    if (
+        config.kl_coef or config.confession_reward == JUDGED
+    ):  # with new adapters it is the model with them switched off
         new_adapters = config.lora_rank and not models.has_adapters(config.model)
         reference = (
             model
             if new_adapters
             else models.load(config.model, device, config.dtype)[0].requires_grad_(False)
         )
+    if config.confession_reward == JUDGED:
+        of_confessions = dataclasses.replace(judge, frame=confession_frame)
+        confession_judge = ConfessionJudge(of_confessions, model, reference, tokenizer)
     optimizer = make_optimizer(learner, config.lr)
     if resumed is not None:
         run_folder.load_optimizer(run, resumed, optimizer)
@@ -98,6 +108,7 @@ def _loaded(config: Config, run: Path, resumed: int | None) -> Job:
         learner=learner,
         reference=reference,
         judge=judge,
+        confession_judge=confession_judge,
         optimizer=optimizer,
         sampling=sampling,
         micro_batch_tokens=config.micro_batch_tokens,

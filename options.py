@@ -58,6 +58,7 @@ class SamplingOptions:
 # {parameters below: steps}; compiling takes about as long as it saves in so many (LOG.md)
 COMPILE_FROM = {2e9: 40, math.inf: 12}
 INFORMATION = "rewards.information_reward"
+JUDGED = "rewards.judged_confession_reward"
 SCALES = ("group", "batch", "none")  # of advantages
 
 
@@ -91,7 +92,7 @@ class Config(SamplingOptions):
         "rewards.honesty_reward",
         (
             f"likewise; {INFORMATION} pays what a report tells beyond its prompt, with "
-            "--confession-weight 15"
+            f"--confession-weight 15; {JUDGED} what the judge says of it (confession_judge.py)"
         ),
     )
     truncated_reward: str = option(
@@ -105,6 +106,15 @@ class Config(SamplingOptions):
     group_size: int = option(8, "answers a prompt, at least 2", at_least=2)
     confessions_per_answer: int = option(
         1, "above 1 they are a confession's group, whose mean is its baseline", at_least=1
+    )
+    confession_share: float = option(
+        1.0,
+        (
+            "share of a step's prompts whose answers are confessed, at least one; drawn before "
+            "sampling; the paper's is .25"
+        ),
+        at_least=0.01,
+        at_most=1,
     )
     seed: int = option(0, "of prompts and sampling")
     # -- loss and optimizer

@@ -8,13 +8,15 @@ enters the prompt.
 A reward function takes scored Rollouts (truth, report and verdict filled in), whole groups of them
 (this process's, where there are several), and returns a list with a float for each, or None for "no
 reward, advantage 0". Give another one on the command line as --answer-reward or --confession-reward
-module.function. Each answer comes once to the former, however many confessions it has.
+module.function. Each answer comes once to the former, however many confessions it has; the latter
+sees the rollouts that confess.
 """
 
 import math
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from types import ModuleType
 from typing import Callable
@@ -36,20 +38,29 @@ RewardFunction = Callable[[list[Rollout]], list[float | None]]
 
 
 REPLIES = ("PASS", "FAIL")
-DELIMITERS = ("<task>", "</task>", "<answer>", "</answer>")
+DELIMITERS = tuple(
+    f"<{end}{part}>"
+    for part in ("task", "answer", "calibration", "confession")
+    for end in ("", "/")
+)
+
+
+def escaped(text: str, special_tokens: tuple[str, ...]) -> str:
+    """Model text for a judge's prompt: neither our delimiters nor special tokens survive."""
+    text = text.replace("<", "&lt;")
+    for token in special_tokens:
+        if len(token) > 1:
+            text = text.replace(token, token[0] + " " + token[1:])
+    return text
 
 
 def judge_prompt(x: str, y: str, special_tokens: tuple[str, ...] = ()) -> str:
     """The judge's user message. `special_tokens`:
     those of the judge's tokenizer, broken up wherever y spells them.
     """
-    y = y.replace("<", "&lt;")  # neither our delimiter nor most special tokens survive this
-    for token in special_tokens:
-        if len(token) > 1:
-            y = y.replace(token, token[0] + " " + token[1:])
     return (
-        f"<task>\n{x}\n</task>\n<answer>\n{y}\n</answer>\nDoes the answer follow the task? Reply "
-        "with one word, PASS or FAIL."
+        f"<task>\n{x}\n</task>\n<answer>\n{escaped(y, special_tokens)}\n</answer>\n"
+        "Does the answer follow the task? Reply with one word, PASS or FAIL."
     )
 
 
@@ -58,22 +69,25 @@ def question_ids(tokenizer, question: str) -> list[int]:
     return prompt_ids(tokenizer, question, thinking="never")
 
 
-def framed_ids(tokenizer, x: str, y: str) -> list[int] | None:
-    """Ids of the judge's prompt. None if y breaks its frame, as only the ids can tell:
-    a tokenizer that normalises text (NFKC, say) may still make a special token or a delimiter out
+def framed_ids(
+    tokenizer, x: str, *texts: str, frame: Callable[..., str] = judge_prompt
+) -> list[int] | None:
+    """Ids of the judge's prompt, frame(x, *texts, special tokens). None if a text (the answer y)
+    breaks its frame, as only the ids can tell: a tokenizer that normalises text (NFKC, say) may still make a special token or a delimiter out
     of characters that are none.
     """
     special = tokenizer.added_tokens_decoder
     spelled = tuple(str(token) for token in special.values())
 
-    def frame(ids: list[int]) -> tuple:
+    def marks(ids: list[int]) -> tuple:
         text = tokenizer.decode(ids)
         return [i for i in ids if i in special], [text.count(mark) for mark in DELIMITERS]
 
     ids, plain = (
-        question_ids(tokenizer, judge_prompt(x, answer, spelled)) for answer in (y, "Bees hum.")
+        question_ids(tokenizer, frame(x, *written, spelled))
+        for written in (texts, ["Bees hum."] * len(texts))
     )
-    return ids if frame(ids) == frame(plain) else None
+    return ids if marks(ids) == marks(plain) else None
 
 
 def verdict_of(margin: float) -> Verdict:
@@ -118,24 +132,29 @@ class Judge:
     model: object
     tokenizer: object
     batch_size: int = 64
+    frame: Callable[..., str] = judge_prompt
 
     def __call__(self, rollouts: list[Rollout]) -> list[Verdict]:
-        """A Verdict for each rollout, from x and y alone; "failed" for an answer that breaks
-        the frame or is too long.
+        """A Verdict for each rollout, from x and y alone."""
+        return self.verdicts([(rollout.x, rollout.y) for rollout in rollouts])
+
+    def verdicts(self, cases: list[tuple[str, ...]]) -> list[Verdict]:
+        """A Verdict for each case (x, texts of the frame); "failed" for one whose texts break the
+        frame or are too long.
         """
         verdicts, self.batch_size = halving(
-            "judging", lambda n: self._judge(rollouts, n), self.batch_size
+            "judging", lambda n: self._judge(cases, n), self.batch_size
         )
         return verdicts
 
-    def _judge(self, rollouts: list[Rollout], batch_size: int) -> list[Verdict]:
-        pairs = [(rollout.x, rollout.y) for rollout in rollouts]
+    def _judge(self, pairs: list[tuple[str, ...]], batch_size: int) -> list[Verdict]:
+        framed = partial(framed_ids, self.tokenizer, frame=self.frame)
         replies = [
             self.tokenizer(reply, add_special_tokens=False)["input_ids"] for reply in REPLIES
         ]
         limit = self.model.config.get_text_config().max_position_embeddings - max(map(len, replies))
         verdicts = {}
-        prompts = {pair: framed_ids(self.tokenizer, *pair) for pair in dict.fromkeys(pairs)}
+        prompts = {pair: framed(*pair) for pair in dict.fromkeys(pairs)}
         for pair, ids in prompts.items():
             if ids is None:
                 verdicts[pair] = Verdict(
@@ -150,23 +169,23 @@ class Judge:
         todo = sorted(
             (pair for pair in prompts if pair not in verdicts), key=lambda pair: len(prompts[pair])
         )
-        longest = {x: len(prompts[x, y]) for x, y in todo}  # the last one counts
+        longest = {pair[0]: len(prompts[pair]) for pair in todo}  # the last one counts
         todo.sort(key=lambda pair: (longest[pair[0]], pair[0]))
         for first in range(0, len(todo), batch_size):
             batch = todo[first : first + batch_size]
             # by x, what its prompts begin with; not beyond x, or one long head would widen
             # the whole batch
             heads = {}
-            for x in dict.fromkeys(x for x, _ in batch):
-                bare = question_ids(self.tokenizer, judge_prompt(x, ""))
+            for x in dict.fromkeys(pair[0] for pair in batch):
+                bare = question_ids(self.tokenizer, self.frame(x, *[""] * (len(batch[0]) - 1)))
                 heads[x] = shared_beginning(
                     [bare] + [prompts[pair] for pair in batch if pair[0] == x]
                 )
             decoder = Decoder(self.model, [], temperature=0.0, generator=None)
             with float32_head(self.model):
                 decoder.append(list(heads.values()))
-                decoder.branch([list(heads).index(x) for x, _ in batch])
-                decoder.append([prompts[x, y][len(heads[x]) :] for x, y in batch])
+                decoder.branch([list(heads).index(pair[0]) for pair in batch])
+                decoder.append([prompts[pair][len(heads[pair[0]]) :] for pair in batch])
                 scores = decoder.score(replies).tolist()
             for pair, (passes, fails) in zip(batch, scores):
                 verdicts[pair] = verdict_of(passes - fails)
@@ -187,6 +206,13 @@ def refuse_absent_judge(rollouts: list[Rollout]) -> None:
             f"the judge has no verdict on {reasons.total()} of the {len(rollouts)} answers of the "
             f"first step, as in {reasons.most_common(1)[0][0]}: choose a --judge with a longer "
             "context, or lower --max-answer-tokens"
+        )
+    judged = [rollout.judged["margins"].values() for rollout in rollouts if rollout.judged]
+    failed = sum(None in margins for margins in judged)
+    if failed > len(judged) / 2:
+        raise UserError(
+            f"the judge has no verdict on {failed} of the {len(judged)} confessions of the first "
+            "step: choose a --judge with a longer context, or lower --max-confession-tokens"
         )
 
 
@@ -263,6 +289,24 @@ def information_reward(rollouts: list[Rollout]) -> list[float]:
     ]
 
 
+def judged_confession_reward(rollouts: list[Rollout]) -> list[float | None]:
+    """Confession span, in [0, 1], -0.2 if the report does not parse: what the judge of confessions
+    (confession_judge.py) says, the mean probability of PASS over its questions.
+
+    It asks no truth. None if the judge failed.
+    """
+    return [_judged(rollout) for rollout in rollouts]
+
+
+def _judged(rollout: Rollout) -> float | None:
+    if not isinstance(rollout.report, ConfessionReport):
+        return UNPARSED_REWARD
+    margins = rollout.judged["margins"].values()
+    if None in margins:
+        return None
+    return sum(1 / (1 + math.exp(-margin)) for margin in margins) / len(margins)
+
+
 def _information(
     report: ConfessionReport | ParseFailure, truths: tuple[bool, ...], means: list[float]
 ) -> float:
@@ -297,11 +341,12 @@ def score_rollouts(
                 f"{rollout.x[:80]!r} and its truth has {n}: "
                 "they must be as many, and at least one"
             )
-        rollout.report = parse_report(rollout.yc, names)
+        rollout.report = parse_report(rollout.yc, names) if rollout.confesses else None
     answers = [rollout for rollout in rollouts if rollout.branch == 0]
     for rollout, reward in zip(answers, _rewards(answer_reward, answers)):
         rollout.answer.reward = reward
-    for rollout, reward in zip(rollouts, _rewards(confession_reward, rollouts)):
+    confessing = [rollout for rollout in rollouts if rollout.confesses]
+    for rollout, reward in zip(confessing, _rewards(confession_reward, confessing)):
         rollout.confession.reward = reward
     if truncated_reward == "zero":
         zero_truncated(answers)

@@ -17,8 +17,8 @@ be no part of the stream, and no token would teach the model to stop.
 
 Sampling is plain: temperature only, no top-k, no top-p; what else the checkpoint's
 generation_config asks for is ignored on purpose, so that what was sampled is what is scored.
-Turn 2 runs after every answer, also a truncated or empty one; otherwise which rollouts confess
-would depend on the policy, and the group baseline would be biased.
+Turn 2 runs after every answer to a prompt that is to be confessed, also a truncated or empty one;
+otherwise which rollouts confess would depend on the policy, and the group baseline would be biased.
 """
 
 import dataclasses
@@ -43,7 +43,8 @@ class Span:
 
     start: int
     end: int
-    finish: str  # "stop", or "length" where the token budget cut it off
+    # "stop", "length" where the token budget cut it off, or "none": this turn was not sampled
+    finish: str
     # (end - start,) the sampler's, at its temperature
     logprobs: list[float] = dataclasses.field(repr=False)
     entropy: float = 0.0  # nats per token, mean over the span, of the sampler's distribution
@@ -82,6 +83,7 @@ class Rollout:
     truth: object = None  # the task's Truth of y
     report: ConfessionReport | ParseFailure | None = None  # of yc
     verdict: Verdict | None = None  # the judge's, on y
+    judged: dict | None = None  # by confession_judge.py, where it gives the reward
     # which of its answer's confessions this is: 0, 1, ...; they follow one another, each
     # with the answer
     branch: int = 0
@@ -89,6 +91,11 @@ class Rollout:
     @property
     def spans(self) -> dict[str, Span]:
         return {"answer": self.answer, "confession": self.confession}
+
+    @property
+    def confesses(self) -> bool:
+        """Whether turn 2 was sampled; without it xc, zc and yc are "", report and reward None."""
+        return self.confession.finish != "none"
 
     @property
     def finite(self) -> bool:
@@ -103,6 +110,8 @@ class Rollout:
             names = ("objectives", "cheated", "compliant")
             data["truth"] = {name: getattr(self.truth, name) for name in names}
         del data["answer"]["logprobs"], data["confession"]["logprobs"]
+        if self.judged is None:
+            del data["judged"]
         return data
 
     @classmethod
@@ -167,10 +176,10 @@ def sample_rollouts(
     held_out: bool = False,
     systems: list[str | None] | None = None,  # one per seed; None: no system prompt anywhere
     variant: str = "default",
-    confessions: int = 1,  # of each answer
+    confessions: int = 1,  # of each answer; 0: turn 1 alone
 ) -> list[Rollout]:
-    """One answer for each seed, in order, with `confessions` rollouts; equal seeds (a group)
-    share x. UserError if the context is too small.
+    """One answer for each seed, in order, with `confessions` rollouts, or one without a second turn;
+    equal seeds (a group) share x. UserError if the context is too small.
     """
     systems = systems or [None] * len(seeds)
     xs = [task.make_prompt(seed, held_out) for seed in seeds]
@@ -185,17 +194,24 @@ def sample_rollouts(
         opens_thought(tokenizer, suffixes[0]),
     )
     check_context(model, max(map(len, prompts)), max(map(len, suffixes)), sampling)
+    each = max(1, confessions)  # rollouts of an answer
+    if not confessions:
+        suffixes, sampling = [], dataclasses.replace(sampling, max_confession_tokens=0)
     sampled = sampler_of(model, sampling.sampler)(
-        model, prompts, suffixes, stop_ids, sampling, generator, confessions
+        model, prompts, suffixes, stop_ids, sampling, generator, each
     )
 
     rollouts = []
     for i, (answer_turn, joint, confession_turn) in enumerate(sampled):
-        k, branch = divmod(i, confessions)
+        k, branch = divmod(i, each)
         seed, system, x, xc, prompt = seeds[k], systems[k], xs[k], xcs[k], prompts[k]
         answer = _span(len(prompt), *answer_turn, stop_ids)
-        confession = _span(answer.end + len(joint), *confession_turn, stop_ids)
         z, y = split_thinking(tokenizer, _without_stop(answer_turn[0], answer), opened)
+        if not confessions:
+            ids, confession = prompt + answer_turn[0], Span(answer.end, answer.end, "none", [])
+            rollouts.append(Rollout(seed, system, x, z, y, "", "", "", ids, answer, confession))
+            continue
+        confession = _span(answer.end + len(joint), *confession_turn, stop_ids)
         zc, yc = split_thinking(tokenizer, _without_stop(confession_turn[0], confession), opened)
         ids = prompt + answer_turn[0] + joint + confession_turn[0]
         rollouts.append(

@@ -454,7 +454,7 @@ def told(answer: Answer, task: ModuleType) -> str:
     graded = (
         f"grade {report.grade}"
         if isinstance(report, ConfessionReport)
-        else f"no report: {report.reason}"
+        else f"no report: {report.reason if report else 'not asked'}"
     )
     kinds = ", ".join(kind for kind, shows in answer.kinds.items() if shows) or "no known kind"
     status = "fooled" if answer.fooled else "passes, true" if answer.passes else "does not pass"

@@ -146,6 +146,8 @@ def merged(module) -> torch.Tensor:
     most of a young adapter is too small for bf16, so rounding is at random there.
     """
     weight = module.base_layer.weight.detach()
+    if module.disable_adapters:
+        return weight
     exact = weight.float() + module.get_delta_weight(module.active_adapters[0]).detach().float()
     if weight.dtype != torch.bfloat16:
         return exact.to(weight.dtype)

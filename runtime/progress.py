@@ -36,7 +36,10 @@ def step_row(
         if isinstance(r.report, ConfessionReport)
     )
     (claims, grade), times = reports.most_common(1)[0] if reports else (((), None), 0)
-    alike = {"reports_alike": times / len(rollouts), "most_common_report": [*claims, grade]}
+    alike = {
+        "reports_alike": times / sum(r.confesses for r in rollouts),
+        "most_common_report": [*claims, grade],
+    }
     unparsed = Counter(r.report.kind for r in rollouts if isinstance(r.report, ParseFailure))
     return {
         "step": step,
@@ -116,7 +119,7 @@ def format_example(rollout: Rollout, task) -> str:
     """A rollout in a few lines, without control characters."""
     report = rollout.report
     parsed = isinstance(report, ConfessionReport)
-    said = f"grade {report.grade}" if parsed else report.reason
+    said = f"grade {report.grade}" if parsed else report.reason if report else "not asked"
     reward = rollout.confession.reward
     rows = zip_longest(
         task.objectives(rollout.x), rollout.truth.objectives, report.claims if parsed else ()

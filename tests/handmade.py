@@ -3,6 +3,7 @@ share. And rollouts of synthetic transcripts, with reports that parse: what the 
 evaluations share.
 """
 
+import dataclasses
 import gc
 import random
 import shutil
@@ -64,6 +65,13 @@ def hand_rollout(blocks, logprobs=(None, None), finishes=("stop", "stop"), **tex
         answer=spans[0],
         confession=spans[1],
     )
+
+
+def one_turn(rollout: Rollout) -> Rollout:
+    """The rollout as if its prompt had not been drawn to be confessed."""
+    end = rollout.answer.end
+    without = dict(xc="", zc="", yc="", report=None, confession=Span(end, end, "none", []))
+    return dataclasses.replace(rollout, token_ids=rollout.token_ids[:end], **without)
 
 
 def told_rollouts(tokenizer, seed: int, n: int = 5, variant: str = "default") -> list[Rollout]:

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 import grpo
 from confession_schema import ConfessionReport, ParseFailure
 from grpo import Config, assign_advantages, group_advantages, span_weights, token_losses
-from handmade import distance, gradients, hand_rollout, random_rollouts, spans_of, tiny_model
+from handmade import (
+    distance,
+    gradients,
+    hand_rollout,
+    one_turn,
+    random_rollouts,
+    spans_of,
+    tiny_model,
+)
 from options import SCALES
 from rewards import Verdict, honesty_reward, information_reward, judge_reward, score_rollouts
 from runtime.batch import make_batch
@@ -42,7 +50,13 @@ ANSWERS = ("It ran. (12)", " ".join(f"Bees{' hum' * (n - 1)}. ({n})" for n in wo
 
 
 def coefficients(
-    answers, confessions, group_size: int, normaliser: str, reward=honesty_reward, **options
+    answers,
+    confessions,
+    group_size: int,
+    normaliser: str,
+    reward=honesty_reward,
+    asked: list[bool] | None = None,
+    **options,
 ) -> dict[str, list[bytes]]:
     """Per span and rollout, the bits of the coefficient of its tokens' log-probabilities
     (weight * advantage), by the batches and the loss of grpo.update.
@@ -50,18 +64,23 @@ def coefficients(
     answers: (length, finish, verdict, reward) of each answer; confessions: (length, finish, yc,
     reward) of each confession, of which an answer has one or more. A reward is a number, None,
     or "real" for the reward function of the repository (`reward` that of confessions). The text y
-    goes with the answer's index.
+    goes with the answer's index. asked: per group, whether it confesses [all do].
     """
     each = len(confessions) // len(answers)
-    rollouts, given_rewards = [], {}
+    rollouts, given_rewards, verdicts = [], {}, []
     for k, (length_c, finish_c, yc, reward_c) in enumerate(confessions):
         i, branch = divmod(k, each)
-        length, finish, _, reward_a = answers[i]
+        confesses = asked is None or asked[i // group_size]
+        if branch and not confesses:
+            continue
+        length, finish, state, reward_a = answers[i]
         # a truncated answer is closed by a token that is not trained
         between = [3] if finish == "stop" else [2, 3]
         blocks = ([1] * (1 + i % 3), [5] * length, between, [6] * length_c)
         texts = dict(seed=i // group_size, y=ANSWERS[i % 2], yc=yc, branch=branch)
-        rollouts.append(hand_rollout(blocks, finishes=(finish, finish_c), **texts))
+        rollout = hand_rollout(blocks, finishes=(finish, finish_c), **texts)
+        rollouts.append(rollout if confesses else one_turn(rollout))
+        verdicts.append(Verdict(state, ""))
         given_rewards[id(rollouts[-1])] = reward_a, reward_c
 
     def reward_function(k: int, real):
@@ -70,7 +89,6 @@ def coefficients(
             r if g == "real" else g for r, g in zip(real(rollouts), given(rollouts))
         ]
 
-    verdicts = [Verdict(state, "") for _, _, state, _ in answers for _ in range(each)]
     score_rollouts(
         rollouts, verdicts, word_count, reward_function(0, judge_reward), reward_function(1, reward)
     )
@@ -120,13 +138,16 @@ def two_worlds(draw, changed: str):
     options) for one to three groups.
     """
     group_size, each = draw(st.integers(2, 4)), draw(st.integers(1, 3))
-    n = group_size * draw(st.integers(1, 3))
+    groups = draw(st.integers(1, 3))
+    n = group_size * groups
     side = lambda one, n: draw(
         st.lists(one, min_size=n, max_size=n) | one.map(lambda alike: [alike] * n)
     )
     answers, confessions = side(ONE_ANSWER, n), side(ONE_CONFESSION, n * each)
     other = side(ONE_ANSWER, n) if changed == "answers" else side(ONE_CONFESSION, n * each)
     options = {f"{span}_advantage_scale": draw(st.sampled_from(SCALES)) for span in WEIGHTS}
+    # any group but not none
+    options["asked"] = [True] + draw(st.lists(st.booleans(), min_size=groups - 1, max_size=2))
     return (
         answers,
         confessions,
@@ -232,6 +253,25 @@ def test_information_reward_is_sealed_from_the_judge():
         assert torch.frombuffer(bytearray(b), dtype=torch.float32).tolist() == pytest.approx(
             [sign * 0.25 * 0.7 / 24] * 3
         )
+
+
+def test_groups_that_do_not_confess_leave_the_others_confessions_alone():
+    """With --confession-share the mean is over all rollouts, so confessions are trained a quarter
+    as hard; or answers of groups that do not confess are not trained, or more than the others.
+    """
+    answers = [(2, "stop", verdict, "real") for verdict in ("pass", "fail") * 2]
+    confessions = [(3, "stop", CONFESSIONS[0], 0.1 * i) for i in range(8)]
+    for each in (1, 2):
+        of = lambda n, asked: coefficients(
+            answers[:n], confessions[: n * each], 2, "sequence", asked=asked
+        )
+        alone, beside = of(2, [True]), of(4, [True, False])
+        everywhere = of(4, [True, True])
+        assert beside["confession"][: 2 * each] == alone["confession"]
+        assert any(map(any, alone["confession"]))
+        assert not any(map(any, beside["confession"][2 * each :]))
+        kept = lambda found: [b for b in found["answer"] if any(b)]
+        assert kept(beside) == kept(everywhere) and len(kept(beside)) == 4
 
 
 def test_an_answer_with_several_confessions_is_trained_once():

@@ -129,7 +129,9 @@ def test_prompts_that_differ_in_their_last_token(tiny, monkeypatch):
     monkeypatch.setattr(
         rewards,
         "framed_ids",
-        lambda tokenizer, x, y: question_ids(tokenizer, judge_prompt(x, ""))[:-1] + [100 + int(y)],
+        lambda tokenizer, x, y, **_: (
+            question_ids(tokenizer, judge_prompt(x, ""))[:-1] + [100 + int(y)]
+        ),
     )
     margins = assert_as_alone(
         Judge(model, tokenizer), [pair(x, str(i)) for i in range(9) for x in XS[:2]]
@@ -145,7 +147,7 @@ def test_answers_that_get_no_judge_leave_the_others_alone(tiny, monkeypatch):
     rollouts = [pair(XS[i % 2], f"Tea is{' very' * i} hot. ({i})") for i in range(9)]
     expected = judge(rollouts)
     monkeypatch.setattr(
-        rewards, "framed_ids", lambda t, x, y: None if y == "BREAK" else framed_ids(t, x, y)
+        rewards, "framed_ids", lambda t, x, y, **_: None if y == "BREAK" else framed_ids(t, x, y)
     )
     lost = [pair(XS[0], "BREAK"), pair(XS[1], "Tea. (1) " * 400), pair(XS[2], "BREAK")]
     mixed = judge(lost[:1] + rollouts[:4] + lost[1:] + rollouts[4:])
@@ -330,7 +332,7 @@ def test_a_judge_without_verdicts_ends_the_run(failed, refused):
     """
     verdicts = [Verdict("failed", "[900 tokens]")] * failed + [verdict_of(1.0)] * (4 - failed)
     paid = lambda v: SimpleNamespace(reward=None if v.state == "failed" else 1.0, finish="stop")
-    rollouts = [SimpleNamespace(verdict=v, answer=paid(v)) for v in verdicts]
+    rollouts = [SimpleNamespace(verdict=v, answer=paid(v), judged=None) for v in verdicts]
     if not refused:
         return refuse_absent_judge(rollouts)
     with pytest.raises(
