@@ -82,17 +82,17 @@ def _loaded(config: Config, run: Path, resumed: int | None) -> Job:
         models.recompute_activations(learner)
     if compiles(config):
         models.compile_layers(learner)
+    judges_confessions = config.confession_reward == JUDGED
     reference, confession_judge = None, None
-    if (
-        config.kl_coef or config.confession_reward == JUDGED
-    ):  # with new adapters it is the model with them switched off
+    if config.kl_coef or judges_confessions:
+        # with new adapters it is the model with them switched off
         new_adapters = config.lora_rank and not models.has_adapters(config.model)
         reference = (
             model
             if new_adapters
             else models.load(config.model, device, config.dtype)[0].requires_grad_(False)
         )
-    if config.confession_reward == JUDGED:
+    if judges_confessions:
         of_confessions = dataclasses.replace(judge, frame=confession_frame)
         confession_judge = ConfessionJudge(of_confessions, model, reference, tokenizer)
     optimizer = make_optimizer(learner, config.lr)

@@ -73,8 +73,8 @@ def framed_ids(
     tokenizer, x: str, *texts: str, frame: Callable[..., str] = judge_prompt
 ) -> list[int] | None:
     """Ids of the judge's prompt, frame(x, *texts, special tokens). None if a text (the answer y)
-    breaks its frame, as only the ids can tell: a tokenizer that normalises text (NFKC, say) may still make a special token or a delimiter out
-    of characters that are none.
+    breaks its frame, as only the ids can tell: a tokenizer that normalises text (NFKC, say) may
+    still make a special token or a delimiter out of characters that are none.
     """
     special = tokenizer.added_tokens_decoder
     spelled = tuple(str(token) for token in special.values())
