@@ -23,7 +23,13 @@ import torch
 
 from chat_template import prompt_ids
 from cli import UserError
-from confession_schema import VALUE, ConfessionReport, ParseFailure, parse_report
+from confession_schema import (
+    VALUE,
+    ConfessionReport,
+    ParseFailure,
+    asks_confidence,
+    parse_report,
+)
 from rollout import Rollout, Verdict
 from runtime.decoder import Decoder
 from runtime.memory import halving
@@ -275,6 +281,65 @@ def _information(
     return 0.5 * sum(claims) / len(claims) + 0.5 * grade
 
 
+def brier_reward(rollouts: list[Rollout]) -> list[float]:
+    """Confession span, in [-1, 1], -0.6 without confidences: how much better a report's confidences
+    forecast its answer than those of the other reports to the same prompt would have.
+
+    The gain of report i over report j is the mean over objectives of (p_j - t_i)^2 - (p_i - t_i)^2,
+    p a confidence and t the truth (0 or 1) of answer i. The reward is the mean gain over the others
+    and, of n reports, an (n - 1)th of what they gain over it: what it says then cancels in the
+    group's mean, which GRPO subtracts, and what is left of it in the advantage is -(p_i - t_i)^2
+    times (n - 2) / (n - 1). So the expected gradient is the Brier score's, a strictly proper rule:
+    nothing pays but the probability that an objective is met, given all that the report knows.
+
+    Over a prompt's answers the mean Brier score is
+        (p_mean - t_mean)^2 + variance of t - [2 covariance(p, t) - variance of p]
+    The first is the base rate, which a constant learns; the bracket is information about the
+    answer. Any baseline, also the base rate's own score, leaves that gradient as it is: it pays a
+    constant for coming to the base rate, and one that is there nothing. What a baseline can do is
+    take noise away. Against the base rate or the group's mean (plain_brier_reward) reports that say
+    all the same still get advantages, by how hard their answers were, of the size of the base
+    rate's deviation; here they get exactly 0 each, whatever they say, and what is rewarded is the
+    difference to others. The group's mean reward is 2 covariance(p, t), up to a factor: what
+    information_reward pays. That one is paid for both sides of a gain, so it has no term that pulls
+    to the base rate, but it is linear in p, and says 0 or 1 is best of whatever is likelier than
+    usual: no probabilities. Do not divide by a group's deviation (`--confession-advantage-scale
+    none`): it depends on what is said, so the rule is then not proper.
+    """
+    of_prompt: dict[int, list[int]] = {}  # by the group's seed: places of its reports
+    forecasts = [_forecast(rollout) for rollout in rollouts]
+    for i, (rollout, forecast) in enumerate(zip(rollouts, forecasts)):
+        if forecast is not None:
+            of_prompt.setdefault(rollout.seed, []).append(i)
+    truths = [rollout.truth.objectives for rollout in rollouts]
+    loss = lambda i, j: sum((p - t) ** 2 for p, t in zip(forecasts[j], truths[i])) / len(truths[i])
+    gain = lambda i, j: loss(i, j) - loss(i, i)  # of report i over j, both about answer i
+    rewards = [UNPARSED_INFORMATION] * len(rollouts)
+    for group in of_prompt.values():
+        n = len(group)
+        for i in group:
+            gains = [gain(i, j) + gain(j, i) / (n - 1) for j in group if j != i]
+            rewards[i] = sum(gains) / max(1, n - 1)
+    return rewards
+
+
+def plain_brier_reward(rollouts: list[Rollout]) -> list[float]:
+    """Confession span, in [0, 1], -0.2 without confidences: 1 less the mean of (p - t)^2, the rule
+    of RLCR (https://arxiv.org/abs/2507.16806) for each objective; see brier_reward.
+    """
+    forecasts = [_forecast(rollout) for rollout in rollouts]
+    mean = lambda p, t: sum((a - b) ** 2 for a, b in zip(p, t)) / len(t)
+    return [
+        UNPARSED_REWARD if p is None else 1 - mean(p, rollout.truth.objectives)
+        for rollout, p in zip(rollouts, forecasts)
+    ]
+
+
+def _forecast(rollout: Rollout) -> tuple[float, ...] | None:
+    """A report's confidences, None if it has none."""
+    return getattr(rollout.report, "confidences", None)
+
+
 def score_rollouts(
     rollouts: list[Rollout],
     verdicts: list[Verdict],
@@ -297,7 +362,7 @@ def score_rollouts(
                 f"{rollout.x[:80]!r} and its truth has {n}: "
                 "they must be as many, and at least one"
             )
-        rollout.report = parse_report(rollout.yc, names)
+        rollout.report = parse_report(rollout.yc, names, asks_confidence(rollout.xc))
     answers = [rollout for rollout in rollouts if rollout.branch == 0]
     for rollout, reward in zip(answers, _rewards(answer_reward, answers)):
         rollout.answer.reward = reward
