@@ -211,7 +211,9 @@ def shuffled(cases: Cases) -> dict[str, dict]:
         with np.errstate(divide="ignore", invalid="ignore"):
             for name, (f, columns) in statistics(dataclasses.replace(cases, p=p)).items():
                 found[name].append(f(*columns, np.ones(len(p))))
-    ends = lambda values: np.percentile(values, [2.5, 97.5])
+    ends = lambda values: (
+        np.percentile(values, [2.5, 97.5]) if np.isfinite(values).all() else [np.nan] * 2
+    )
     return {
         name: estimate(np.mean(values), *ends(values), SHUFFLES) for name, values in found.items()
     }

@@ -49,7 +49,7 @@ import run_folder
 import sft
 from cli import UserError, option
 from confession_schema import confession_prompt, drawn_confidence
-from evaluate import ANSWERS, evaluate, save, stored
+from evaluate import ANSWERS, evaluate, stored
 from intervals import estimate, format_estimates
 from metrics import brief, metrics
 from options import BRIER
@@ -77,7 +77,7 @@ RLCR (arXiv 2507.16806), Qwen2.5-7B, HotPotQA         .37 -> .03"""
 class Config:
     model: str = option("organism/policy", "a Hugging Face name, a folder or a .gguf file")
     arms: str = option("", f"some of {','.join(ARMS)} [all]")
-    steps: int = option(40, "GRPO steps of an arm; 0: measure what there is", at_least=0)
+    steps: int = option(30, "GRPO steps of an arm; 0: measure what there is", at_least=0)
     seed: int = option(0, "of the arms' training")
     sft: str = option("", "further options of sft.py, for a real model's start")
     grpo: str = option("", "further options of the arms, such as '--lr 1e-4'")
@@ -175,43 +175,37 @@ def measure(folder: Path, options: Config) -> None:
     """Evaluations of untrained models, and the token probabilities of all, as far as they are not
     there; FOLDER/rows.json says what there is.
     """
-    rows = {}
+    rows, of_row = {}, {}  # {title: where it is saved}, {title: its model}
+    computer = cells.Cells(None, options.device)
     for run in sorted(path for arm in ARMS for path in folder.glob(f"{arm}_[0-9]*")):
         task, steps = run_folder.read_config(run)["task"], sorted(run_folder.evaluations(run))
         for step in steps[:1] * (not rows) + steps[-1:]:  # the arms have one start
             title = f"{run.name} step {step}" if step else "seeded"
             file = str((run / "evals" / f"step_{step:04d}.json").relative_to(folder))
-            model = str(run_folder.checkpoint(run, step))
-            rows[title] = {"file": file, "task": task, "model": model}
+            rows[title] = {"file": file, "task": task}
+            of_row[title] = str(run_folder.checkpoint(run, step))
     default = next(iter(rows.values()))["task"] if rows else "word_count"
+    given = dict(device=options.device, sandbox=options.sandbox, n=options.n)
+    asked = cells.Options(task=options.untrained_task or default, **given)
     for name in (options.untrained or options.model).split(","):
         # an organism knows no prompt but its own
         variant = "default" if models.is_embedded(name) else "confidence"
-        asked = cells.Options(
-            task=options.untrained_task or default,
-            n=options.n,
-            device=options.device,
-            sandbox=options.sandbox,
-        )
-        path = cells.cell_path(folder, name, variant, asked)
-        file = str(path.relative_to(folder))
-        rows[f"untrained {Path(name).name}"] = {"file": file, "task": asked.task, "model": name}
-        task = cli.import_task(asked.task, asked.sandbox)
+        path, title = cells.cell_path(folder, name, variant, asked), f"untrained {Path(name).name}"
+        rows[title] = {"file": str(path.relative_to(folder)), "task": asked.task}
+        of_row[title] = name
+        task = computer.task = cli.import_task(asked.task, asked.sandbox)
         if stored(path, task) is None:
-            own = models.defaults(name, models.device_of(options.device))
-            model = models.load(name, models.device_of(options.device), own["dtype"])
-            found = evaluate(*model, None, task, Sampling.of(own), options.n, variant=variant)
-            save(path, found, task)
-    computer = cells.Cells(None, options.device)
-    for row in rows.values():
-        tokens = tokens_of(folder / row["file"])
-        if not tokens.exists():
-            dtype = models.defaults(options.model, models.device_of(options.device))["dtype"]
+            own = cells.settings(name, asked)
+            loaded, sampling = computer.load(name, own["dtype"]), Sampling.of(own)
+            found = evaluate(*loaded, None, task, sampling, options.n, variant=variant)
+            computer.keep(path, found, title, parsed="parsed", J="claim_J_within")
+    for title, row in rows.items():
+        path = folder / row["file"]
+        if not tokens_of(path).exists():
             task = cli.import_task(row["task"], options.sandbox)
-            rollouts = stored(folder / row["file"], task)
-            loaded = computer.load(row["model"], dtype)
-            told = calibration.token_confidences(*loaded, rollouts, task)
-            run_folder.write_json(tokens, {"confidences": told})
+            loaded = computer.load(of_row[title], cells.settings(of_row[title], asked)["dtype"])
+            told = calibration.token_confidences(*loaded, stored(path, task), task)
+            run_folder.write_json(tokens_of(path), {"confidences": told})
     run_folder.write_json(folder / "rows.json", rows)
 
 
