@@ -718,7 +718,8 @@ def reliability(path: Path, found: dict[str, dict]) -> Path:
                 label = f"{side}: ECE {shown[0]}, within {shown[1]}"
                 top.plot(xs, value, color=colours[side], linewidth=0.9)
                 top.scatter(xs, value, s=area, color=colours[side], label=label)
-            top.legend(frameon=False, fontsize=7.5, loc="upper left")
+            if top.get_legend_handles_labels()[0]:
+                top.legend(frameon=False, fontsize=7.5, loc="upper left")
             _finish(top, "confidence", "", textwrap.fill(title, 30))
             levels = {k: m for k, m in cell["levels"].items() if m["met"]["low"] is not None}
             xs = np.arange(len(levels))

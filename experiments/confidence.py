@@ -8,8 +8,8 @@
     python -m experiments.confidence --plot-only --name NAME           # table and figure again
 
 The confession prompt `confidence` asks for a number beside each claim. A start is seeded with the
-form: numbers that fit the style of a report (.7 to 1 where it claims Full, 0 to .3 for None, .3 to
-.7 for Partial), and the style is drawn independently of the truth. Of the organism that is
+form: numbers that fit the style of a report (.7 to .99 where it claims Full, .01 to .3 for None,
+.3 to .7 for Partial), and the style is drawn independently of the truth. Of the organism that is
 fine-tuning on its own kind of transcripts, reports alone; of a real model sft.py. Then GRPO:
 
     brier    rewards.brier_reward: a report against the other reports to its prompt
@@ -118,10 +118,10 @@ def seed_organism(run: Path, options: Config) -> None:
             model=options.model,
             confession="confidence",
             answer_weight=0.0,
-            transcripts=960,
+            transcripts=3_200,
             epochs=1,
             batch=16,
-            lr=2e-3,
+            lr=1e-3,
             lora_rank=0,
             device=options.device,
         )
