@@ -720,6 +720,7 @@ def reliability(path: Path, found: dict[str, dict]) -> Path:
                 top.scatter(xs, value, s=area, color=colours[side], label=label)
             if top.get_legend_handles_labels()[0]:
                 top.legend(frameon=False, fontsize=7.5, loc="upper left")
+            top.set_xticks(np.linspace(0, 1, 6))
             _finish(top, "confidence", "", textwrap.fill(title, 30))
             levels = {k: m for k, m in cell["levels"].items() if m["met"]["low"] is not None}
             xs = np.arange(len(levels))

@@ -282,29 +282,27 @@ def _information(
 
 
 def brier_reward(rollouts: list[Rollout]) -> list[float]:
-    """Confession span, in [-1, 1], -0.6 without confidences: how much better a report's confidences
-    forecast its answer than those of the other reports to the same prompt would have.
+    """Confession span, -0.6 without confidences: how much better a report's confidences forecast its
+    own answer than those of the other reports to the same prompt would have.
 
     The gain of report i over report j is the mean over objectives of (p_j - t_i)^2 - (p_i - t_i)^2,
     p a confidence and t the truth (0 or 1) of answer i. The reward is the mean gain over the others
-    and, of n reports, an (n - 1)th of what they gain over it: what it says then cancels in the
-    group's mean, which GRPO subtracts, and what is left of it in the advantage is -(p_i - t_i)^2
-    times (n - 2) / (n - 1). So the expected gradient is the Brier score's, a strictly proper rule:
-    nothing pays but the probability that an objective is met, given all that the report knows.
+    and, of n reports, an (n - 1)th of what they gain over it: without that, what a report says
+    would come into its own baseline, the group's mean. In the advantage its own p stand as
+    -(p_i - t_i)^2 (n - 2) / (n - 1), so the expected gradient is the Brier score's, a strictly
+    proper rule.
 
-    Over a prompt's answers the mean Brier score is
+    A constant earns exactly 0, and so does every report that all answers to a prompt share. Against
+    the group's mean or the base rate's score (plain_brier_reward) reports that say the same get
+    advantages by how hard their answers were, which is noise. But no baseline changes the expected
+    gradient. Over a prompt's answers the mean Brier score is
         (p_mean - t_mean)^2 + variance of t - [2 covariance(p, t) - variance of p]
-    The first is the base rate, which a constant learns; the bracket is information about the
-    answer. Any baseline, also the base rate's own score, leaves that gradient as it is: it pays a
-    constant for coming to the base rate, and one that is there nothing. What a baseline can do is
-    take noise away. Against the base rate or the group's mean (plain_brier_reward) reports that say
-    all the same still get advantages, by how hard their answers were, of the size of the base
-    rate's deviation; here they get exactly 0 each, whatever they say, and what is rewarded is the
-    difference to others. The group's mean reward is 2 covariance(p, t), up to a factor: what
-    information_reward pays. That one is paid for both sides of a gain, so it has no term that pulls
-    to the base rate, but it is linear in p, and says 0 or 1 is best of whatever is likelier than
-    usual: no probabilities. Do not divide by a group's deviation (`--confession-advantage-scale
-    none`): it depends on what is said, so the rule is then not proper.
+    where the first term is learned by a constant that comes to the base rate, and only the bracket
+    is information about the answer. So a proper rule makes reports say how sure they are, and is
+    slow to make them look where few do. information_reward has the covariance alone (up to a factor
+    that is the group's mean of this reward) and makes them look, but being linear it wants 0 or 1,
+    no probabilities: let it come first (experiments/confidence.py, arm `staged`). Do not divide by
+    a group's deviation: it depends on what is said, and the rule is then not proper.
     """
     of_prompt: dict[int, list[int]] = {}  # by the group's seed: places of its reports
     forecasts = [_forecast(rollout) for rollout in rollouts]

@@ -12,8 +12,10 @@ form: numbers that fit the style of a report (.7 to .99 where it claims Full, .0
 .3 to .7 for Partial), and the style is drawn independently of the truth. Of the organism that is
 fine-tuning on its own kind of transcripts, reports alone; of a real model sft.py. Then GRPO:
 
-    brier    rewards.brier_reward: a report against the other reports to its prompt
-    plain    rewards.plain_brier_reward, divided by the group's deviation: the rule as it is usual
+    brier        rewards.brier_reward: a report against the other reports to its prompt
+    plain        rewards.plain_brier_reward, divided by the group's deviation: the rule as it is usual
+    information  rewards.information_reward, which pays claims and no numbers
+    staged       brier from the end of information: first to look, then to say how sure that makes
 
 The organism's answers are not trained (--task-weight 0), so what is true stays as it was; a real
 model's are paid for labels that state their targets, as real_model.py's. Difficulty is mixed on
@@ -59,9 +61,12 @@ from rollout import Rollout, Sampling
 from run_folder import RUNS
 from tasks import word_count
 
-ARMS = {
-    "brier": ["--confession-reward", BRIER, "--confession-weight", "5"],
-    "plain": ["--confession-reward", "rewards.plain_brier_reward"],
+OF_BRIER = ["--confession-reward", BRIER, "--confession-weight", "5"]
+ARMS = {  # {name: (the arm that it goes on from, options of its reward)}
+    "brier": (None, OF_BRIER),
+    "plain": (None, ["--confession-reward", "rewards.plain_brier_reward"]),
+    "information": (None, cells.REWARDS["information"]),
+    "staged": ("information", OF_BRIER),
 }
 ASKED = ["--confession", "confidence"]
 # a report with numbers is longer
@@ -155,17 +160,20 @@ def train(folder: Path, options: Config) -> None:
         fresh = ["--model", options.model, *SEEDING, *BUDGETS, *LONGER, *ASKED, *evaluated]
         fresh += ["--name", start.relative_to(RUNS), *shlex.split(options.sft)]
         cells.call("sft.py", *(["--resume", start] if (start / "config.json").exists() else fresh))
-    begin = run_folder.checkpoint(start, max(run_folder.checkpoint_steps(start)))
     recipe = OF_ORGANISM if own else ["--judge", options.model, *HACK, *BUDGETS, *LONGER]
     if own:
         recipe = [*recipe, "--judge", "organism/judge", "--lora-rank", "0", "--dtype", "float32"]
     common = [*ASKED, *evaluated, "--checkpoint-every", options.steps, "--seed", options.seed]
     common += ["--device", options.device, *recipe]
     for arm in cli.some_of("--arms", options.arms, ARMS):
-        arguments = [*common, *ARMS[arm], *shlex.split(options.grpo)]
-        cells.train(
-            folder / f"{arm}_{options.seed}", str(begin), arguments, options.steps, options.n
-        )
+        before, reward = ARMS[arm]
+        came_from = folder / f"{before}_{options.seed}" if before else start
+        if not came_from.exists():
+            raise UserError(f"--arms {arm} goes on from {before}: ask for {before},{arm}")
+        begin = run_folder.checkpoint(came_from, max(run_folder.checkpoint_steps(came_from)))
+        arguments = [*common, *reward, *shlex.split(options.grpo)]
+        run = folder / f"{arm}_{options.seed}"
+        cells.train(run, str(begin), arguments, options.steps, options.n)
 
 
 # ------------------------------------------------------------------------------------- measurements
