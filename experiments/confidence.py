@@ -123,7 +123,7 @@ def seed_organism(run: Path, options: Config) -> None:
             model=options.model,
             confession="confidence",
             answer_weight=0.0,
-            transcripts=3_200,
+            transcripts=6_400,
             epochs=1,
             batch=16,
             lr=1e-3,
