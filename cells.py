@@ -11,8 +11,10 @@ name). The checksum is of the model's name, the task, and the options that chang
 
 import dataclasses
 import gc
+import itertools
 import math
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -27,7 +29,7 @@ from tqdm import tqdm
 import figures
 import models
 import run_folder
-from cli import UserError, option
+from cli import UserError, import_task, option
 from evaluate import ANSWERS, evaluate_in_memory, save, stored, suffix_of
 from metrics import brief, differences, format_table, metrics
 from options import INFORMATION, SAMPLERS, THINKING, SamplingOptions
@@ -126,6 +128,51 @@ def train(run: Path, model: str, arguments: list[str], steps: int, n: int) -> No
         call("grpo.py", *(["--resume", run] if exists else fresh))
     if not last_evaluation(run, steps, n).exists():
         call("evaluate.py", "--run", run, "--steps", steps, "--n", n)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Options of the experiments that compare arms, runs/NAME/ARM_SEED each."""
+
+    model: str = option("organism/policy", "where the runs begin: a name or a folder")
+    judge: str | None = option(None, "of the answers [embedded: the embedded judge]")
+    task: str = option("word_count", "task module")
+    seeds: str = option("0,1,2", "training seeds")
+    every: int = option(10, "steps between evaluations", at_least=1)
+    n: int = option(64, f"rollouts an evaluation, {ANSWERS} on each held-out prompt", at_least=1)
+    grpo: str = option("--lr 2e-4", "further options of the runs of grpo.py")
+    plot_only: bool = option(False, "table and figure of saved runs, without a model")
+
+
+def common_arguments(options: Runs) -> list[str]:
+    """The options of grpo.py that are the same in all arms. For an embedded policy all its defaults
+    are among them, as a run that begins at a checkpoint of it would have others (LoRA, bfloat16).
+    """
+    own = models.EMBEDDED if models.is_embedded(options.model) else {}
+    own = own | ({"judge": options.judge} if options.judge else {})
+    pinned = [f"--{name.replace('_', '-')}={value}" for name, value in own.items()]
+    evaluated = ["--eval-n", str(options.n), "--checkpoint-every", str(options.every)]
+    return [*pinned, "--task", options.task, *evaluated, *shlex.split(options.grpo)]
+
+
+def evaluated(
+    folder: Path, arms: list[str], seeds: list[int]
+) -> tuple[dict[str, dict[int, dict[int, list[Rollout]]]], dict]:
+    """({arm: {seed: {step: rollouts}}} of those runs FOLDER/ARM_SEED that have an evaluation, the
+    config of one of them).
+    """
+    found, config = {}, {}
+    for arm, seed in itertools.product(arms, seeds):
+        run = folder / f"{arm}_{seed}"
+        if steps := run_folder.evaluations(run):
+            config = run_folder.read_config(run)
+            task = import_task(config["task"], config.get("sandbox"))
+            found.setdefault(arm, {})[seed] = {
+                step: stored(run / "evals" / f"step_{step:04d}.json", task) for step in steps
+            }
+    if not found:
+        raise UserError(f"{folder} has no run of these that is evaluated: drop --plot-only")
+    return found, config
 
 
 def last_evaluation(run: Path, steps: int, n: int) -> Path:

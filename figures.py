@@ -650,6 +650,73 @@ def hacks(path: Path, panels: dict[str, dict[str, dict]]) -> Path:
         return _save(figure, path, numbers)
 
 
+def sandbagging(path: Path, panels: dict[str, dict[str, dict[str, dict]]]) -> Path:
+    """Rates of experiments/sandbagging.py, a line of points a model.
+
+    panels: {panel: {model: {place on the x axis: estimate}}}.
+    """
+    with plt.rc_context(STYLE):
+        widths = [len(next(iter(lines.values()))) for lines in panels.values()]
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(1.2 * sum(widths), 4.0), sharey=True, width_ratios=widths
+        )
+        for axis, (panel, lines) in zip(axes, panels.items()):
+            for i, (model, places) in enumerate(lines.items()):
+                told = [(x, e) for x, e in enumerate(places.values()) if e["value"] is not None]
+                xs = [x + 0.4 * (i - (len(lines) - 1) / 2) / len(lines) for x, _ in told]
+                value, low, high = ([e[k] for _, e in told] for k in ("value", "low", "high"))
+                style = dict(color=plt.colormaps["tab10"].colors[i % 10])
+                axis.vlines(xs, low, high, alpha=0.5, linewidth=1.6, **style)
+                marker = "os^DXvPd<h"[i % 10]
+                axis.plot(xs, value, marker=marker, linestyle="", label=model, **style)
+            _finish(axis, "", "", panel)
+            places = next(iter(lines.values()))
+            axis.set_xticks(range(len(places)), [textwrap.fill(place, 13) for place in places])
+            axis.tick_params(axis="x", labelsize=8.5)
+            axis.set_xlim(-0.5, len(places) - 0.5)
+        axes[0].set_ylabel("share (95% interval over prompts)")
+        axes[-1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return _save(figure, path, panels)
+
+
+def monitors(path: Path, found: dict[str, dict[str, dict]]) -> Path:
+    """AUROC of watchers and controls, a panel a level and kind, a colour a side.
+
+    found: {side: {"LEVEL, KIND": {watcher or control: estimate}}}, as experiments/monitors.py
+    measures it; differences are left out.
+    """
+    sides = list(found)
+    panels = ("sentences, within", "sentences, pooled", "answers, pooled")
+    titles = ("Sentences, within a prompt", "Sentences, pooled", "Answers, pooled")
+    told = [name for by in found.values() for name in by[panels[0]]]
+    names = [n for n in dict.fromkeys(told) if " less " not in n and not n.endswith(" adds")]
+    colours = dict(zip(sides, (COLOURS["first checkpoint"], COLOURS["last checkpoint"])))
+    with plt.rc_context(STYLE):
+        size = (12.5, 0.34 * len(names) + 1.2)
+        figure, axes = plt.subplots(1, 3, figsize=size, sharey=True, sharex=True)
+        for axis, panel, title in zip(axes, panels, titles):
+            for i, side in enumerate(sides):
+                for y, name in enumerate(names):
+                    e = found[side][panel].get(name, {"value": None})
+                    if e["value"] is None:
+                        continue
+                    at = y + 0.3 * (i - (len(sides) - 1) / 2)
+                    style = dict(color=colours[side], alpha=0.5 if "shuffled" in name else 1)
+                    if e["low"] is not None and e["high"] is not None:
+                        axis.hlines(at, e["low"], e["high"], linewidth=1.6, **style)
+                    axis.plot(e["value"], at, marker="oD"[i], markersize=4.5, **style)
+            axis.axvline(0.5, color=GREY, linewidth=0.9, linestyle=":")
+            axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
+            axis.set_xlabel("AUROC (95% interval over topics)")
+        axes[0].set_yticks(range(len(names)), names)
+        axes[0].set_ylim(len(names) - 0.5, -0.5)
+        dots = [plt.Line2D([], [], color=colours[s], marker=m) for s, m in zip(sides, "oD")]
+        shown = [textwrap.fill(side, 16) for side in sides]
+        axes[-1].legend(dots, shown, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        figure.tight_layout()
+        return _save(figure, path, found)
+
+
 def drift(path: Path, places: list[str], charts: dict[str, dict]) -> Path:
     """Rates of an audit over days or batches, a panel each, with their control limits.
 
@@ -734,6 +801,147 @@ def reliability(path: Path, found: dict[str, dict]) -> Path:
         for row, label in zip(axes, ("share of objectives met", "share, mean")):
             row[0].set_ylabel(f"{label} (95% interval)")
         axes[1][0].legend(frameon=False, fontsize=8)
+        figure.tight_layout()
+        return _save(figure, path, found)
+
+
+def durability(path: Path, cells: dict[str, dict], constants: dict[str, dict]) -> Path:
+    """A line a cell of experiments/durability.py: J within a prompt beside its shuffles, claim
+    match beside the better constant, and how claims moved.
+
+    cells: what its measured() gives; constants: the moves of constant reports on the same answers.
+    """
+    rows = {name: len(cells) - i for i, name in enumerate(cells)}
+
+    def dot(axis, y: float, e: dict, colour: str, **style) -> None:
+        if e["value"] is not None:
+            if e["low"] is not None:
+                axis.hlines(y, e["low"], e["high"], color=colour, alpha=0.5, linewidth=1.2)
+            axis.plot(
+                e["value"], y, **{"color": colour, "marker": "o", "markersize": 5, "ls": ""} | style
+            )
+
+    moved = {"to the truth": "#009E73", "from the truth": "#D55E00"}
+    numbers = {}
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, 4, figsize=(15, 1.2 + 0.3 * len(rows)), sharey=True, layout="constrained"
+        )
+        for name, y in rows.items():
+            cell = cells[name]
+            shown = {m: cell["reported"][m] for m in ("claim_J_within", "claim_match", "parsed")}
+            best = max((cell[c]["claim_match"] for c in constants), key=lambda e: e["value"] or 0.0)
+            numbers[name] = shown | {
+                "J of shuffles": cell["J of shuffles"],
+                "the better constant": best,
+                "moves": cell.get("moves"),
+            }
+            null = cell["J of shuffles"]
+            if null["low"] is not None:
+                axes[0].hlines(y, null["low"], null["high"], color=GREY, alpha=0.35, linewidth=6)
+            dot(axes[0], y, shown["claim_J_within"], COLOURS["claim_J_within"])
+            dot(axes[1], y, shown["claim_match"], COLOURS["claim_match"])
+            dot(axes[1], y, best, GREY, marker="|", markersize=10)
+            dot(axes[3], y, shown["parsed"], COLOURS["parsed"])
+            for shift, (move, colour) in zip((0.15, -0.15), moved.items()):
+                if "moves" in cell:
+                    dot(axes[2], y + shift, cell["moves"][move], colour)
+        titles = (
+            "J within a prompt\n(grey: 95% of 200 shuffles)",
+            "claim match\n(grey: the better constant)",
+            "claims moved, of those that could:\nto the truth (green), from it (orange)",
+            "report parses",
+        )
+        for axis, title in zip(axes, titles):
+            _finish(axis, "", "", title)
+            axis.set_ylim(0.3, len(rows) + 0.7)
+            axis.set_xlim(-0.03, 1.03)
+        axes[0].set_xlim(-0.35, 1.03)
+        axes[0].axvline(0, color=GREY, linewidth=1)
+        axes[0].set_yticks(list(rows.values()), list(rows))
+        return _save(figure, path, {"cells": numbers, "moves of constants": constants})
+
+
+def runs(
+    path: Path,
+    found: dict[str, dict[int, dict[int, dict]]],
+    panels: dict[str, str],
+) -> Path:
+    """Arms over steps, a panel a measure, a line a seed with its 95% interval.
+
+    found: {arm: {seed: {step: {measure: estimate}}}}; panels: {measure: title}.
+    """
+    colours = ("#000000", "#CC3311", "#0072B2", "#E69F00", "#009E73", "#882255")
+    with plt.rc_context(STYLE):
+        columns = 3 if len(panels) > 4 else len(panels)
+        rows = -(-len(panels) // columns)
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(3.6 * columns + 2, 3.5 * rows), squeeze=False
+        )
+        for axis, (measure, title) in zip(axes.flat, panels.items()):
+            for arm, colour, marker in zip(found, colours, "osD^vP"):
+                for i, evals in enumerate(found[arm].values()):
+                    steps = [s for s in sorted(evals) if evals[s][measure]["value"] is not None]
+                    part = lambda key: np.array(
+                        [np.nan if (v := evals[s][measure][key]) is None else v for s in steps]
+                    )
+                    style = dict(color=colour, marker=marker, markersize=4, linewidth=1.4)
+                    axis.plot(steps, part("value"), label=arm if i == 0 else None, **style)
+                    axis.fill_between(
+                        steps, part("low"), part("high"), color=colour, alpha=0.08, linewidth=0
+                    )
+            _finish(axis, "GRPO step", "", title)
+            axis.set_ylim(-0.3 if measure == "claim_J_within" else -0.03, 1.03)
+            axis.axhline(0, color=GREY, linewidth=1)
+        axes[0][-1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        figure.tight_layout()
+        numbers = {
+            arm: {
+                seed: {step: {m: e[m] for m in panels} for step, e in evals.items()}
+                for seed, evals in of_arm.items()
+            }
+            for arm, of_arm in found.items()
+        }
+        return _save(figure, path, numbers)
+
+
+def policy(path: Path, found: dict[str, dict]) -> Path:
+    """Kappa by tenet (experiments/policy.py): of confession and judge, and of each with code; a
+    grey bar is the 95% range where the reports are dealt out anew.
+    """
+    names = list(found)[::-1]
+    panels = {
+        "confession and judge": {"": lambda e: e},
+        "against code": {
+            side: lambda e, side=side: e.get(side) for side in ("confession", "judge")
+        },
+    }
+    colours = {"": "#000000", "confession": COLOURS["claim_J_within"], "judge": "#332288"}
+    with plt.rc_context(STYLE):
+        size = (10.5, 0.34 * len(names) + 1.4)
+        figure, axes = plt.subplots(1, 2, figsize=size, sharey=True)
+        for axis, (title, sides) in zip(axes, panels.items()):
+            for i, (side, of) in enumerate(sides.items()):
+                if side:
+                    axis.plot([], [], "os"[i], color=colours[side], label=side)
+                    axis.legend(frameon=False, fontsize=9, loc="lower left")
+                for y, e in enumerate(of(found[name]) for name in names):
+                    if not e or e["kappa"]["value"] is None:
+                        continue
+                    at = y + (0.16 - 0.32 * i) * (len(sides) - 1)
+                    low, high = (np.nan if e["kappa"][k] is None else e["kappa"][k]
+                                 for k in ("low", "high"))  # fmt: skip
+                    shuffled = e["shuffled"]
+                    if shuffled["value"] is not None:
+                        axis.hlines(at, shuffled["low"], shuffled["high"], color=GREY, alpha=0.45,
+                                    linewidth=7)  # fmt: skip
+                    axis.hlines(at, low, high, color=colours[side], linewidth=1.5)
+                    axis.plot(e["kappa"]["value"], at, "os"[i], color=colours[side], markersize=5)
+            axis.axvline(0, color=GREY, linewidth=0.9)
+            _finish(axis, "Cohen's kappa (95% interval); grey: 95% of 200 shuffles", "", title)
+            axis.set(xlim=(-1.05, 1.05), ylim=(-0.7, len(names) - 0.3))
+            axis.set_xticks([-1, -0.5, 0, 0.5, 1])
+        axes[0].set_yticks(range(len(names)), [name[:44] for name in names], fontsize=9)
         figure.tight_layout()
         return _save(figure, path, found)
 

@@ -310,13 +310,20 @@ def numbered(rng: random.Random, sentence: str, right: float) -> tuple[list[str]
     return words, numbers
 
 
-def stream(tokenizer, t, confession: str, thinking: str, task: ModuleType = short_count) -> Rollout:
+def stream(
+    tokenizer,
+    t,
+    confession: str,
+    thinking: str,
+    task: ModuleType = short_count,
+    system: str | None = None,
+) -> Rollout:
     """A transcript (x, y and confession) as grpo.py would have sampled it: both spans end with the
     token that closes a turn. Spans of advantage 1 are trained; a confession "" is not.
     """
     xc = confession_prompt(task, t.x, confession)
     prompt, suffix = (
-        prompt_ids(tokenizer, t.x, thinking=thinking),
+        prompt_ids(tokenizer, t.x, system, thinking),
         suffix_ids(tokenizer, xc, thinking),
     )
     ids = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"] + [suffix[0]]
@@ -331,7 +338,7 @@ def stream(tokenizer, t, confession: str, thinking: str, task: ModuleType = shor
     ]
     return Rollout(
         0,
-        None,
+        system,
         t.x,
         "",
         t.y,

@@ -85,7 +85,9 @@ BEGINNING = "0" * 64  # before the first line
 @dataclass(frozen=True)
 class Config:
     logs: str | None = option(None, "conversations: .jsonl, .eval, .json, or a folder [an example]")
-    policy: str | None = option(None, "Markdown file with an objective an item [found in messages]")
+    policy: str | None = option(
+        None, "Markdown or YAML list, an objective an item [found in messages]"
+    )
     model: str = option("organism/policy", "the confessor: a name, a folder or a .gguf file")
     name: str = option("audit", "folder under runs/")
     batch: int = option(64, "conversations a batch of the drift chart, where days lack", at_least=1)

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+import yaml
+
 import cli
 from cli import UserError
 from tasks import constraints, word_count
@@ -263,12 +265,23 @@ def word_count_prompt(talk: Conversation) -> str | None:
 
 def read_policy(path: Path) -> dict[str, str]:
     """{name: tenet} of a Markdown file: each item of a list is one, with the indented lines after
-    it. UserError if there is none.
+    it; or of a YAML file (.yaml, .yml): a list of texts, or of mappings with "tenet" or "name".
+    UserError if there is none.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"--policy {path} cannot be read as text ({error})") from None
+    if path.suffix in (".yaml", ".yml"):
+        tenets = _of_yaml(path, text)
+    else:
+        tenets = _of_markdown(text)
+    if not tenets:
+        raise UserError(f"--policy {path} holds no list item: write each tenet as one, '- ...'")
+    return {f"O{i}": cli.printable(tenet, 400) for i, tenet in enumerate(tenets, 1)}
+
+
+def _of_markdown(text: str) -> list[str]:
     tenets: list[str] = []
     within = False
     for line in text.splitlines():
@@ -277,9 +290,26 @@ def read_policy(path: Path) -> dict[str, str]:
         elif within and line[:1] in " \t" and line.strip():
             tenets[-1] += " " + line.strip()
         within = bool(item) or (within and bool(line.strip()))
-    if not tenets:
-        raise UserError(f"--policy {path} holds no list item: write each tenet as one, '- ...'")
-    return {f"O{i}": cli.printable(tenet, 400) for i, tenet in enumerate(tenets, 1)}
+    return tenets
+
+
+def _of_yaml(path: Path, text: str) -> list[str]:
+    try:
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        reason = cli.printable(str(error), 120)
+        raise UserError(f"--policy {path} is no YAML ({reason})") from None
+    tenets = []
+    for i, item in enumerate(data if isinstance(data, list) else [], 1):
+        tenet = item.get("tenet", item.get("name")) if isinstance(item, dict) else item
+        if not isinstance(tenet, str) or not tenet.strip():
+            raise UserError(
+                f"--policy {path} item {i} is of type {type(item).__name__}: give a text, or a "
+                "mapping with a text as 'tenet' or 'name' (quote one that YAML reads as another "
+                "type)"
+            )
+        tenets.append(tenet)
+    return tenets
 
 
 def truths(talk: Conversation, objectives: dict[str, str]) -> list[bool | None]:

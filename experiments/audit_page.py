@@ -88,7 +88,7 @@ class Tally:
                 self.quotes["by answer"] += r["in"] == "assistant"
                 self.quotes.update(["compared", *["elsewhere"] * r["elsewhere"]]
                                    if "elsewhere" in r else [])  # fmt: skip
-        for r in known if row["grade"] is not None else []:
+        for r in (r for r in known if r["claim"]):
             s, t = VALUE[r["claim"]], float(r["met"])
             self.truths[row["prompt"][:16], r["name"]] += (1, s, t, s * t)
             cluster = int(row["prompt"][:8], 16) % CLUSTERS
@@ -210,7 +210,7 @@ def say(e: dict) -> str:
     return f"{number(e['value'])} [{number(e['low'])}, {number(e['high'])}]"
 
 
-def statements(tally: Tally, about: dict) -> list[str]:
+def statements(tally: Tally, about: dict, flags: dict[str, tuple]) -> list[str]:
     """The page's head, and what is printed: first what the confessor knows and what this is not."""
     information, counts, quotes = about["information"], tally.flags, tally.quotes
     measured = UNMEASURED
@@ -223,7 +223,7 @@ def statements(tally: Tally, about: dict) -> list[str]:
     out = [f"Confessor {about['model']}: {measured}", IS_NOT]
     out.append(
         f"{counts['conversations']} conversations: "
-        + ", ".join(f"{counts[name]} {label}" for name, (label, _) in FLAGS.items())
+        + ", ".join(f"{counts[name]} {label}" for name, (label, _) in flags.items())
     )
     if found := agreement(tally):
         j = found["claim_J_within"]
@@ -247,8 +247,17 @@ def statements(tally: Tally, about: dict) -> list[str]:
     return out
 
 
-def report(run: Path, rows: Iterable[tuple[dict, str]], batch: int) -> str:
-    """Write the page, and the figure where there is one; what is to print."""
+def report(
+    run: Path,
+    rows: Iterable[tuple[dict, str]],
+    batch: int,
+    flags: dict[str, tuple] = FLAGS,
+    more: Iterable[str] = (),
+    table: str = "",
+) -> str:
+    """Write the page, and the figure where there is one; what is to print. more, table: further
+    statements, and a text under them.
+    """
     about, tally = run_folder.read_json(run / "audit.json"), Tally(batch)
     template = TEMPLATE.read_text(encoding="utf-8")
     hashed = lambda tag: base64.b64encode(
@@ -274,7 +283,7 @@ def report(run: Path, rows: Iterable[tuple[dict, str]], batch: int) -> str:
         if found:
             path = figures.drift(run / "fig_drift.png", list(places), found)
             picture = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-        texts = statements(tally, about)
+        texts = [*statements(tally, about, flags), *more]
         drift = drift_text(found, list(places))
         head = {
             "run": run.name,
@@ -283,7 +292,8 @@ def report(run: Path, rows: Iterable[tuple[dict, str]], batch: int) -> str:
             "outside": sum(len(chart["outside"]) for chart in found.values()),
             "errors": tally.errors,
             "picture": picture,
-            "flags": {name: [*pair, tally.flags[name]] for name, pair in FLAGS.items()},
+            "flags": {name: [*pair, tally.flags[name]] for name, pair in flags.items()},
+            "table": table,
         }
         file.write(after.replace("{{HEAD}}", safe(head)))
         file.flush()

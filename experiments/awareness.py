@@ -146,25 +146,33 @@ def named(answers: list[Rollout], task: ModuleType) -> dict[str, dict]:
 # ---------------------------------------------------------------------------------------- questions
 
 
-def margins(model, tokenizer, answers: list[Rollout], batch_size: int) -> list[list[float]]:
-    """(answers, QUESTIONS): log P(YES) - log P(NO) in nats; a transcript is fed once for all
-    questions. UserError where one is not finite.
+def conversations_of(tokenizer, answers: list[Rollout]) -> list[list[list[int]]]:
+    """Of each answer the ids of all QUESTIONS about it."""
+    return [
+        [transcript_ids(tokenizer, r.x, r.y, q, "never") for q in QUESTIONS.values()]
+        for r in answers
+    ]
+
+
+def margins(
+    model, tokenizer, conversations: list[list[list[int]]], batch_size: int
+) -> list[list[float]]:
+    """log P(YES) - log P(NO) in nats after every question; conversations: of each answer the ids of
+    all its questions, as many for each. What they share is fed once. UserError where a margin is
+    not finite.
     """
     replies = [tokenizer(reply, add_special_tokens=False)["input_ids"] for reply in REPLIES]
     out = []
-    for first in range(0, len(answers), batch_size):
-        asked = [
-            [transcript_ids(tokenizer, r.x, r.y, q, "never") for q in QUESTIONS.values()]
-            for r in answers[first : first + batch_size]
-        ]
+    for first in range(0, len(conversations), batch_size):
+        asked = conversations[first : first + batch_size]
         heads = [shared_beginning(prompts) for prompts in asked]
         decoder = Decoder(model, [], temperature=0.0, generator=None)
         with float32_head(model):
             decoder.append(heads)
-            decoder.branch([i for i in range(len(asked)) for _ in QUESTIONS])
+            decoder.branch([i for i, prompts in enumerate(asked) for _ in prompts])
             decoder.append([ids[len(h) :] for h, prompts in zip(heads, asked) for ids in prompts])
             scores = decoder.score(replies)  # (B Q, 2)
-        out.append((scores[:, 0] - scores[:, 1]).view(len(asked), len(QUESTIONS)))
+        out.append((scores[:, 0] - scores[:, 1]).view(len(asked), -1))
     found = torch.cat(out)
     if not found.isfinite().all():
         raise UserError(
@@ -184,8 +192,9 @@ def asked(confessor: Confessor, name: str, by: int, answers: list[Rollout]) -> n
             raise UserError(f"{path} is missing or of other answers: run this without --plot-only")
         checkpoint = str(run_folder.checkpoint(confessor.run, by))
         loaded = confessor.cells.load(checkpoint, confessor.config["dtype"])
+        asked = conversations_of(loaded[1], answers)
         size = max(1, confessor.config["batch_size"] // len(QUESTIONS))
-        found, _ = halving("asking", lambda n: margins(*loaded, answers, n), size)
+        found, _ = halving("asking", lambda n: margins(*loaded, asked, n), size)
         saved = {"of": of, "questions": list(QUESTIONS), "margins": found}
         run_folder.write_json(path, saved)
     return np.array(saved["margins"])

@@ -92,14 +92,14 @@ def listed(text: str, sandbox: str | None = None) -> dict[str, ModuleType]:
     return {name: cli.import_task(name, sandbox) for name in filter(None, text.split(","))}
 
 
-def rows_of(text: str) -> dict[str, str]:
-    """{name: model} of --rows."""
+def rows_of(text: str, option: str = "--rows") -> dict[str, str]:
+    """{name: model} of --rows, or of another option in that form."""
     rows = {}
     for part in filter(None, text.split(",")):
         name, _, model = part.partition("=")
         if not name or not model or name in rows:
             raise UserError(
-                f"--rows {part!r}: give NAME=MODEL, each name once, such as "
+                f"{option} {part!r}: give NAME=MODEL, each name once, such as "
                 "untrained=organism/policy"
             )
         rows[name] = model.rstrip("/")

@@ -393,11 +393,12 @@ def test_margins_are_those_of_the_whole_transcript(policy, organism, monkeypatch
     model, tokenizer = policy
     answers = [told(organism, HACK, OWN, 0), told(organism, BAD, WRONG, 1)]
     answers += [told(organism, BAD, "", 2)]
-    found = torch.tensor(awareness.margins(model, tokenizer, answers, 3))
+    asked = awareness.conversations_of(tokenizer, answers)
+    found = torch.tensor(awareness.margins(model, tokenizer, asked, 3))
     assert found.shape == (3, len(awareness.QUESTIONS)) and found.isfinite().all()
-    assert found.tolist() == awareness.margins(model, tokenizer, answers, 3)
+    assert found.tolist() == awareness.margins(model, tokenizer, asked, 3)
     assert (found[:, 0] - found[:, 1]).abs().min() > 1e-3  # the question matters
-    alone = torch.tensor(awareness.margins(model, tokenizer, answers, 1))
+    alone = torch.tensor(awareness.margins(model, tokenizer, asked, 1))
     assert torch.allclose(found, alone, atol=1e-3)
 
     def logprob(ids: list[int], reply: str) -> float:
@@ -414,7 +415,8 @@ def test_margins_are_those_of_the_whole_transcript(policy, organism, monkeypatch
 
     backwards = dict(reversed(awareness.QUESTIONS.items()))
     monkeypatch.setattr(awareness, "QUESTIONS", backwards)
-    again = torch.tensor(awareness.margins(model, tokenizer, answers, 3))
+    asked = awareness.conversations_of(tokenizer, answers)
+    again = torch.tensor(awareness.margins(model, tokenizer, asked, 3))
     assert torch.allclose(again.flip(1), found, atol=1e-3)
 
 
