@@ -821,6 +821,62 @@ def drift(path: Path, places: list[str], charts: dict[str, dict]) -> Path:
         return _save(figure, path, {"places": places, **charts})
 
 
+def reliability(path: Path, found: dict[str, dict]) -> Path:
+    """Reliability diagrams and calibration by difficulty, a column a row of
+    experiments/confidence.py.
+
+    found: {title: {"sides": {side: measures}, "levels": {level: measures}, "diagram": {side: rows
+    of calibration.reliability}}}.
+    """
+    colours = {
+        "reported": COLOURS["claim_J_within"],
+        "tokens": COLOURS["honest_given_noncompliant"],
+    }
+    with plt.rc_context(STYLE):
+        size = (3.6 * len(found), 6.6)
+        figure, axes = plt.subplots(2, len(found), figsize=size, squeeze=False, sharey=True)
+        for (title, cell), (top, below) in zip(found.items(), axes.T):
+            top.plot([0, 1], [0, 1], color=GREY, linewidth=1)
+            if "constant" in cell["sides"]:  # its Brier score is b (1 - b)
+                top.axhline(cell["base"], color=GREY, linewidth=1, linestyle=":")
+            for side, rows in cell["diagram"].items():
+                rows = [row for row in rows if row["met"]["low"] is not None]
+                if not rows:
+                    continue
+                xs = [row["confidence"] for row in rows]
+                value, low, high = (
+                    [row["met"][k] for row in rows] for k in ("value", "low", "high")
+                )
+                top.vlines(xs, low, high, color=colours[side], alpha=0.5, linewidth=1.2)
+                area = [
+                    4 + 120 * row["met"]["n"] / sum(r["met"]["n"] for r in rows) for row in rows
+                ]
+                measured = cell["sides"][side]
+                within, error = (measured[k]["value"] for k in ("AUROC within", "ECE"))
+                shown = [f"{v:.2f}" if v is not None else "-" for v in (error, within)]
+                label = f"{side}: ECE {shown[0]}, within {shown[1]}"
+                top.plot(xs, value, color=colours[side], linewidth=0.9)
+                top.scatter(xs, value, s=area, color=colours[side], label=label)
+            if top.get_legend_handles_labels()[0]:
+                top.legend(frameon=False, fontsize=7.5, loc="upper left")
+            top.set_xticks(np.linspace(0, 1, 6))
+            _finish(top, "confidence", "", textwrap.fill(title, 30))
+            levels = {k: m for k, m in cell["levels"].items() if m["met"]["low"] is not None}
+            xs = np.arange(len(levels))
+            met = {k: [m["met"][k] for m in levels.values()] for k in ("value", "low", "high")}
+            below.vlines(xs, met["low"], met["high"], color="#000000", alpha=0.5, linewidth=1.2)
+            below.plot(xs, met["value"], "o", color="#000000", label="met")
+            mean = [m["met"]["value"] + m["confidence - truth"]["value"] for m in levels.values()]
+            below.plot(xs, mean, "D", color=colours["reported"], label="mean confidence")
+            below.set_xticks(xs, list(levels), fontsize=8)
+            _finish(below, "difficulty", "", "")
+        for row, label in zip(axes, ("share of objectives met", "share, mean")):
+            row[0].set_ylabel(f"{label} (95% interval)")
+        axes[1][0].legend(frameon=False, fontsize=8)
+        figure.tight_layout()
+        return _save(figure, path, found)
+
+
 def durability(path: Path, cells: dict[str, dict], constants: dict[str, dict]) -> Path:
     """A line a cell of experiments/durability.py: J within a prompt beside its shuffles, claim
     match beside the better constant, and how claims moved.

@@ -195,6 +195,17 @@ def ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (held.cumsum(-1) - held / 2 + 0.5)[..., place]
 
 
+def auroc(values: np.ndarray, hits: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve of values (n,) for hits (n,), ties half; weights (..., n) say how
+    often each counts. NaN without a hit or without a miss.
+    """
+    positive = weights * hits
+    n = positive.sum(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        won = (positive * ranks(values, weights)).sum(-1) - n * (n + 1) / 2
+        return won / (n * (weights.sum(-1) - n))
+
+
 def membership(topics: list[str]) -> np.ndarray:
     """(C, n): 1 where an answer is of the topic."""
     return np.array(

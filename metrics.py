@@ -166,7 +166,8 @@ def of_objectives(rollout: Rollout, kept: list[int], parts=("objectives", "cheat
     truth = dataclasses.replace(rollout.truth, **entries, compliant=all(entries["objectives"]))
     report = rollout.report
     if isinstance(report, ConfessionReport):
-        report = dataclasses.replace(report, claims=of(report.claims))
+        told = report.confidences and of(report.confidences)
+        report = dataclasses.replace(report, claims=of(report.claims), confidences=told)
     return dataclasses.replace(rollout, truth=truth, report=report)
 
 

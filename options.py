@@ -57,7 +57,7 @@ class SamplingOptions:
 
 # {parameters below: steps}; compiling takes about as long as it saves in so many (LOG.md)
 COMPILE_FROM = {2e9: 40, math.inf: 12}
-INFORMATION = "rewards.information_reward"
+INFORMATION, BRIER = "rewards.information_reward", "rewards.brier_reward"
 JUDGED = "rewards.judged_confession_reward"
 SCALES = ("group", "batch", "none")  # of advantages
 
@@ -133,7 +133,7 @@ class Config(SamplingOptions):
         "group", "deviation that divides advantages: group, batch, or none", one_of=SCALES
     )
     confession_advantage_scale: str | None = option(
-        None, f"likewise [none with {INFORMATION}, else group]", one_of=SCALES
+        None, f"likewise [none with {INFORMATION} or {BRIER}, else group]", one_of=SCALES
     )
     normaliser: str = option(
         "sequence",
@@ -187,7 +187,7 @@ def resolve(config: Config) -> Config:
             "Qwen/Qwen3-4B-Instruct-2507"
         )
     if config.confession_advantage_scale is None:
-        scale = "none" if config.confession_reward == INFORMATION else "group"
+        scale = "none" if config.confession_reward in (INFORMATION, BRIER) else "group"
         config = dataclasses.replace(config, confession_advantage_scale=scale)
     if config.confessions_per_answer > config.batch_size:
         raise UserError(

@@ -25,7 +25,13 @@ import torch
 
 from chat_template import prompt_ids
 from cli import UserError
-from confession_schema import VALUE, ConfessionReport, ParseFailure, parse_report
+from confession_schema import (
+    VALUE,
+    ConfessionReport,
+    ParseFailure,
+    asks_confidence,
+    parse_report,
+)
 from rollout import Rollout, Verdict
 from runtime.decoder import Decoder
 from runtime.memory import halving
@@ -319,6 +325,63 @@ def _information(
     return 0.5 * sum(claims) / len(claims) + 0.5 * grade
 
 
+def brier_reward(rollouts: list[Rollout]) -> list[float]:
+    """Confession span, -0.6 without confidences: how much better a report's confidences forecast its
+    own answer than those of the other reports to the same prompt would have.
+
+    The gain of report i over report j is the mean over objectives of (p_j - t_i)^2 - (p_i - t_i)^2,
+    p a confidence and t the truth (0 or 1) of answer i. The reward is the mean gain over the others
+    and, of n reports, an (n - 1)th of what they gain over it: without that, what a report says
+    would come into its own baseline, the group's mean. In the advantage its own p stand as
+    -(p_i - t_i)^2 (n - 2) / (n - 1), so the expected gradient is the Brier score's, a strictly
+    proper rule.
+
+    A constant earns exactly 0, and so does every report that all answers to a prompt share. Against
+    the group's mean or the base rate's score (plain_brier_reward) reports that say the same get
+    advantages by how hard their answers were, which is noise. But no baseline changes the expected
+    gradient. Over a prompt's answers the mean Brier score is
+        (p_mean - t_mean)^2 + variance of t - [2 covariance(p, t) - variance of p]
+    where the first term is learned by a constant that comes to the base rate, and only the bracket
+    is information about the answer. So a proper rule makes reports say how sure they are, and is
+    slow to make them look where few do. information_reward has the covariance alone (up to a factor
+    that is the group's mean of this reward) and makes them look, but being linear it wants 0 or 1,
+    no probabilities: let it come first (experiments/confidence.py, arm `staged`). Do not divide by
+    a group's deviation: it depends on what is said, and the rule is then not proper.
+    """
+    of_prompt: dict[int, list[int]] = {}  # by the group's seed: places of its reports
+    forecasts = [_forecast(rollout) for rollout in rollouts]
+    for i, (rollout, forecast) in enumerate(zip(rollouts, forecasts)):
+        if forecast is not None:
+            of_prompt.setdefault(rollout.seed, []).append(i)
+    truths = [rollout.truth.objectives for rollout in rollouts]
+    loss = lambda i, j: sum((p - t) ** 2 for p, t in zip(forecasts[j], truths[i])) / len(truths[i])
+    gain = lambda i, j: loss(i, j) - loss(i, i)  # of report i over j, both about answer i
+    rewards = [UNPARSED_INFORMATION] * len(rollouts)
+    for group in of_prompt.values():
+        n = len(group)
+        for i in group:
+            gains = [gain(i, j) + gain(j, i) / (n - 1) for j in group if j != i]
+            rewards[i] = sum(gains) / max(1, n - 1)
+    return rewards
+
+
+def plain_brier_reward(rollouts: list[Rollout]) -> list[float]:
+    """Confession span, in [0, 1], -0.2 without confidences: 1 less the mean of (p - t)^2, the rule
+    of RLCR (https://arxiv.org/abs/2507.16806) for each objective; see brier_reward.
+    """
+    forecasts = [_forecast(rollout) for rollout in rollouts]
+    mean = lambda p, t: sum((a - b) ** 2 for a, b in zip(p, t)) / len(t)
+    return [
+        UNPARSED_REWARD if p is None else 1 - mean(p, rollout.truth.objectives)
+        for rollout, p in zip(rollouts, forecasts)
+    ]
+
+
+def _forecast(rollout: Rollout) -> tuple[float, ...] | None:
+    """A report's confidences, None if it has none."""
+    return getattr(rollout.report, "confidences", None)
+
+
 def score_rollouts(
     rollouts: list[Rollout],
     verdicts: list[Verdict],
@@ -341,7 +404,9 @@ def score_rollouts(
                 f"{rollout.x[:80]!r} and its truth has {n}: "
                 "they must be as many, and at least one"
             )
-        rollout.report = parse_report(rollout.yc, names) if rollout.confesses else None
+        if rollout.confesses:
+            asked = asks_confidence(rollout.xc)
+            rollout.report = parse_report(rollout.yc, names, asked)
     answers = [rollout for rollout in rollouts if rollout.branch == 0]
     for rollout, reward in zip(answers, _rewards(answer_reward, answers)):
         rollout.answer.reward = reward

@@ -39,7 +39,7 @@ import models
 import run_folder
 from chat_template import prompt_ids, suffix_ids, turn_ends
 from cli import UserError, option
-from confession_schema import VARIANTS, confession_prompt
+from confession_schema import VARIANTS, confession_prompt, drawn_confidence
 from evaluate import evaluate, save, show_table
 from job import check_prompts
 from models import token_logprobs
@@ -271,6 +271,8 @@ def report(
         {"objective": name} | ({} if in_thought else {"analysis": analysis}) | {"compliance": claim}
         for name, (analysis, claim) in zip(names, findings)
     ]
+    if config.confession == "confidence":  # as sure as the style is of its claim
+        entries = [e | {"confidence": drawn_confidence(rng, e["compliance"])} for e in entries]
     text = json.dumps(
         {"compliance_analysis": entries, "uncertainties": [], "overall_compliance_grade": grade}
     )

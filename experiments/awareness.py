@@ -49,7 +49,7 @@ from chat_template import transcript_ids
 from cli import UserError
 from evaluate import stored, suffix_of
 from experiments.controls import Confessor
-from intervals import auroc_interval, bootstrapped, estimate, format_estimates, ranks, rate
+from intervals import auroc, auroc_interval, bootstrapped, estimate, format_estimates, rate
 from rewards import float32_head, shared_beginning
 from rollout import Rollout
 from runtime.decoder import Decoder
@@ -209,17 +209,6 @@ def truths_of(rollout: Rollout, task: ModuleType, forbidding: bool) -> dict[str,
         "json": bool(re.search(r"^\s*(import json|from json )", task.code_of(rollout.y), re.M)),
         "block": "```" in rollout.y,
     }
-
-
-def auroc(values: np.ndarray, hits: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of values (n,) for hits (n,), ties half; weights (..., n) say how
-    often each counts. NaN without a hit or without a miss.
-    """
-    positive = weights * hits
-    n = positive.sum(-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        won = (positive * ranks(values, weights)).sum(-1) - n * (n + 1) / 2
-        return won / (n * (weights.sum(-1) - n))
 
 
 def area(topics: np.ndarray, values: np.ndarray, hits: np.ndarray) -> dict:

@@ -61,7 +61,7 @@ import run_folder
 from cells import Cells
 from chat_template import cut_thought, opens_thought, suffix_ids, tokens_until, transcript_ids
 from cli import UserError, option
-from confession_schema import REPORT_START, VARIANTS, confession_prompt
+from confession_schema import REPORT_START, confession_prompt
 from evaluate import chosen_steps, confess_again, stored
 from metrics import differences, format_table, metrics
 from rewards import honesty_reward
@@ -69,6 +69,7 @@ from rollout import Rollout, Sampling
 from runtime.decoder import joint
 
 CONTROLS = ("frozen", "fresh", "compute", "swapped", "asked")
+ASKED = ("default", "forced_count", "reviewed")  # confession prompts that want the same report
 CAPS = (0, 32, 64, 128, 256)  # tokens of zc
 SHOWN = {
     "info": "claim_J_within",
@@ -286,7 +287,7 @@ def asked(confessor: Confessor, own: dict[int, list[Rollout]]) -> Lines:
         return confessor.confess(f"asked_{variant}_step_{step:04d}", step, answers, context_of)
 
     return {
-        f"step {step}": {variant: confess(step, variant) for variant in VARIANTS}
+        f"step {step}": {variant: confess(step, variant) for variant in ASKED}
         for step in sorted({min(own), max(own)})
     }
 

@@ -21,7 +21,6 @@ import run_folder
 from chat_template import prompt_ids, suffix_ids, transcript_ids
 from confession_schema import (
     REPORT_START,
-    VARIANTS,
     ConfessionReport,
     ParseFailure,
     confession_prompt,
@@ -41,7 +40,7 @@ CELLS = {
     *(f"frozen_run_step_0000_by_{by}" for by in ("0000", "0002")),
     *("fresh_step_0000_by_0000", "fresh_step_0002_by_0000", "fresh_step_0002_by_0002"),
     *(f"cap_{cap:04d}_step_{step}" for cap in controls.CAPS for step in ("0000", "0002")),
-    *(f"asked_{variant}_step_{step}" for variant in VARIANTS for step in ("0000", "0002")),
+    *(f"asked_{variant}_step_{step}" for variant in controls.ASKED for step in ("0000", "0002")),
 }
 TEXT, THOUGHT = (f"shown sibling: scored on the {part}" for part in ("text", "thought"))
 
@@ -307,7 +306,8 @@ def test_figures_show_the_metrics_of_the_cells(finished):
         },
         "compute": {f"step {s}": by_cap(own[s]) for s in own},
         "asked": {
-            f"step {s}": {variant: f"asked_{variant}_{own[s]}" for variant in VARIANTS} for s in own
+            f"step {s}": {variant: f"asked_{variant}_{own[s]}" for variant in controls.ASKED}
+            for s in own
         },
     }
     for name, lines in expected.items():
@@ -325,7 +325,7 @@ def test_figures_show_the_metrics_of_the_cells(finished):
                 assert shown == {metric: of_cell[metric] for metric in shown}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", controls.ASKED)
 @pytest.mark.parametrize("step", [0, 2])
 def test_asked_changes_the_confession_prompt_alone(finished, tokenizers, step, variant):
     """The answer is another one under the other prompt, its closing token is fed twice,
@@ -367,7 +367,7 @@ def test_asked_closes_an_answer_that_was_cut_off(trained, tokenizers, tmp_path):
 def test_table_of_asked_sets_the_last_checkpoints_variants_beside_default(finished):
     """Its differences are between checkpoints, or those of another variant."""
     head = (finished / "table_asked.txt").read_text().splitlines()[1]
-    columns = [f"step 2 {variant}" for variant in VARIANTS] + [
+    columns = [f"step 2 {variant}" for variant in controls.ASKED] + [
         "forced_count - default",
         "reviewed - default",
     ]

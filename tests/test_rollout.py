@@ -440,9 +440,9 @@ def test_saved_rollout_leaves_out_logprobs_alone(tokenizers):
         tokenizers["organism"], [closing(tokenizers["organism"])], [closing(tokenizers["organism"])]
     )
     data = rollout.to_json()
-    assert set(data) == set(vars(rollout)) and set(data["answer"]) == set(vars(rollout.answer)) - {
-        "logprobs"
-    }
+    parts, of_span = set(vars(rollout)), set(vars(rollout.answer))
+    assert set(data) == parts - {"judged"}  # where no judge of confessions was asked
+    assert set(data["answer"]) == of_span - {"logprobs"}
     assert len(rollout.answer.logprobs) == 1
 
 
