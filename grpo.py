@@ -116,19 +116,19 @@ def assign_advantages(rollouts: list[Rollout], config: Config) -> dict[str, floa
     one that does not confess. Answers to a prompt are a group; so are the confessions of an answer,
     or those of a prompt where each answer has one.
     """
+    answers = [rollout.answer for rollout in rollouts if rollout.branch == 0]
+    confessions = [rollout.confession for rollout in rollouts if rollout.confesses]
     each = config.confessions_per_answer
-    spans = {
-        "answer": [rollout.answer for rollout in rollouts if rollout.branch == 0],
-        "confession": [rollout.confession for rollout in rollouts if rollout.confesses],
+    together = each if each > 1 else config.group_size
+    groups = {  # {span: (spans, how many are a group, scale)}
+        "answer": (answers, config.group_size, config.answer_advantage_scale),
+        "confession": (confessions, together, config.confession_advantage_scale),
     }
-    size = {"answer": config.group_size, "confession": each if each > 1 else config.group_size}
-    scale = {"answer": config.answer_advantage_scale}
-    scale["confession"] = config.confession_advantage_scale
     without_signal = {}
-    for name, own in spans.items():
-        rewards = [span.reward for span in own]
-        advantages, without_signal[name] = group_advantages(rewards, size[name], scale[name])
-        for span, advantage in zip(own, advantages):
+    for name, (spans, size, scale) in groups.items():
+        rewards = [span.reward for span in spans]
+        advantages, without_signal[name] = group_advantages(rewards, size, scale)
+        for span, advantage in zip(spans, advantages):
             span.advantage = advantage
     for rollout in rollouts:  # the confessions of an answer follow one another
         if rollout.branch == 0:
@@ -144,18 +144,18 @@ def span_weights(
 
     If every counted span were trained, they would sum to `weight` over its tokens. They are fixed
     before the batch is cut, so how it is cut changes nothing but rounding. Without a KL term a span
-    of advantage 0 has no gradient: its weight is 0, and nothing is computed for it. An answer
-    counts and is trained with its first confession alone, and confessions are the mean's that were
-    sampled.
+    of advantage 0 has no gradient: its weight is 0, and nothing is computed for it. An answer counts
+    and is trained with its first confession alone, a confession where it was sampled.
     """
-    spans = [rollout.spans[span] for rollout in rollouts]
     counted = [r.confesses if span == "confession" else r.branch == 0 for r in rollouts]
-    lengths = [s.end - s.start for s in spans]
-    total = sum(length for length, counts in zip(lengths, counted) if counts)
-    divisor = lambda length: total if normaliser == "token" else sum(counted) * length
+    spans = [rollout.spans[span] for rollout in rollouts]
+    lengths = [counts * (s.end - s.start) for counts, s in zip(counted, spans)]
+    tokens, n = sum(lengths), sum(counted)
     return [
-        weight / divisor(length) if counts and (s.advantage or kl_coef) else 0.0
-        for s, length, counts in zip(spans, lengths, counted)
+        weight / (tokens if normaliser == "token" else n * length)
+        if length and (s.advantage or kl_coef)
+        else 0.0
+        for length, s in zip(lengths, spans)
     ]
 
 
@@ -307,22 +307,25 @@ def generate(job: Job, step: int) -> list[Rollout]:
 
     Which prompts confess is drawn before anything is sampled; their groups come first.
     """
-    config = job.config
+    config, seed = job.config, step_seed(job.config, step)
     first = config.seed * 1_000_000 + step * config.prompts_per_step
     prompts = list(range(first, first + config.prompts_per_step))
-    sampling_seed = step_seed(config, step)
-    drawn = max(1, round(config.confession_share * len(prompts)))
-    confessing = random.Random(sampling_seed).sample(prompts, drawn)
+    number = max(1, round(config.confession_share * len(prompts)))
+    confessing = random.Random(seed).sample(prompts, number)
     # for rewards that draw and for rounding; sampling has its own generator
-    set_seed((sampling_seed + distributed.rank() * 7_919) % 2**32)
-    rollouts = []
-    for asked in (True, False):
-        own = [seed for seed in distributed.share(prompts) if (seed in confessing) == asked]
-        seeds = [seed for seed in own for _ in range(config.group_size)]
-        noise = sampling_seed + (0 if asked else 1 << 39)
-        turns = {"variant": config.confession, "confessions": asked * config.confessions_per_answer}
+    set_seed((seed + distributed.rank() * 7_919) % 2**32)
+    own, rollouts = distributed.share(prompts), []
+    for confesses in (True, False):
+        chosen = [prompt for prompt in own if (prompt in confessing) == confesses]
         sampled, job.sampling = sample_in_memory(
-            job.model, job.tokenizer, job.task, seeds, job.sampling, noise, **turns
+            job.model,
+            job.tokenizer,
+            job.task,
+            [prompt for prompt in chosen for _ in range(config.group_size)],
+            job.sampling,
+            seed if confesses else seed + (1 << 39),
+            variant=config.confession,
+            confessions=config.confessions_per_answer if confesses else 0,
         )
         rollouts += sampled
     return rollouts
