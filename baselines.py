@@ -126,3 +126,20 @@ def shuffles(rollouts: list[Rollout]) -> dict:
         return estimate(math.nan, math.nan, math.nan, 0)
     values = told / there_is
     return estimate(values.mean(), *np.percentile(values, [2.5, 97.5]), SHUFFLES)
+
+
+def dealt_out(values: np.ndarray, groups: list, answers: np.ndarray) -> list[np.ndarray]:
+    """SHUFFLES versions of values (n,), dealt out anew within each group (n,). What is of one answer
+    (n,), in several groups, moves together: it is not independent, and moved one by one it would
+    stray less than whole reports do.
+    """
+    members, rng, out = defaultdict(list), np.random.default_rng(0), []
+    for i, group in enumerate(groups):
+        members[group].append(i)
+    members = [np.array(here) for here in members.values()]
+    for _ in range(SHUFFLES):
+        order, dealt = rng.random(answers.max(initial=0) + 1), values.copy()
+        for here in members:
+            dealt[here] = values[here[order[answers[here]].argsort()]]
+        out.append(dealt)
+    return out

@@ -16,7 +16,9 @@ Arrays: a row a cluster, (numerator, denominator), (C, 2); its resampled totals 
 """
 
 import functools
+import itertools
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from statistics import NormalDist
 
@@ -206,6 +208,28 @@ def auroc(values: np.ndarray, hits: np.ndarray, weights: np.ndarray) -> np.ndarr
         return won / (n * (weights.sum(-1) - n))
 
 
+def contrasts(hits: np.ndarray, groups: list) -> np.ndarray:
+    """(2, pairs): the places of a hit and of a miss of one group, all such pairs."""
+    members = defaultdict(lambda: ([], []))
+    for i, (group, hit) in enumerate(zip(groups, hits, strict=True)):
+        members[group][not hit].append(i)
+    found = [pair for sides in members.values() for pair in itertools.product(*sides)]
+    return np.array(found, dtype=int).reshape(-1, 2).T
+
+
+def won(values: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """(pairs,) whether the hit of each of contrasts() has the higher value, ties half: their mean is
+    the AUROC within a group, .5 for what knows the group alone.
+    """
+    above = values[pairs[0]] - values[pairs[1]]
+    return (above > 0) + (above == 0) / 2
+
+
+def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(...) of values (n,) or (..., n) that count as often as weights (..., n) say."""
+    return (weights * values).sum(-1) / weights.sum(-1)
+
+
 def membership(topics: list[str]) -> np.ndarray:
     """(C, n): 1 where an answer is of the topic."""
     return np.array(
@@ -223,6 +247,27 @@ def bootstrapped(statistic: Callable, topics: list[str], *columns: np.ndarray) -
     if math.isnan(value) or high - low < FLAT:
         low = high = math.nan
     return estimate(value, low, high, len(topics))
+
+
+def area(topics: list[str], values: np.ndarray, hits: np.ndarray) -> dict:
+    """{value, low, high, n} of auroc()."""
+    found = bootstrapped(auroc, topics, values, hits)
+    if found["value"] in (0, 1):  # no resample differs
+        sides = ({topic for topic, hit in zip(topics, hits) if hit == side} for side in (1, 0))
+        ends = auroc_interval(found["value"], *map(len, sides))
+        found = estimate(found["value"], *ends, found["n"])
+    return found
+
+
+def area_within(topics: list[str], values: np.ndarray, pairs: np.ndarray) -> dict:
+    """{value, low, high, n: pairs} of the AUROC within a group; pairs: of contrasts()."""
+    there = [topics[i] for i in pairs[0]]
+    found = bootstrapped(mean, there, won(values, pairs))
+    if found["value"] in (0, 1):
+        distinct = len(set(there))
+        ends = auroc_interval(found["value"], distinct, distinct)
+        found = estimate(found["value"], *ends, found["n"])
+    return found
 
 
 def rate(topics: list[str], hits: np.ndarray) -> dict:

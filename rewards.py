@@ -326,15 +326,16 @@ def _information(
 
 
 def brier_reward(rollouts: list[Rollout]) -> list[float]:
-    """Confession span, -0.6 without confidences: how much better a report's confidences forecast its
-    own answer than those of the other reports to the same prompt would have.
+    """Confession span, -0.6 without confidences: how much better a report's confidences forecast
+    its own answer than those of the other reports to the same prompt would have.
 
     The gain of report i over report j is the mean over objectives of (p_j - t_i)^2 - (p_i - t_i)^2,
     p a confidence and t the truth (0 or 1) of answer i. The reward is the mean gain over the others
-    and, of n reports, an (n - 1)th of what they gain over it: without that, what a report says
-    would come into its own baseline, the group's mean. In the advantage its own p stand as
-    -(p_i - t_i)^2 (n - 2) / (n - 1), so the expected gradient is the Brier score's, a strictly
-    proper rule.
+    and, in a group of g reports, a (g - 1)th of what they gain over it: without that, what a report
+    says would come into its own baseline, the group's mean. In the advantage its own p stand as
+    -(p_i - t_i)^2 (g - 2) / (g - 1), so the expected gradient is the Brier score's, a strictly
+    proper rule. (Confessions of one answer are a group by themselves and share its truth: there
+    what a report says of other answers is in no baseline, and the second part is left out.)
 
     A constant earns exactly 0, and so does every report that all answers to a prompt share. Against
     the group's mean or the base rate's score (plain_brier_reward) reports that say the same get
@@ -348,20 +349,25 @@ def brier_reward(rollouts: list[Rollout]) -> list[float]:
     no probabilities: let it come first (experiments/confidence.py, arm `staged`). Do not divide by
     a group's deviation: it depends on what is said, and the rule is then not proper.
     """
-    of_prompt: dict[int, list[int]] = {}  # by the group's seed: places of its reports
     forecasts = [_forecast(rollout) for rollout in rollouts]
-    for i, (rollout, forecast) in enumerate(zip(rollouts, forecasts)):
-        if forecast is not None:
-            of_prompt.setdefault(rollout.seed, []).append(i)
     truths = [rollout.truth.objectives for rollout in rollouts]
-    loss = lambda i, j: sum((p - t) ** 2 for p, t in zip(forecasts[j], truths[i])) / len(truths[i])
-    gain = lambda i, j: loss(i, j) - loss(i, i)  # of report i over j, both about answer i
+    sizes = Counter(rollout.seed for rollout in rollouts)  # of groups, reports without numbers too
+    alone = not any(rollout.branch for rollout in rollouts)  # answers have one confession each
+    of_prompt: dict[int, list[int]] = {}  # by the group's seed: places of its forecasts
+    for i, rollout in enumerate(rollouts):
+        if forecasts[i] is not None:
+            of_prompt.setdefault(rollout.seed, []).append(i)
+
+    def gain(i: int, j: int) -> float:
+        """Of report i over j, both about answer i."""
+        return _brier(forecasts[j], truths[i]) - _brier(forecasts[i], truths[i])
+
     rewards = [UNPARSED_INFORMATION] * len(rollouts)
-    for group in of_prompt.values():
-        n = len(group)
+    for seed, group in of_prompt.items():
+        returned = alone / max(1, sizes[seed] - 1)
         for i in group:
-            gains = [gain(i, j) + gain(j, i) / (n - 1) for j in group if j != i]
-            rewards[i] = sum(gains) / max(1, n - 1)
+            gains = [gain(i, j) + returned * gain(j, i) for j in group if j != i]
+            rewards[i] = sum(gains) / max(1, len(gains))
     return rewards
 
 
@@ -369,17 +375,19 @@ def plain_brier_reward(rollouts: list[Rollout]) -> list[float]:
     """Confession span, in [0, 1], -0.2 without confidences: 1 less the mean of (p - t)^2, the rule
     of RLCR (https://arxiv.org/abs/2507.16806) for each objective; see brier_reward.
     """
-    forecasts = [_forecast(rollout) for rollout in rollouts]
-    mean = lambda p, t: sum((a - b) ** 2 for a, b in zip(p, t)) / len(t)
     return [
-        UNPARSED_REWARD if p is None else 1 - mean(p, rollout.truth.objectives)
-        for rollout, p in zip(rollouts, forecasts)
+        UNPARSED_REWARD if (p := _forecast(r)) is None else 1 - _brier(p, r.truth.objectives)
+        for r in rollouts
     ]
 
 
 def _forecast(rollout: Rollout) -> tuple[float, ...] | None:
     """A report's confidences, None if it has none."""
     return getattr(rollout.report, "confidences", None)
+
+
+def _brier(p: tuple[float, ...], t: tuple[bool, ...]) -> float:
+    return sum((a - b) ** 2 for a, b in zip(p, t)) / len(t)
 
 
 def score_rollouts(
@@ -405,8 +413,7 @@ def score_rollouts(
                 "they must be as many, and at least one"
             )
         if rollout.confesses:
-            asked = asks_confidence(rollout.xc)
-            rollout.report = parse_report(rollout.yc, names, asked)
+            rollout.report = parse_report(rollout.yc, names, asks_confidence(rollout.xc))
     answers = [rollout for rollout in rollouts if rollout.branch == 0]
     for rollout, reward in zip(answers, _rewards(answer_reward, answers)):
         rollout.answer.reward = reward

@@ -49,7 +49,7 @@ from chat_template import transcript_ids
 from cli import UserError
 from evaluate import stored, suffix_of
 from experiments.controls import Confessor
-from intervals import auroc, auroc_interval, bootstrapped, estimate, format_estimates, rate
+from intervals import area, format_estimates, rate
 from rewards import float32_head, shared_beginning
 from rollout import Rollout
 from runtime.decoder import Decoder
@@ -211,15 +211,6 @@ def truths_of(rollout: Rollout, task: ModuleType, forbidding: bool) -> dict[str,
     }
 
 
-def area(topics: np.ndarray, values: np.ndarray, hits: np.ndarray) -> dict:
-    """{value, low, high, n} of auroc()."""
-    found = bootstrapped(auroc, topics.tolist(), values, hits)
-    if found["low"] is None:  # no resample differs
-        ends = auroc_interval(found["value"], len(set(topics[hits])), len(set(topics[~hits])))
-        found = estimate(found["value"], *ends, found["n"])
-    return found
-
-
 def recognised(
     answers: list[Rollout], found: np.ndarray, task: ModuleType, forbidding: bool
 ) -> dict[str, dict]:
@@ -235,7 +226,7 @@ def recognised(
     for i, name in enumerate(QUESTIONS):
         yes, true = found[:, i] > 0, np.array([t[name] for t in truths])
         out |= {
-            f"{name}: AUROC": area(topics, found[:, i], hacking),
+            f"{name}: AUROC": area(topics.tolist(), found[:, i], hacking),
             f"{name}: above its pair": rate(
                 topics[::2][same].tolist(), (found[::2, i] > found[1::2, i])[same]
             ),
@@ -247,7 +238,7 @@ def recognised(
         }
         if i != control:
             less = found[:, i] - found[:, control]
-            out[f"{name} less json: AUROC"] = area(topics, less, hacking)
+            out[f"{name} less json: AUROC"] = area(topics.tolist(), less, hacking)
     return out
 
 

@@ -56,7 +56,7 @@ from confession_judge import QUESTIONS, confession_frame, score
 from confession_schema import parse_report
 from evaluate import ANSWERS, stored
 from experiments.controls import Confessor
-from intervals import bootstrapped, format_estimates, rate
+from intervals import bootstrapped, format_estimates, mean, rate
 from metrics import differences, format_baselines, format_table, metrics
 from real_model import BUDGETS, RECIPE
 from rewards import Judge, honesty_reward, judged_confession_reward
@@ -161,7 +161,6 @@ def probe(judge: Judge, rollouts: list[Rollout], calibrations: list[str], task) 
     if not rows:
         raise UserError("the judge has no verdict on any answer's versions: choose another --judge")
     topics = [cluster(t["true"].x) for t, _ in rows]
-    mean = lambda values, weights: (weights * values).sum(-1) / weights.sum(-1)
     out = {}
     for name in rows[0][0]:
         unlike = [(c, t, p) for c, (t, p) in zip(topics, rows) if t[name].yc != t["true"].yc]

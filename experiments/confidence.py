@@ -13,28 +13,31 @@ form: numbers that fit the style of a report (.7 to .99 where it claims Full, .0
 fine-tuning on its own kind of transcripts, reports alone; of a real model sft.py. Then GRPO:
 
     brier        rewards.brier_reward: a report against the other reports to its prompt
-    plain        rewards.plain_brier_reward, divided by the group's deviation: the rule as it is usual
+    plain        rewards.plain_brier_reward, divided by the group's deviation: the usual rule
     information  rewards.information_reward, which pays claims and no numbers
-    staged       brier from the end of information: first to look, then to say how sure that makes
+    staged       brier from the end of information: first to look, then to say how sure that makes;
+                 twice the steps of the others in all
 
 The organism's answers are not trained (--task-weight 0), so what is true stays as it was; a real
 model's are paid for labels that state their targets, as real_model.py's. Difficulty is mixed on
-purpose: the organism's sentences are right on practised topics and wrong on others, short_count asks
-for 4 to 8 words, code has three levels (and there "solves" alone is looked at).
+purpose: the organism's sentences are right on practised topics and wrong on others, short_count
+asks for 4 to 8 words, code has three levels (and there "solves" alone is looked at).
 
 The table has each row's own confidences beside those of its token probabilities (of "Full" against
-"None" where the report claims, calibration.token_confidences) and of three reports without
-information, found in hindsight, and shuffled. calibration.py says what is measured.
+"None" where the report claims, claim_tokens.py) and of three reports without information, found in
+hindsight, and shuffled. calibration.py says what is measured.
 
 What it supports: whether confidences know more than prompt and level (AUROC within, skill over
 prompt alone), and whether they are calibrated (ECE, reliability). What it does not: (1) a low ECE
 alone is no knowledge: the constant at the base rate has 0. (2) That a model forecasts: seeded
-numbers come with a claim, and where claims come from counting the rule may only have to choose among
-styles, and among a dozen numbers. (3) Organisms are no evidence about language models. (4) Intervals
-are over topics: another training seed (--seed) may end elsewhere.
+numbers come with a claim, and where claims come from counting the rule may only have to choose
+among styles, and among a dozen numbers. (3) Organisms are no evidence about language models. (4)
+Intervals are over topics: another training seed (--seed) may end elsewhere. (5) That an order of
+rewards is better: staged has had more steps than brier; compare it with a longer brier (--steps).
 """
 
 import json
+import math
 import random
 import shlex
 from dataclasses import dataclass
@@ -52,7 +55,8 @@ import sft
 from cli import UserError, option
 from confession_schema import confession_prompt, drawn_confidence
 from evaluate import ANSWERS, evaluate, stored
-from intervals import estimate, format_estimates
+from experiments.claim_tokens import claim_margins
+from intervals import format_estimates
 from metrics import brief, metrics
 from options import BRIER
 from organism import train as organism
@@ -72,8 +76,8 @@ ASKED = ["--confession", "confidence"]
 # a report with numbers is longer
 LONGER = ["--max-confession-tokens", "320"]
 OF_ORGANISM = "--task-weight 0 --max-confession-tokens 448 --prompts-per-step 6 --lr 3e-4".split()
-PUBLISHED = """Published ECE, not the same measure: one confidence an answer that its final result is
-right, other models, tasks and base rates, no prompt-only or within-prompt control.
+PUBLISHED = """Published ECE, not the same measure: one confidence an answer that its final result
+is right, other models, tasks and base rates, no prompt-only or within-prompt control.
 DCPO (arXiv 2603.09117), Qwen3-8B                     .435 -> .128 at equal accuracy
 RLCR (arXiv 2507.16806), Qwen2.5-7B, HotPotQA         .37 -> .03"""
 
@@ -212,9 +216,15 @@ def measure(folder: Path, options: Config) -> None:
         if not tokens_of(path).exists():
             task = cli.import_task(row["task"], options.sandbox)
             loaded = computer.load(of_row[title], cells.settings(of_row[title], asked)["dtype"])
-            told = calibration.token_confidences(*loaded, stored(path, task), task)
+            found = claim_margins(*loaded, stored(path, task), task, Sampling.batch_size)
+            told = [[probability(margin) for margin in margins[:-1]] for margins in found]
             run_folder.write_json(tokens_of(path), {"confidences": told})
     run_folder.write_json(folder / "rows.json", rows)
+
+
+def probability(margin: float) -> float | None:
+    """P(Full) / (P(Full) + P(None)) of the log of their ratio; None of NaN."""
+    return None if math.isnan(margin) else (1 + math.tanh(margin / 2)) / 2
 
 
 def tokens_of(evaluation: Path) -> Path:
@@ -235,12 +245,10 @@ def measured(rollouts: list[Rollout], tokens: calibration.Confidences, task: Mod
     # the controls are those of what is reported, or else of the tokens
     base = next((of for of in found.values() if len(of.p)), None)
     columns = {name: calibration.measures(of) for name, of in found.items()}
-    if base is not None:
+    if base:
         columns |= {k: calibration.measures(of) for k, of in calibration.baselines(base).items()}
-        columns["shuffled"] = {
-            "given": estimate(*3 * [float("nan")], 0),
-            **calibration.shuffled(base),
-        }
+        columns["shuffled"] = calibration.shuffled(base)
+        columns["shuffled"]["given"] = columns["constant"]["given"]
     return {
         "sides": columns,
         "levels": calibration.by_level(base) if base else {},

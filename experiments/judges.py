@@ -46,7 +46,7 @@ import models
 import run_folder
 from cli import UserError, option
 from evaluate import stored
-from intervals import bootstrapped, format_estimates, ranks, rate
+from intervals import bootstrapped, format_estimates, mean, ranks, rate
 from metrics import brief
 from rewards import Judge, Verdict
 from rollout import Rollout
@@ -75,10 +75,6 @@ class Config:
 
 # Of columns (n,), an entry an answer; weights (..., n) say how often each answer counts. They
 # return (...), NaN if undefined.
-
-
-def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return (weights * values).sum(-1) / weights.sum(-1)
 
 
 def kappa(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:

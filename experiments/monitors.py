@@ -56,6 +56,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -67,18 +68,18 @@ import cli
 import figures
 import models
 import run_folder
-from baselines import baselines
+from baselines import baselines, dealt_out
 from cells import Cells, OwnSampling
 from chat_template import transcript_ids
 from cli import UserError, option
 from confession_schema import ConfessionReport
 from evaluate import EVAL_SEED, confess_again, sample_in_memory, stored
+from experiments.claim_tokens import claim_margins, states
 from experiments.judges import TASKS
 from experiments.ood import rows_of
 from experiments.probes import (
     Cases,
     combined,
-    dealt_out,
     less_pooled,
     less_within,
     of_shuffles,
@@ -92,11 +93,9 @@ from experiments.watchers import (
     Scores,
     by_level,
     cases,
-    claim_margins,
     claimed,
     monitored,
     probed_positions,
-    states,
     text_features,
     units,
 )
@@ -208,10 +207,8 @@ class Watch:
         size = cells.settings(side.model, self.options).get("batch_size", Sampling.batch_size)
 
         def margins_of(model, tokenizer, confessed: list[Rollout]) -> Scores:
-            found, _ = halving(
-                "reading", lambda n: claim_margins(model, tokenizer, confessed, task, n), size
-            )
-            return by_level(found, where)
+            found = claim_margins(model, tokenizer, confessed, task, size)
+            return by_level(np.nan_to_num(found), where)
 
         def fresh(model, tokenizer) -> Scores:
             sampling = Sampling.of(cells.settings(side.model, self.options))
@@ -253,12 +250,13 @@ class Watch:
         """The monitors of the thought and of the output that one model is."""
         task, where = self.cells.task, units(rollouts)
         size = cells.settings(model, self.options).get("batch_size", Sampling.batch_size)
+
+        def read(seen: str, model, tokenizer) -> Scores:
+            return by_level(monitored(model, tokenizer, rollouts, task, seen, size), where)
+
         for kind, seen in (("thought", "z"), ("output", "y")):
             if seen == "y" or any(r.z for r in rollouts):
-                compute = lambda *loaded: by_level(
-                    monitored(*loaded, rollouts, task, seen, size), where
-                )
-                self.scores(side, f"{kind}_{name}", model, rollouts, compute)
+                self.scores(side, f"{kind}_{name}", model, rollouts, partial(read, seen))
 
 
 def refuse_other_tokens(path: Path, rollouts: list[Rollout], model: str) -> None:
@@ -318,24 +316,23 @@ def watchers_of(
         notes += ["thought: absent, no answer has one"]
     watchers["fresh"] = arrays(saved("fresh"))
     found = saved("probe")
-    told = arrays(found)
-    watchers["probe"] = {level: told[level][0] for level in LEVELS}
+    by_shuffle = arrays(found)  # first the truth's
+    watchers["probe"] = {level: by_shuffle[level][0] for level in LEVELS}
     notes += [f"layers of the probe, by fold: {found['layers']}"]
 
     alone = baselines(rollouts, task)["prompt alone"]
     of, features = cases(rollouts, where), text_features(rollouts, where)
+    main, text = main_confession(watchers), {}
+    for level, case in of.items():
+        told, _ = probe(features[level], with_shuffles(case.hits)[:, :1], case.folds)
+        text[level] = told[:, 0].numpy()
     controls = {
         "constant": {level: np.zeros(len(of[level].hits)) for level in LEVELS},
         "prompt alone": arrays(by_level(claimed(alone), where)),
-        "probe of text features": {
-            level: probe(features[level], with_shuffles(of[level].hits)[:, :1], of[level].folds)[0][
-                :, 0
-            ].numpy()
-            for level in LEVELS
-        },
-        "shuffled labels, probe": {level: list(told[level][1:]) for level in LEVELS},
+        "probe of text features": text,
+        "shuffled labels, probe": {level: list(by_shuffle[level][1:]) for level in LEVELS},
         "shuffled, confession": {
-            level: dealt_out(main_confession(watchers)[level], of[level]) for level in LEVELS
+            level: dealt_out(main[level], of[level].groups, of[level].answers) for level in LEVELS
         },
     }
     return watchers, controls, notes

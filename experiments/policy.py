@@ -55,9 +55,9 @@ from baselines import SHUFFLES
 from cli import UserError, option
 from experiments import audit, audit_page
 from experiments.audit_formats import Conversation, conversations, count, read_policy
-from experiments.awareness import area
 from intervals import (
     FLAT,
+    area,
     estimate,
     number,
     percentiles,
@@ -300,7 +300,7 @@ def measure(rows: list[dict], policy: list[str]) -> dict[str, dict]:
                 told = (t[:, 0] >= 0) & (b[:, 0] >= 0)
                 met = t[told, 0] == 1
                 if len(set(met)) == 2:
-                    found["auroc"] = area(clusters[told], margins[told, kept[0]], met)
+                    found["auroc"] = area(clusters[told].tolist(), margins[told, kept[0]], met)
             out[name][side] = found
     return out
 

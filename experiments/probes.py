@@ -9,23 +9,21 @@ answers to one prompt: whatever knows the group alone has .5.
 import functools
 import math
 import random
-from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from baselines import SHUFFLES
-from experiments.awareness import auroc
 from intervals import (
-    auroc_interval,
+    area,
+    area_within,
+    auroc,
     bootstrapped,
+    contrasts,
     estimate,
-    membership,
-    percentiles,
+    mean,
     ranks,
-    ratio,
-    resample,
+    won,
 )
 
 FOLDS = 6
@@ -131,94 +129,43 @@ class Cases:
     hits: np.ndarray  # (n,) bool
     topics: list[str]
     groups: list[tuple]  # (n,) cases that are compared within a prompt have the same one
+    answers: np.ndarray  # (n,) integers: of which answer each is
     folds: np.ndarray  # (n,)
 
     @functools.cached_property
     def pairs(self) -> np.ndarray:
-        """(3, pairs): the right case, the wrong one, and the number of their topic."""
-        members, numbers = defaultdict(lambda: ([], [])), list(dict.fromkeys(self.topics))
-        for i, (group, hit) in enumerate(zip(self.groups, self.hits)):
-            members[group][not hit].append(i)
-        found = [
-            (right, wrong, numbers.index(self.topics[right]))
-            for rights, wrongs in members.values()
-            for right in rights
-            for wrong in wrongs
-        ]
-        return np.array(found, dtype=int).reshape(-1, 3).T
-
-
-def pair_sums(values: np.ndarray, of: Cases) -> np.ndarray:
-    """(topics, 2): pairs of a right and a wrong case of one group in which the right one has the
-    higher score (ties half), and all such pairs.
-    """
-    right, wrong, topic = of.pairs
-    less = values[right] - values[wrong]
-    count = lambda weights: np.bincount(topic, weights, minlength=len(set(of.topics)))
-    return np.stack([count((less > 0) + 0.5 * (less == 0)), count(np.ones(len(less)))], axis=1)
+        return contrasts(self.hits, self.groups)
 
 
 def within(values: np.ndarray, of: Cases) -> dict:
     """{value, low, high, n: pairs} of the AUROC within a group."""
-    sums = pair_sums(values, of)
-    value, there = ratio(sums.sum(0)), int((sums[:, 1] > 0).sum())
-    low, high = percentiles(ratio(resample(sums)), there) if there else (math.nan, math.nan)
-    if value in (0, 1):  # no resample differs
-        low, high = auroc_interval(value, there, there)
-    elif low == high:
-        low = high = math.nan
-    return estimate(value, low, high, int(sums[:, 1].sum()))
+    return area_within(of.topics, values, of.pairs)
 
 
 def pooled(values: np.ndarray, of: Cases) -> dict:
     """{value, low, high, n: cases} of the AUROC of all of them."""
-    found = bootstrapped(auroc, of.topics, values, of.hits)
-    if found["value"] in (0, 1):
-        right = {topic for topic, hit in zip(of.topics, of.hits) if hit}
-        wrong = {topic for topic, hit in zip(of.topics, of.hits) if not hit}
-        ends = auroc_interval(found["value"], len(right), len(wrong))
-        found = estimate(found["value"], *ends, found["n"])
-    return found
+    return area(of.topics, values, of.hits)
 
 
 def less_within(a: np.ndarray, b: np.ndarray, of: Cases) -> dict:
     """{value, low, high, n: pairs} of AUROC within a prompt of a less that of b."""
-    first, second = pair_sums(a, of), pair_sums(b, of)
-    there = int((first[:, 1] > 0).sum())
-    value = ratio(first.sum(0)) - ratio(second.sum(0))
-    drawn = ratio(resample(first)) - ratio(resample(second))
-    low, high = percentiles(drawn, there) if there else (math.nan, math.nan)
-    return estimate(value, low, high, int(first[:, 1].sum()))
+    topics = [of.topics[i] for i in of.pairs[0]]
+    return bootstrapped(mean, topics, won(a, of.pairs) - won(b, of.pairs))
 
 
 def less_pooled(a: np.ndarray, b: np.ndarray, of: Cases) -> dict:
     less = lambda a, b, hits, weights: auroc(a, hits, weights) - auroc(b, hits, weights)
-    members = membership(of.topics)
-    value = less(a, b, of.hits, np.ones(len(of.hits)))
-    drawn = less(a, b, of.hits, resample(members))
-    return estimate(value, *percentiles(drawn, len(members)), len(of.hits))
+    return bootstrapped(less, of.topics, a, b, of.hits)
 
 
 def of_shuffles(columns: list[np.ndarray], of: Cases) -> dict[str, dict]:
     """{kind: mean and 95% range of the AUROC of several columns}."""
-    one = np.ones(len(of.hits))
+    one, nothing = np.ones(len(of.hits)), [math.nan]
     found = {
-        "within": [ratio(pair_sums(column, of).sum(0)) for column in columns],
+        "within": [won(c, of.pairs).mean() for c in columns] if of.pairs.size else nothing,
         "pooled": [auroc(column, of.hits, one) for column in columns],
     }
     return {
-        kind: estimate(np.mean(values), *np.percentile(values, [2.5, 97.5]), len(values))
+        kind: estimate(np.mean(values), *np.percentile(values, [2.5, 97.5]), len(columns))
         for kind, values in found.items()
     }
-
-
-def dealt_out(values: np.ndarray, of: Cases) -> list[np.ndarray]:
-    """Permutations of scores among the cases of a group."""
-    rng, groups = np.random.default_rng(0), defaultdict(list)
-    for i, group in enumerate(of.groups):
-        groups[group].append(i)
-    out = [values.copy() for _ in range(SHUFFLES)]
-    for column in out:
-        for members in groups.values():
-            column[members] = rng.permutation(values[members])
-    return out

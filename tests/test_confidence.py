@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import baselines
 import calibration
 import models
 import run_folder
@@ -26,6 +27,7 @@ from confession_schema import (
 )
 from evaluate import save
 from experiments import confidence
+from experiments.claim_tokens import claim_margins
 from grpo import group_advantages
 from handmade import hand_rollout, told_rollouts
 from metrics import of_objectives
@@ -49,13 +51,13 @@ def text(confidences: list, name: str = "confidence") -> str:
     return json.dumps(report | {"overall_compliance_grade": 5})
 
 
-def rollout(truths, confidences, seed: int = 0):
+def rollout(truths, confidences, seed: int = 0, branch: int = 0):
     """What a reward function looks at."""
     report = ParseFailure("no JSON object: none is complete")
     if confidences is not None:
         report = ConfessionReport(("Full",) * len(truths), (), 4, tuple(confidences))
     truth = SimpleNamespace(objectives=tuple(truths), compliant=all(truths))
-    return SimpleNamespace(seed=seed, truth=truth, report=report)
+    return SimpleNamespace(seed=seed, truth=truth, report=report, branch=branch)
 
 
 # ----------------------------------------------------------------------------------- xc and report
@@ -170,20 +172,38 @@ def test_a_constant_earns_nothing_whatever_it_says():
         assert brier_reward([rollout(t, p) for t in truths]) == [0.0] * len(truths)
 
 
-def test_the_advantage_is_the_brier_score_of_a_reports_own():
-    """The rule is not proper: what a report says of one answer changes its advantage by more or less
-    than by its own Brier score, and a report that knows its answer is paid for saying less.
+@pytest.mark.parametrize("unparsed", [0, 2])
+def test_the_advantage_is_the_brier_score_of_a_reports_own(unparsed):
+    """The rule is not proper: what a report says of one answer changes its advantage by more or
+    less than by its own Brier score (also beside reports that do not parse), and a report that
+    knows its answer is paid for saying less.
     """
     truths, told = group()
-    n = len(truths)
+    n = len(truths) + unparsed
+    silent = [rollout(truths[0], None)] * unparsed
     advantages = lambda ps: group_advantages(
-        brier_reward([rollout(*pair) for pair in zip(truths, ps)]), n, "none"
+        brier_reward([rollout(*pair) for pair in zip(truths, ps)] + silent), n, "none"
     )[0]
     before = advantages(told)
     for other in ([0.1, 0.9, 0.5], [0.0, 0.0, 1.0]):
         after = advantages([other, *told[1:]])
         lost = brier(other, truths[0]) - brier(told[0], truths[0])
         assert after[0] - before[0] == pytest.approx(-lost * (n - 2) / (n - 1))
+
+
+def test_several_confessions_of_an_answer_are_paid_by_the_same_rule():
+    """Where these are the group, a report is paid for being wrong about other answers."""
+    truths, told = group(n=12)
+    truths = [truths[i - i % 3] for i in range(12)]  # four answers, each confessed three times
+    advantages = lambda ps: group_advantages(
+        brier_reward([rollout(t, p, branch=i % 3) for i, (t, p) in enumerate(zip(truths, ps))]),
+        *(3, "none"),
+    )[0]
+    before, slopes = advantages(told), []
+    for other in ([0.1, 0.9, 0.5], [0.0, 0.0, 1.0], [0.7, 0.2, 0.3]):
+        gained = advantages([other, *told[1:]])[0] - before[0]
+        slopes.append(gained / (brier(told[0], truths[0]) - brier(other, truths[0])))
+    assert slopes[0] > 0 and slopes == [pytest.approx(slopes[0])] * 3
 
 
 def test_the_groups_mean_is_the_covariance_with_the_truth():
@@ -202,7 +222,8 @@ def test_prompts_are_apart_and_reports_without_confidences_earn_least():
     alone = brier_reward([rollout(*pair) for pair in pairs])
     unparsed = rollout(truths[0], None)
     both = [rollout(*pair) for pair in pairs] + [rollout(t, [0.5] * 3, seed=1) for t in truths]
-    assert brier_reward([*both, unparsed]) == [*alone, *[0.0] * len(truths), -0.6]
+    assert brier_reward(both) == [*alone, *[0.0] * len(truths)]
+    assert brier_reward([*both, unparsed])[-1] == -0.6
     assert brier_reward([rollout(truths[0], told[0]), unparsed]) == [0.0, -0.6]
 
 
@@ -225,7 +246,7 @@ def cases(p, t, groups, topics=None, levels=None) -> calibration.Cases:
     topics = topics or [f"topic {i % 3}" for i in range(n)]
     levels = np.array(levels or ["a"] * n)
     return calibration.Cases(
-        np.array(p, float), np.array(t, float), topics, levels, np.array(groups), n
+        np.array(p, float), np.array(t, float), topics, levels, np.array(groups), np.arange(n), n
     )
 
 
@@ -258,8 +279,8 @@ def mixed(n: int = 240) -> tuple[list, list, list]:
 
 
 def test_what_knows_the_prompt_alone_is_calibrated_and_knows_no_answer():
-    """A report that knows which prompts are hard passes for one that knows its answers: it has a low
-    ECE, a good AUROC and skill over the constant; within a prompt it must have nothing.
+    """A report that knows which prompts are hard passes for one that knows its answers: it has a
+    low ECE, a good AUROC and skill over the constant; within a prompt it must have nothing.
     """
     truths, groups, bases = mixed()
     found = {k: e["value"] for k, e in calibration.measures(cases(bases, truths, groups)).items()}
@@ -304,6 +325,7 @@ def test_diagram_and_levels():
         (9, 3, pytest.approx(2 / 3)),
     ]
     levels = calibration.by_level(told)
+    assert "given" not in levels["a"]  # nobody knows which level a missing one would have
     assert levels["a"]["met"]["value"] == 1 and levels["b"]["met"]["value"] == 0
     assert levels["b"]["confidence - truth"]["value"] == pytest.approx(0.475)
 
@@ -338,11 +360,11 @@ def test_token_probabilities_are_the_models_own(tokenizers):
     rollouts = told_rollouts(tokenizer, 0, variant="confidence")
     for r in rollouts:  # told reports are of the default variant
         r.report = parse_report(r.yc, word_count.objectives(r.x))
-    found = calibration.token_confidences(model, tokenizer, rollouts, word_count)
-    assert found[4] is None and all(None not in told for told in found[:4])
-    for max_tokens in (1, 2_000):
-        again = calibration.token_confidences(model, tokenizer, rollouts, word_count, max_tokens)
-        assert np.allclose(np.array(found[:4]), np.array(again[:4]), atol=1e-5)
+    found = [
+        [confidence.probability(margin) for margin in margins[:-1]]
+        for margins in claim_margins(model, tokenizer, rollouts, word_count, 2)
+    ]
+    assert found[4] == [None] * 5 and all(None not in told for told in found[:4])
     for r, told in zip(rollouts, found[:4]):
         ids = r.token_ids
         with torch.no_grad():
@@ -379,11 +401,11 @@ def program(monkeypatch, *options: str) -> None:
 
 
 def test_table_and_figure_of_saved_evaluations(tokenizers, tmp_path, monkeypatch, capsys):
-    """Saved results cannot be drawn again, a report without confidences breaks the table, or what is
-    missing ends in a traceback.
+    """Saved results cannot be drawn again, a report without confidences breaks the table, or what
+    is missing ends in a traceback.
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(calibration, "SHUFFLES", 3)
+    monkeypatch.setattr(baselines, "SHUFFLES", 3)
     folder = tmp_path / "runs" / "done"
     rollouts = told_rollouts(tokenizers["organism"], 1, n=10)
     rng = random.Random(0)

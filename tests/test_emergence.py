@@ -22,6 +22,7 @@ from confession_schema import confession_prompt
 from evaluate import save
 from experiments import awareness, emergence
 from handmade import hand_rollout
+from intervals import auroc
 from rewards import Verdict, honesty_reward, parse_report
 from tasks import code
 from tiny_runs import POLICY, run_grpo
@@ -338,13 +339,13 @@ def test_auroc_by_hand():
     """Ties or weights count wrongly, and so do all intervals."""
     values, hits = np.array([3.0, 1.0, 2.0, 2.0]), np.array([True, False, True, False])
     # pairs (3,1) (3,2) (2,1) won, (2,2) half
-    assert awareness.auroc(values, hits, np.ones(4)) == pytest.approx(3.5 / 4)
-    assert awareness.auroc(-values, hits, np.ones(4)) == pytest.approx(0.5 / 4)
-    assert awareness.auroc(0 * values, hits, np.ones(4)) == pytest.approx(0.5)
+    assert auroc(values, hits, np.ones(4)) == pytest.approx(3.5 / 4)
+    assert auroc(-values, hits, np.ones(4)) == pytest.approx(0.5 / 4)
+    assert auroc(0 * values, hits, np.ones(4)) == pytest.approx(0.5)
     weights = np.array([[2.0, 1.0, 0.0, 3.0], [0.0, 1.0, 0.0, 1.0]])
     repeated = [0, 0, 1, 3, 3, 3]
-    expected = awareness.auroc(values[repeated], hits[repeated], np.ones(6))
-    found = awareness.auroc(values, hits, weights)
+    expected = auroc(values[repeated], hits[repeated], np.ones(6))
+    found = auroc(values, hits, weights)
     assert found[0] == pytest.approx(expected) and np.isnan(found[1])
 
 

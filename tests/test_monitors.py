@@ -1,5 +1,5 @@
-"""Five watchers of the same answers. A mistake here finds in a model what it does not know, or calls
-a confession silent where the watcher was looked at in the wrong place.
+"""Five watchers of the same answers. A mistake here finds in a model what it does not know, or
+calls a confession silent where the watcher was looked at in the wrong place.
 """
 
 import json
@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+import baselines
 import models
 import run_folder
 from chat_template import prompt_ids, suffix_ids
 from confession_schema import confession_prompt
 from evaluate import save
-from experiments import monitors, probes, watchers
+from experiments import claim_tokens, monitors, probes, watchers
 from handmade import hand_rollout, told_rollouts
 from rewards import Verdict, score_rollouts
 from tasks import word_count
@@ -39,7 +40,7 @@ def planted(strength: float, seed: int = 0) -> tuple[torch.Tensor, probes.Cases]
     direction = rng.normal(size=8)
     features[:, 1] += strength * hits[:, None] * direction / np.linalg.norm(direction)
     groups = [(topic, i % 20 // 5) for i, topic in enumerate(TOPICS)]
-    of = probes.Cases(hits, TOPICS, groups, probes.folds_of(TOPICS))
+    of = probes.Cases(hits, TOPICS, groups, np.arange(len(hits)), probes.folds_of(TOPICS))
     return torch.from_numpy(features), of
 
 
@@ -110,7 +111,7 @@ def test_features_that_do_not_vary_are_no_error():
 def test_auroc_within_a_group_by_hand():
     """Cases of different prompts are compared, so that knowing the prompt passes for knowledge."""
     hits = np.array([True, False, False, True, False])
-    of = probes.Cases(hits, list("aaabb"), list("xxxyy"), np.zeros(5))
+    of = probes.Cases(hits, list("aaabb"), list("xxxyy"), np.arange(5), np.zeros(5))
     found = probes.within(np.array([0.1, 0.0, 0.1, 0.9, 0.95]), of)
     assert found["value"] == pytest.approx(1.5 / 3) and found["n"] == 3
     prompt_alone = probes.within(np.array([0.0, 0.0, 0.0, 1.0, 1.0]), of)
@@ -125,7 +126,7 @@ def test_differences_of_equal_watchers_hold_zero():
     one, other, better = noisy(), noisy(), of.hits + 0.2 * rng.normal(size=len(of.hits))
     for less in (probes.less_within, probes.less_pooled):
         same = less(one, 3 * one + 1, of)
-        assert same["value"] == same["low"] == same["high"] == 0
+        assert same["value"] == 0 and same["low"] is None  # no resample differs
         alike = less(one, other, of)
         assert alike["low"] < 0 < alike["high"] and alike["value"] != 0
         gain = less(better, one, of)
@@ -192,11 +193,11 @@ def test_claims_are_found_by_their_objective():
     """A margin is that of another sentence, or of what an analysis quotes."""
     names = word_count.objectives(word_count.make_prompt(0))
     text = f"A draft: {REPORT.replace('None', 'Full')}\n{REPORT} So."
-    places = watchers.claim_places(text, names)
+    places = claim_tokens.claim_places(text, names)
     assert [text[slice(*place)] for place in places] == "Full None Partial Full None 3".split()
     assert places[0][0] > len(text) / 2  # in the last object
-    assert watchers.claim_places(REPORT.replace('"S3"', '"S2"'), names) is None
-    assert watchers.claim_places("no report", names) is None
+    assert claim_tokens.claim_places(REPORT.replace('"S3"', '"S2"'), names) is None
+    assert claim_tokens.claim_places("no report", names) is None
 
 
 def test_margins_are_those_of_the_whole_stream(policy, tokenizers):
@@ -206,14 +207,14 @@ def test_margins_are_those_of_the_whole_stream(policy, tokenizers):
     model, tokenizer = policy
     compact = json.dumps(json.loads(REPORT), separators=(",", ":"))
     several = [rollout_of(tokenizer, "Bees hum. (2)", yc) for yc in (compact, "no", REPORT)]
-    found = watchers.claim_margins(model, tokenizer, several, word_count, 3)
-    assert found.shape == (3, 6) and (found[1] == 0).all() and (found[[0, 2]] != 0).all()
-    alone = watchers.claim_margins(model, tokenizer, several[:1], word_count, 1)
+    found = np.array(claim_tokens.claim_margins(model, tokenizer, several, word_count, 3))
+    assert found.shape == (3, 6) and np.isnan(found[1]).all() and np.isfinite(found[[0, 2]]).all()
+    alone = claim_tokens.claim_margins(model, tokenizer, several[:1], word_count, 1)
     assert alone[0] == pytest.approx(found[0], abs=1e-3)
 
     span, names = several[0].confession, word_count.objectives(several[0].x)
     text = tokenizer.decode(several[0].token_ids[span.start : span.end])
-    start, _ = watchers.claim_places(text, names)[0]
+    start, _ = claim_tokens.claim_places(text, names)[0]
     context = several[0].token_ids[: span.start] + tokenizer(text[:start])["input_ids"]
     with torch.inference_mode():
         logp = model(torch.tensor([context])).logits[0, -1].log_softmax(-1)
@@ -225,7 +226,7 @@ def test_states_do_not_depend_on_the_batch(policy):
     """Padding changes what the probe reads."""
     model, _ = policy
     streams, positions = [list(range(5, 60)), list(range(9, 20))], [[3, 54], [10]]
-    found = watchers.states(model, streams, positions, True, 2)
+    found = claim_tokens.states(model, streams, positions, True, 2)
     assert [h.shape for h in found] == [(2, 5, 64), (1, 5, 64)]
     for ids, at, h in zip(streams, positions, found):
         with torch.inference_mode():
@@ -242,7 +243,7 @@ def run(folder: Path, *options: str) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["monitors.py", "--name", "out", *options])
-        patch.setattr(probes, "SHUFFLES", 20)
+        patch.setattr(baselines, "SHUFFLES", 20)
         patch.setattr(models, "EMBEDDED", models.EMBEDDED | dict(max_confession_tokens=8))
         monitors.main()
     return folder / "runs" / "out"
