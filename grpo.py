@@ -40,15 +40,16 @@ Differences from GRPO as published (DeepSeekMath, https://arxiv.org/abs/2402.033
 """
 
 import math
+import random
 import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Iterator
 
+import numpy
 import torch
 from tqdm import tqdm
-from transformers import set_seed
 
 import cli
 import run_folder
@@ -299,7 +300,8 @@ def generate(job: Job, step: int) -> list[Rollout]:
     seeds = [seed for seed in prompts for _ in range(config.group_size)]
     sampling_seed = config.seed * 1_000_003 + step
     # for rewards that draw and for rounding; sampling has its own generator
-    set_seed((sampling_seed + distributed.rank() * 7_919) % 2**32)
+    for seed in (random.seed, numpy.random.seed, torch.manual_seed):
+        seed((sampling_seed + distributed.rank() * 7_919) % 2**32)
     turns = {"variant": config.confession, "confessions": config.confessions_per_answer}
     rollouts, job.sampling = sample_in_memory(
         job.model, job.tokenizer, job.task, seeds, job.sampling, sampling_seed, **turns
