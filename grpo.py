@@ -49,7 +49,6 @@ from typing import Iterator
 
 import numpy
 import torch
-from tqdm import tqdm
 
 import cli
 import run_folder
@@ -339,13 +338,15 @@ def learn(job: Job, step: int, rollouts: list[Rollout]) -> dict[str, float | boo
 def train(config: Config, run: Path, resume: bool = False) -> None:
     """Train to config.steps, evaluating and saving: a new run, or on from its newest checkpoint."""
     job, done = begin(config, run, resume)  # done: steps
+    left = progress.TimeLeft(config.steps, config.checkpoint_every)
     with (
         compiling(config) as waiting_for,
         cli.finish_step_on_interrupt() as interrupted,
-        tqdm(total=config.steps, initial=done, unit="step", disable=distributed.rank() > 0) as bar,
+        progress.event_files(run, done) as log_events,
+        progress.bar(config.steps, done) as bar,
     ):
         bar.set_description(waiting_for)
-        save_and_evaluate(job, done)
+        left.of_evaluations += save_and_evaluate(job, done)
         for step in range(done + 1, config.steps + 1):
             clock = [time.perf_counter()]
             rollouts = generate(job, step)
@@ -360,15 +361,18 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             clock.append(time.perf_counter())
 
             row = progress.step_row(step, rollouts, job.task, without_signal, stats)
-            run_folder.record_step(run, row, progress.timing_row(step, clock, rollouts), rollouts)
-            progress.show(bar, row, clock[-1] - clock[0], rollouts, job.task)
+            timing = progress.timing_row(step, clock, rollouts)
+            run_folder.record_step(run, row, timing, rollouts)
+            log_events(row | timing)
+            progress.show(bar, row, clock[-1] - clock[0], left, rollouts, job.task)
             if row["skipped"]:
                 run_folder.stop_after_three_skipped(run)
             stop = any(distributed.gather([bool(interrupted)]))
             if step % config.checkpoint_every == 0 or step == config.steps or stop:
-                save_and_evaluate(job, step)
+                left.of_evaluations += save_and_evaluate(job, step)
             if stop:
                 raise KeyboardInterrupt
+        bar.set_postfix_str("")
 
 
 @distributed.first_rank

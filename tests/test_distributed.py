@@ -207,7 +207,8 @@ def torchrun(folder: Path, *options: str) -> subprocess.CompletedProcess:
         str(RANKS),
         root / "grpo.py",
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # torch keeps its logs in a new folder of the system's /tmp otherwise
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
     return subprocess.run(
         [*command, *options],
         cwd=folder,

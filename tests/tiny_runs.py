@@ -44,10 +44,11 @@ def run_grpo(folder: Path, *options: str) -> None:
 
 
 def files(folder: Path) -> dict[str, bytes]:
+    """All but TensorBoard's, which are there if it is installed, under names that hold the time."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.parent.name != "events"
     }
 
 
