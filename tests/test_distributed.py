@@ -128,7 +128,11 @@ def optimizer_state(run: Path) -> tuple[dict, dict, list]:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(rank_main, (str(folder),), nprocs=RANKS)
+    # one process imports all this, and the ranks are its forks
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    torch.multiprocessing.start_processes(
+        rank_main, (str(folder),), nprocs=RANKS, start_method="forkserver"
+    )
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(RANKS)]
 
 
