@@ -129,9 +129,9 @@ def shuffles(rollouts: list[Rollout]) -> dict:
 
 
 def dealt_out(values: np.ndarray, groups: list, answers: np.ndarray) -> list[np.ndarray]:
-    """SHUFFLES versions of values (n,), dealt out anew within each group (n,). What is of one answer
-    (n,), in several groups, moves together: it is not independent, and moved one by one it would
-    stray less than whole reports do.
+    """SHUFFLES versions of values (n,), dealt out anew within each group (n,). What is of one
+    answer (n,), in several groups, moves together: it is not independent, and moved one by one it
+    would stray less than whole reports do.
     """
     members, rng, out = defaultdict(list), np.random.default_rng(0), []
     for i, group in enumerate(groups):

@@ -155,7 +155,7 @@ def measures(cases: Cases) -> dict[str, dict]:
 
 
 def baselines(cases: Cases) -> dict[str, Cases]:
-    """What knows the base rate, the level or the prompt alone, in hindsight, on the same answers."""
+    """What knows the base rate, the level or the prompt alone, in hindsight, of these answers."""
     kinds = {
         "constant": np.ones((len(cases.t), 1)),
         "level alone": one_hot(cases.levels),

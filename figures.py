@@ -1,6 +1,7 @@
 """Figures of a run, drawn from saved numbers; each PNG has its numbers beside it as JSON.
 
-    python figures.py --run runs/NAME        # draw them again, without a model
+    python figures.py --run runs/NAME          # draw them again, without a model
+    python figures.py --run runs/NAME --live   # and again, while the run trains
 
 One colour for one thing everywhere (Okabe and Ito's colour-blind-safe set), a marker and a direct
 label beside the colour, shaded 95% intervals, and the published Qwen3-8B values of the small-scale
@@ -9,8 +10,10 @@ write-up in grey.
 
 import io
 import textwrap
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Iterator
 
 import matplotlib
 
@@ -150,8 +153,30 @@ def reproduction(run: Path) -> list[Path]:
     steps = run_folder.read_rows(run / "metrics.jsonl")
     if not evals or not steps:
         raise cli.UserError(f"{run} has no evaluation or no step yet: there is nothing to draw")
+    return _drawn(run, evals, steps)
+
+
+def _drawn(run: Path, evals: dict[int, dict], steps: list[dict]) -> list[Path]:
+    """Those that there is something for."""
     with plt.rc_context(STYLE):
-        return [_checkpoints(run, evals), _judge_fooled(run, steps), _verification(run, steps)]
+        paths = [_checkpoints(run, evals)] if evals else []
+        return paths + ([_judge_fooled(run, steps), _verification(run, steps)] if steps else [])
+
+
+def live(run: Path, wait: float = 2.0) -> Iterator[tuple[int, list[Path]]]:
+    """Draw a run's figures whenever it has recorded a step or an evaluation, until nobody trains in
+    it; yields (steps so far, figures). wait: seconds between two looks.
+    """
+    seen = None
+    while True:
+        training = run_folder.in_use(run)  # before the look: what it wrote until then is drawn
+        evals, steps = run_folder.evaluations(run), run_folder.read_rows(run / "metrics.jsonl")
+        if (evals or steps) and (list(evals), len(steps)) != seen:
+            seen = list(evals), len(steps)
+            yield len(steps), _drawn(run, evals, steps)
+        if not training:
+            return
+        time.sleep(wait)
 
 
 def stress(run: Path, cells: dict[str, dict[int, dict]]) -> list[Path]:
@@ -1494,12 +1519,20 @@ def _save(figure, path: Path, numbers: dict) -> Path:
 @dataclass(frozen=True)
 class Config:
     run: str | None = cli.option(None, "run folder whose figures are drawn again [the newest]")
+    live: bool = cli.option(False, "draw them whenever the run has gone on, until it has ended")
 
 
 def main() -> None:
     config = cli.parse(Config, __doc__)
     with cli.user_errors():
-        for path in reproduction(Path(config.run) if config.run else run_folder.newest()):
+        run = Path(config.run) if config.run else run_folder.newest()
+        run_folder.read_config(run)  # one line if it is none
+        if config.live:
+            for steps, paths in live(run):
+                print(f"{steps} steps: {', '.join(map(str, paths))}", flush=True)
+            print(f"{run}: nobody trains in it, or no longer")
+            return
+        for path in reproduction(run):
             print(path)
 
 

@@ -50,9 +50,8 @@ from functools import partial
 from pathlib import Path
 from typing import Iterator
 
+import numpy
 import torch
-from tqdm import tqdm
-from transformers import set_seed
 
 import cli
 import run_folder
@@ -144,8 +143,8 @@ def span_weights(
 
     If every counted span were trained, they would sum to `weight` over its tokens. They are fixed
     before the batch is cut, so how it is cut changes nothing but rounding. Without a KL term a span
-    of advantage 0 has no gradient: its weight is 0, and nothing is computed for it. An answer counts
-    and is trained with its first confession alone, a confession where it was sampled.
+    of advantage 0 has no gradient: its weight is 0, and nothing is computed for it. An answer
+    counts and is trained with its first confession alone, a confession where it was sampled.
     """
     counted = [r.confesses if span == "confession" else r.branch == 0 for r in rollouts]
     spans = [rollout.spans[span] for rollout in rollouts]
@@ -313,7 +312,8 @@ def generate(job: Job, step: int) -> list[Rollout]:
     number = max(1, round(config.confession_share * len(prompts)))
     confessing = random.Random(seed).sample(prompts, number)
     # for rewards that draw and for rounding; sampling has its own generator
-    set_seed((seed + distributed.rank() * 7_919) % 2**32)
+    for generator in (random.seed, numpy.random.seed, torch.manual_seed):
+        generator((seed + distributed.rank() * 7_919) % 2**32)
     own, rollouts = distributed.share(prompts), []
     for confesses in (True, False):
         chosen = [prompt for prompt in own if (prompt in confessing) == confesses]
@@ -361,13 +361,15 @@ def learn(job: Job, step: int, rollouts: list[Rollout]) -> dict[str, float | boo
 def train(config: Config, run: Path, resume: bool = False) -> None:
     """Train to config.steps, evaluating and saving: a new run, or on from its newest checkpoint."""
     job, done = begin(config, run, resume)  # done: steps
+    left = progress.TimeLeft(config.steps, config.checkpoint_every)
     with (
         compiling(config) as waiting_for,
         cli.finish_step_on_interrupt() as interrupted,
-        tqdm(total=config.steps, initial=done, unit="step", disable=distributed.rank() > 0) as bar,
+        progress.event_files(run, done) as log_events,
+        progress.bar(config.steps, done) as bar,
     ):
         bar.set_description(waiting_for)
-        save_and_evaluate(job, done)
+        left.of_evaluations += save_and_evaluate(job, done)
         for step in range(done + 1, config.steps + 1):
             clock = [time.perf_counter()]
             rollouts = generate(job, step)
@@ -384,15 +386,18 @@ def train(config: Config, run: Path, resume: bool = False) -> None:
             clock.append(time.perf_counter())
 
             row = progress.step_row(step, rollouts, job.task, without_signal, stats)
-            run_folder.record_step(run, row, progress.timing_row(step, clock, rollouts), rollouts)
-            progress.show(bar, row, clock[-1] - clock[0], rollouts, job.task)
+            timing = progress.timing_row(step, clock, rollouts)
+            run_folder.record_step(run, row, timing, rollouts)
+            log_events(row | timing)
+            progress.show(bar, row, clock[-1] - clock[0], left, rollouts, job.task)
             if row["skipped"]:
                 run_folder.stop_after_three_skipped(run)
             stop = any(distributed.gather([bool(interrupted)]))
             if step % config.checkpoint_every == 0 or step == config.steps or stop:
-                save_and_evaluate(job, step)
+                left.of_evaluations += save_and_evaluate(job, step)
             if stop:
                 raise KeyboardInterrupt
+        bar.set_postfix_str("")
 
 
 @distributed.first_rank

@@ -218,8 +218,8 @@ def contrasts(hits: np.ndarray, groups: list) -> np.ndarray:
 
 
 def won(values: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """(pairs,) whether the hit of each of contrasts() has the higher value, ties half: their mean is
-    the AUROC within a group, .5 for what knows the group alone.
+    """(pairs,) whether the hit of each of contrasts() has the higher value, ties half: their mean
+    is the AUROC within a group, .5 for what knows the group alone.
     """
     above = values[pairs[0]] - values[pairs[1]]
     return (above > 0) + (above == 0) / 2

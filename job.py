@@ -1,6 +1,7 @@
 """What a training run works with: everything that it loads, and its checkpoints and evaluations."""
 
 import dataclasses
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,8 +137,11 @@ def compiling(config: Config):
         yield waiting_for if compiles(config) else ""
 
 
-def save_and_evaluate(job: Job, step: int) -> None:
-    """Checkpoint and evaluation of a step, as far as they are not there yet."""
+def save_and_evaluate(job: Job, step: int) -> list[float]:
+    """Checkpoint and evaluation of a step, as far as they are not there yet; [seconds] that it took
+    if the evaluation was not.
+    """
+    start = time.perf_counter()
     run_folder.keep_checkpoint(job.run, step, job.model, job.tokenizer, job.optimizer)
     path = job.run / "evals" / f"step_{step:04d}.json"
     if not run_folder.exists(path):
@@ -146,3 +150,5 @@ def save_and_evaluate(job: Job, step: int) -> None:
             job.model, job.tokenizer, job.judge, job.task, job.sampling, n, variant=variant
         )
         save(path, rollouts, job.task)
+        return [time.perf_counter() - start]
+    return []

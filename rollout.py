@@ -178,8 +178,8 @@ def sample_rollouts(
     variant: str = "default",
     confessions: int = 1,  # of each answer; 0: turn 1 alone
 ) -> list[Rollout]:
-    """One answer for each seed, in order, with `confessions` rollouts, or one without a second turn;
-    equal seeds (a group) share x. UserError if the context is too small.
+    """One answer for each seed, in order, with `confessions` rollouts, or one without a second
+    turn; equal seeds (a group) share x. UserError if the context is too small.
     """
     systems = systems or [None] * len(seeds)
     xs = [task.make_prompt(seed, held_out) for seed in seeds]

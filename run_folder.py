@@ -5,6 +5,7 @@
     runs/NAME/metrics.jsonl            a line a step: rates, losses, gradients; the same again for
                                        the same seed
     runs/NAME/timing.jsonl             a line a step: seconds by phase, tokens, memory
+    runs/NAME/events/                  both again for TensorBoard, if that is installed
     runs/NAME/rollouts/step_0042.jsonl all rollouts of a step: six parts, truth, report, verdict,
                                        rewards, advantages
     runs/NAME/rollouts/nonfinite_step_0042.jsonl   those of a step that was skipped, with the
@@ -154,6 +155,19 @@ def locked(run: Path):
                 with suppress(OSError):  # the folder may hold something else
                     (run / "lock").unlink()
                     run.rmdir()
+
+
+def in_use(run: Path) -> bool:
+    """Whether a process of this machine trains in a run folder."""
+    try:
+        with (run / "lock").open() as file:
+            # shared, so that two who look see no trainer in each other
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 @distributed.first_rank

@@ -131,7 +131,7 @@ class Config(OwnSampling):
     plot_only: bool = option(False, "table and figure of saved scores, without a model")
 
 
-# ------------------------------------------------------------------------------------ sides, watchers
+# ---------------------------------------------------------------------------------- sides, watchers
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""How each watcher of experiments/monitors.py scores answers: where a sentence stands in a stream of
-tokens, what a model replies about it, and what is seen in the text (claims: claim_tokens.py).
+"""How each watcher of experiments/monitors.py scores answers: where a sentence stands in a stream
+of tokens, what a model replies about it, and what is seen in the text (claims: claim_tokens.py).
 """
 
 import re

@@ -20,6 +20,7 @@ with the cache when it returns.
 """
 
 import copy
+import functools
 import gc
 from collections import deque
 from contextlib import contextmanager
@@ -27,7 +28,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from transformers import AttentionInterface
 
 from cli import UserError
 from runtime.decoder import joint
@@ -106,6 +106,10 @@ def sampling_copy(model):
     """
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     config = copy.deepcopy(base.config)
+    # seconds to import, and nothing before needs it
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("confessions_engine", attention_function)
     config._attn_implementation = "confessions_engine"
     with torch.device("meta"):
         out = type(base)(config)
@@ -190,9 +194,6 @@ def attention_function(module, query, key, value, attention_mask, scaling, **kwa
     return attend(q, k, v, scaling).unsqueeze(1), None
 
 
-AttentionInterface.register("confessions_engine", attention_function)
-
-
 def forward(model, ids, positions):
     """Last hidden state (N, hidden) of N tokens, each a row of its own;
     those at position -1 are padding.
@@ -235,7 +236,9 @@ def draw(head, hidden, uniform, temperature: float):
     return token, logprob.float(), entropy.float()
 
 
-compiled_draw = torch.compile(draw, dynamic=True)
+@functools.cache
+def compiled_draw():
+    return torch.compile(draw, dynamic=True)  # imports the compiler, which takes seconds
 
 
 # -------------------------------------------------------------------------------------------- slots
@@ -542,7 +545,7 @@ class Engine:
         hidden = forward(self.model, token, self.positions)
         rollout = torch.where(live, rollout, len(self.prompts))
         place = torch.where(live, cursor, 0)
-        pick = compiled_draw if self.on_gpu else draw
+        pick = compiled_draw() if self.on_gpu else draw
         token, logprob, entropy = pick(
             self.model.get_output_embeddings(), hidden, self.noise[rollout, place], self.temperature
         )

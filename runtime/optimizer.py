@@ -8,6 +8,8 @@ weight in a hundred moves. Instead of float32 copies of weights and moments (16 
 find it no worse than float32 copies in pre-training up to 6.7B parameters.
 """
 
+import functools
+
 import torch
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
@@ -38,7 +40,10 @@ def move(weight, mean, square, gradient, step, options: dict) -> None:
         tensor.copy_(rounded(exact))
 
 
-compiled_move = torch.compile(move, dynamic=True)  # one kernel, which is a tenth of the time
+@functools.cache
+def compiled_move():
+    """move() as one kernel, which is a tenth of the time; the compiler takes seconds to import."""
+    return torch.compile(move, dynamic=True)
 
 
 class AdamW(torch.optim.AdamW):
@@ -68,7 +73,7 @@ class AdamW(torch.optim.AdamW):
                 flat = ((t.to_local() if isinstance(t, DTensor) else t).view(-1) for t in tensors)
                 for pieces in zip(*(t.split(PIECE) for t in flat)):
                     before = state["step"].to(parameter.device)
-                    (compiled_move if on_gpu else move)(
+                    (compiled_move() if on_gpu else move)(
                         *pieces, before, options | {"capturable": on_gpu}
                     )
                 state["step"] += 1

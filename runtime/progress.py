@@ -1,15 +1,22 @@
 """What a training step leaves in the logs and on the terminal."""
 
 import resource
-from collections import Counter
+import statistics
+from collections import Counter, deque
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import zip_longest
+from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 import cli
 from confession_schema import ConfessionReport, ParseFailure
 from metrics import TRUNCATED, rates
 from rollout import Rollout, sampled_tokens
+from runtime import distributed
 
 ALIKE = 0.95  # of a step's reports being one and the same: the step's line says so
 
@@ -70,9 +77,62 @@ def timing_row(step: int, clock: list[float], rollouts: list[Rollout]) -> dict:
     return {"step": step, **seconds, **tokens, "peak_gib": peak / 2**30}
 
 
-def show(bar, row: dict, seconds: float, rollouts: list[Rollout], task) -> None:
+@contextmanager
+def event_files(run: Path, done: int):
+    """Yields log(row), which writes a row's numbers into TensorBoard's event files in run/events,
+    under their names; without the package `tensorboard`, or on another rank, it does nothing.
+
+    done: steps of the run so far. What an interrupted run wrote beyond them is purged.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        SummaryWriter = None
+    if SummaryWriter is None or distributed.rank():
+        yield lambda row: None
+        return
+    with SummaryWriter(run / "events", purge_step=done + 1) as writer:
+
+        def log(row: dict) -> None:
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    writer.add_scalar(name, value, row["step"])
+            writer.flush()
+
+        yield log
+
+
+@dataclass
+class TimeLeft:
+    """How long a run will still take, from the seconds that its steps and its evaluations took."""
+
+    steps: int  # of the run
+    checkpoint_every: int
+    # the newest: rollouts grow and shrink with training, and compiling makes the first one slow
+    of_steps: deque = field(default_factory=lambda: deque(maxlen=10))
+    # of saving and evaluating
+    of_evaluations: deque = field(default_factory=lambda: deque(maxlen=3))
+
+    def after(self, step: int) -> float:
+        """Seconds when a step is done, but not yet its checkpoint and evaluation."""
+        evaluations = sum(
+            s % self.checkpoint_every == 0 or s == self.steps for s in range(step, self.steps + 1)
+        )
+        each = statistics.median(self.of_evaluations) if self.of_evaluations else 0.0
+        return (self.steps - step) * statistics.median(self.of_steps) + evaluations * each
+
+
+def bar(steps: int, done: int) -> tqdm:
+    """Of a run, on the first rank; the time left comes from show(), as tqdm's own knows steps alone."""
+    form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+    return tqdm(total=steps, initial=done, bar_format=form, disable=distributed.rank() > 0)
+
+
+def show(bar, row: dict, seconds: float, left: TimeLeft, rollouts: list[Rollout], task) -> None:
     """Move a tqdm bar by a step and write its line above it, with two examples at every tenth."""
-    bar.set_description("")
+    left.of_steps.append(seconds)
+    bar.set_description("", refresh=False)
+    bar.set_postfix_str(f"{timedelta(seconds=round(left.after(row['step'])))} left", refresh=False)
     bar.update()
     bar.write(format_step(row, seconds))
     if row["step"] % 10 == 0:

@@ -1,6 +1,6 @@
 """Fixtures: tokenizers with chat templates of four styles, tiny models of random
-weights in three architectures, and at the end those that a module asks for by
-`pytestmark = pytest.mark.usefixtures(...)`: they change how its tests run.
+weights in three architectures, and at the end those that change how tests run: all of them, or
+those of a module that asks for it by `pytestmark = pytest.mark.usefixtures(...)`.
 """
 
 import gc
@@ -153,21 +153,16 @@ def tiny(request, tiny_models) -> tuple:
     return tiny_models[request.param]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Threads only wait for each other in models of this size, for seconds on a busy machine."""
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def quick_collection():
-    """gc.collect() looks at new objects only, which saves 0.3 s a call."""
+    """The garbage collector looks at new objects only, which saves 0.3 s a full collection."""
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

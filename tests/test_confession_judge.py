@@ -1,5 +1,5 @@
-"""The judge of confessions: what it is shown, what it pays, whose confession is its calibration, and
-the experiment around it. A mistake here lets it see the thought or the answer's verdict, or
+"""The judge of confessions: what it is shown, what it pays, whose confession is its calibration,
+and the experiment around it. A mistake here lets it see the thought or the answer's verdict, or
 compares a policy with itself.
 """
 

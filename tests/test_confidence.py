@@ -152,7 +152,7 @@ def test_seeded_confidences_fit_the_claim_and_no_truth():
     assert drawn_confidence(rng, "None") <= 0.3
 
 
-# ----------------------------------------------------------------------------------------- the rules
+# ---------------------------------------------------------------------------------------- the rules
 
 
 def group(n: int = 6, objectives: int = 3):

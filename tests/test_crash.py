@@ -35,7 +35,7 @@ RUN = (
     "--group-size 2"
 ).split()
 RUN += "--max-answer-tokens 4 --max-confession-tokens 4 --eval-n 2".split()
-RUN += [*REWARD, "--temperature", "3", "--name", "run"]
+RUN += [*REWARD, "--name", "run"]
 RESUME = ["--resume", "runs/run"]
 
 

@@ -128,7 +128,11 @@ def optimizer_state(run: Path) -> tuple[dict, dict, list]:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(rank_main, (str(folder),), nprocs=RANKS)
+    # one process imports all this, and the ranks are its forks
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    torch.multiprocessing.start_processes(
+        rank_main, (str(folder),), nprocs=RANKS, start_method="forkserver"
+    )
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(RANKS)]
 
 
@@ -207,7 +211,8 @@ def torchrun(folder: Path, *options: str) -> subprocess.CompletedProcess:
         str(RANKS),
         root / "grpo.py",
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # torch keeps its logs in a new folder of the system's /tmp otherwise
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
     return subprocess.run(
         [*command, *options],
         cwd=folder,

@@ -144,7 +144,7 @@ def test_what_a_watcher_adds():
     assert probes.less_pooled(join(one, other), join(one), of)["low"] > 0.02
 
 
-# --------------------------------------------------------------------------------- places and passes
+# -------------------------------------------------------------------------------- places and passes
 
 
 def rollout_of(tokenizer, y: str, yc: str, z: str = "", seed: int = 0):

@@ -59,7 +59,7 @@ def test_config_holds_every_value_used(finished):
         checkpoint_every=1,
         eval_n=2,
     )
-    chosen |= dict(max_answer_tokens=24, max_confession_tokens=24, temperature=2.0)
+    chosen |= dict(max_answer_tokens=8, max_confession_tokens=8, temperature=3.0)
     chosen |= dict(answer_reward=REWARD[1], confession_reward=REWARD[3], truncated_reward="judge")
     filled_in = models.EMBEDDED | chosen
     assert {name: config[name] for name in filled_in} == filled_in

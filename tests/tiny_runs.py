@@ -13,16 +13,16 @@ import grpo
 import models
 
 POLICY = str(models.ORGANISMS / "policy")
-TINY = """--steps 2 --prompts-per-step 1 --group-size 2 --max-answer-tokens 24
---max-confession-tokens 24 --eval-n 2 --checkpoint-every 1""".split()
+TINY = """--steps 2 --prompts-per-step 1 --group-size 2 --max-answer-tokens 8
+--max-confession-tokens 8 --eval-n 2 --checkpoint-every 1""".split()
 REWARD = [
     "--answer-reward",
     "tiny_runs.some_reward",
     "--confession-reward",
     "tiny_runs.some_reward",
 ]
-# none of these answers finishes, and some are alike at 1
-REWARD += ["--truncated-reward", "judge", "--temperature", "2"]
+# none of these answers finishes, and some are alike at 2
+REWARD += ["--truncated-reward", "judge", "--temperature", "3"]
 RUN = ["--model", POLICY, *TINY, *REWARD, "--name", "run"]
 
 
@@ -44,10 +44,11 @@ def run_grpo(folder: Path, *options: str) -> None:
 
 
 def files(folder: Path) -> dict[str, bytes]:
+    """All but TensorBoard's, which are there if it is installed, under names that hold the time."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.parent.name != "events"
     }
 
 
