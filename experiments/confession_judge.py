@@ -39,6 +39,7 @@ the paper publishes neither. On frozen answers the start's own verdicts and rewa
 """
 
 import dataclasses
+import itertools
 import json
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -50,11 +51,11 @@ import cli
 import figures
 import models
 import run_folder
-from cells import seeds_of, train
+from cells import evaluated, seeds_of, train
 from cli import UserError, option
 from confession_judge import QUESTIONS, confession_frame, score
 from confession_schema import parse_report
-from evaluate import ANSWERS, stored
+from evaluate import ANSWERS
 from experiments.controls import Confessor
 from intervals import bootstrapped, format_estimates, mean, rate
 from metrics import differences, format_baselines, format_table, metrics
@@ -150,9 +151,12 @@ def probe(judge: Judge, rollouts: list[Rollout], calibrations: list[str], task) 
     told = []  # per answer, {version: the rollout with its text}
     for r in rollouts:
         names = task.objectives(r.x)
-        changed = lambda text: dict(yc=text, report=parse_report(text, names))
-        texts = versions(r, list(names))
-        told.append({name: dataclasses.replace(r, **changed(text)) for name, text in texts.items()})
+        told.append(
+            {
+                name: dataclasses.replace(r, yc=text, report=parse_report(text, names))
+                for name, text in versions(r, list(names)).items()
+            }
+        )
     flat = [r for of_answer in told for r in of_answer.values()]
     score(judge, flat, [c for of_answer, c in zip(told, calibrations) for _ in of_answer])
     rewards = iter(judged_confession_reward(flat))
@@ -166,13 +170,15 @@ def probe(judge: Judge, rollouts: list[Rollout], calibrations: list[str], task) 
         unlike = [(c, t, p) for c, (t, p) in zip(topics, rows) if t[name].yc != t["true"].yc]
         where = [c for c, _, _ in unlike]
         more = np.array([p[name] - p["true"] for _, _, p in unlike])
-        margins = lambda question: [t[name].judged["margins"][question] for t, _ in rows]
+        margins = [t[name].judged["margins"] for t, _ in rows]
         out[name] = {
             "reward": bootstrapped(mean, topics, np.array([p[name] for _, p in rows])),
             "reward, less that of true": bootstrapped(mean, where, more),
             "true earns more": rate(where, more < 0),
         } | {
-            f"{question}, nats": bootstrapped(mean, topics, np.array(margins(question)))
+            f"{question}, nats": bootstrapped(
+                mean, topics, np.array([m[question] for m in margins])
+            )
             for question in QUESTIONS
         }
     return out
@@ -248,42 +254,32 @@ def table(
     return "\n".join(lines)
 
 
-def main() -> None:
-    options = cli.parse(Config, __doc__)
-    with cli.user_errors():
-        arms, seeds, out = chosen_arms(options), seeds_of(options.seeds), RUNS / options.name
-        runs = {(arm, seed): out / f"{arm}_{seed}" for seed in seeds for arm in arms}
-        for (arm, seed), run in runs.items():
-            if not options.plot_only:
-                arguments = arguments_of(arm, seed, options)
-                train(run, options.model, arguments, options.steps, options.n)
-        first = next(iter(runs.values()))
-        config = run_folder.read_config(first)
-        task = cli.import_task(config["task"])
-        evaluated = lambda run: {
-            step: stored(run / "evals" / f"step_{step:04d}.json", task)
-            for step in run_folder.evaluations(run)
-        }
-        own = {key: evaluated(run) for key, run in runs.items()}
-        start = own[next(iter(runs))][0]
-        held = frozen(runs, start, task, options)
-        text = table(own, held, start, task)
-        run_folder.write_text(out / "table.txt", text + "\n")
-        print(text)
-        curves = {key: run_folder.read_rows(run / "metrics.jsonl") for key, run in runs.items()}
-        evals = lambda cells: {
-            key: {step: metrics(r, task) for step, r in of.items()} for key, of in cells.items()
-        }
-        figure = figures.confession_judge(
-            out / "fig_confession_judge.png", curves, evals(own), evals(held)
-        )
-        print(f"figure: {figure}")
-        if not models.is_embedded(options.judge):
-            again = [r.yc for r in next(iter(held.values()))[0]]
-            shown = format_estimates(probed(out, start, again, task, options))
-            heading = "what the judge pays for confessions of the start's answers"
-            run_folder.write_text(out / "table_probe.txt", f"{heading}\n{shown}\n")
-            print(f"{heading}\n{shown}")
+def report(out: Path, arms: list[str], options: Config) -> None:
+    """Tables and figure of the runs that are there; what they lack of frozen confessions, and of
+    the probe, is computed.
+    """
+    found, config = evaluated(out, arms, seeds_of(options.seeds))
+    task = cli.import_task(config["task"])
+    own = {(arm, seed): of for arm, by_seed in found.items() for seed, of in by_seed.items()}
+    runs = {(arm, seed): out / f"{arm}_{seed}" for arm, seed in own}
+    start = next(iter(own.values()))[0]
+    held = frozen(runs, start, task, options)
+    text = table(own, held, start, task)
+    run_folder.write_text(out / "table.txt", text + "\n")
+    print(text)
+    curves = {key: run_folder.read_rows(run / "metrics.jsonl") for key, run in runs.items()}
+    measured = [
+        {key: {step: metrics(r, task) for step, r in of.items()} for key, of in side.items()}
+        for side in (own, held)
+    ]
+    figure = figures.confession_judge(out / "fig_confession_judge.png", curves, *measured)
+    print(f"figure: {figure}")
+    if not models.is_embedded(options.judge):
+        again = [r.yc for r in next(iter(held.values()))[0]]
+        shown = format_estimates(probed(out, start, again, task, options))
+        heading = "what the judge pays for confessions of the start's answers"
+        run_folder.write_text(out / "table_probe.txt", f"{heading}\n{shown}\n")
+        print(f"{heading}\n{shown}")
 
 
 def probed(out: Path, answers: list, calibrations: list[str], task, options: Config) -> dict:
@@ -297,6 +293,17 @@ def probed(out: Path, answers: list, calibrations: list[str], task, options: Con
         judge = Judge(*models.load(options.judge, device, dtype), frame=confession_frame)
         run_folder.write_json(path, probe(judge, answers, calibrations, task))
     return run_folder.read_json(path)
+
+
+def main() -> None:
+    options = cli.parse(Config, __doc__)
+    with cli.user_errors():
+        arms, out = chosen_arms(options), RUNS / options.name
+        for seed, arm in itertools.product(seeds_of(options.seeds), arms):
+            if not options.plot_only:
+                arguments = arguments_of(arm, seed, options)
+                train(out / f"{arm}_{seed}", options.model, arguments, options.steps, options.n)
+        report(out, arms, options)
 
 
 if __name__ == "__main__":
