@@ -32,7 +32,7 @@ from types import ModuleType
 import numpy as np
 
 from baselines import dealt_out
-from intervals import auroc, bootstrapped, contrasts, estimate, mean, rate, won
+from intervals import area_within, auroc, bootstrapped, contrasts, estimate, mean, rate, won
 from rollout import Rollout
 
 BINS = 10
@@ -126,20 +126,19 @@ def skill(kinds: np.ndarray, squared: np.ndarray, t: np.ndarray, weights: np.nda
 
 
 def statistics(cases: Cases) -> dict[str, tuple]:
-    """{measure: (statistic of columns and weights (..., n), the columns' topics, columns)}."""
-    p, t, topics = cases.p, cases.t, cases.topics
-    squared, pairs = (p - t) ** 2, contrasts(t == 1, cases.groups)
-    over = lambda kinds: (partial(skill, kinds), topics, squared, t)
+    """{measure: (statistic of columns and weights (..., n), columns)}."""
+    p, t = cases.p, cases.t
+    squared = (p - t) ** 2
+    over = lambda kinds: (partial(skill, kinds), squared, t)
     return {
-        "ECE": (ece, topics, p, t),
-        "Brier": (mean, topics, squared),
+        "ECE": (ece, p, t),
+        "Brier": (mean, squared),
         "skill over constant": over(np.ones((len(p), 1))),
         "skill over level alone": over(one_hot(cases.levels)),
         "skill over prompt alone": over(one_hot(cases.groups)),
-        "AUROC": (auroc, topics, p, t),
-        "AUROC within": (mean, [topics[i] for i in pairs[0]], won(p, pairs)),
-        "confidence - truth": (mean, topics, p - t),
-        "spread": (spread, topics, p),
+        "AUROC": (auroc, p, t),
+        "confidence - truth": (mean, p - t),
+        "spread": (spread, p),
     }
 
 
@@ -147,8 +146,12 @@ def measures(cases: Cases) -> dict[str, dict]:
     """{measure: {value, low, high, n}}, and "given", the share of confidences that are there."""
     given = estimate(len(cases.p) / max(1, cases.asked), math.nan, math.nan, cases.asked)
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = {name: bootstrapped(*of) for name, of in statistics(cases).items()}
-    return {"given": given} | found
+        found = {
+            name: bootstrapped(of, cases.topics, *columns)
+            for name, (of, *columns) in statistics(cases).items()
+        }
+    pairs = contrasts(cases.t == 1, cases.groups)
+    return {"given": given, **found, "AUROC within": area_within(cases.topics, pairs, cases.p)}
 
 
 # ------------------------------------------------------------------------- without information
@@ -169,11 +172,12 @@ def shuffled(cases: Cases) -> dict[str, dict]:
     """measures() where the confidences of whole reports are dealt out anew among the answers to
     their prompt (baselines.dealt_out): the mean and the 95% range of the shuffles.
     """
-    found = defaultdict(list)
+    found, pairs = defaultdict(list), contrasts(cases.t == 1, cases.groups)
     with np.errstate(divide="ignore", invalid="ignore"):
         for p in dealt_out(cases.p, cases.groups.tolist(), cases.answers):
-            for name, (of, _, *columns) in statistics(dataclasses.replace(cases, p=p)).items():
-                found[name].append(of(*columns, np.ones(len(columns[0]))))
+            for name, (of, *columns) in statistics(dataclasses.replace(cases, p=p)).items():
+                found[name].append(of(*columns, np.ones(len(p))))
+            found["AUROC within"].append(won(p, pairs).sum() / len(pairs[0]))
         ends = {name: np.percentile(values, [2.5, 97.5]) for name, values in found.items()}
     return {
         name: estimate(np.mean(values), *ends[name], len(values)) for name, values in found.items()

@@ -259,14 +259,24 @@ def area(topics: list[str], values: np.ndarray, hits: np.ndarray) -> dict:
     return found
 
 
-def area_within(topics: list[str], values: np.ndarray, pairs: np.ndarray) -> dict:
-    """{value, low, high, n: pairs} of the AUROC within a group; pairs: of contrasts()."""
-    there = [topics[i] for i in pairs[0]]
-    found = bootstrapped(mean, there, won(values, pairs))
+def of_pairs(topics: list[str], pairs: np.ndarray, gains: np.ndarray) -> dict:
+    """{value, low, high, n: pairs} of the mean of gains (pairs,), by a bootstrap over the topics
+    (n,) of the cases that contrasts() paired.
+    """
+    where = membership(topics)[:, pairs[0]]  # (C, pairs)
+    sums = np.stack([where @ gains, where.sum(1)], axis=1)
+    low, high = percentiles(ratio(resample(sums)), with_trial(sums))
+    if high - low < FLAT:
+        low = high = math.nan
+    return estimate(ratio(sums.sum(0)), low, high, len(gains))
+
+
+def area_within(topics: list[str], pairs: np.ndarray, values: np.ndarray) -> dict:
+    """{value, low, high, n: pairs} of the AUROC within a group."""
+    found = of_pairs(topics, pairs, won(values, pairs))
     if found["value"] in (0, 1):
-        distinct = len(set(there))
-        ends = auroc_interval(found["value"], distinct, distinct)
-        found = estimate(found["value"], *ends, found["n"])
+        there = len({topics[i] for i in pairs[0]})
+        found = estimate(found["value"], *auroc_interval(found["value"], there, there), found["n"])
     return found
 
 

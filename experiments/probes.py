@@ -21,7 +21,7 @@ from intervals import (
     bootstrapped,
     contrasts,
     estimate,
-    mean,
+    of_pairs,
     ranks,
     won,
 )
@@ -139,7 +139,7 @@ class Cases:
 
 def within(values: np.ndarray, of: Cases) -> dict:
     """{value, low, high, n: pairs} of the AUROC within a group."""
-    return area_within(of.topics, values, of.pairs)
+    return area_within(of.topics, of.pairs, values)
 
 
 def pooled(values: np.ndarray, of: Cases) -> dict:
@@ -149,8 +149,7 @@ def pooled(values: np.ndarray, of: Cases) -> dict:
 
 def less_within(a: np.ndarray, b: np.ndarray, of: Cases) -> dict:
     """{value, low, high, n: pairs} of AUROC within a prompt of a less that of b."""
-    topics = [of.topics[i] for i in of.pairs[0]]
-    return bootstrapped(mean, topics, won(a, of.pairs) - won(b, of.pairs))
+    return of_pairs(of.topics, of.pairs, won(a, of.pairs) - won(b, of.pairs))
 
 
 def less_pooled(a: np.ndarray, b: np.ndarray, of: Cases) -> dict:
