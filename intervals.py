@@ -263,6 +263,8 @@ def of_pairs(topics: list[str], pairs: np.ndarray, gains: np.ndarray) -> dict:
     """{value, low, high, n: pairs} of the mean of gains (pairs,), by a bootstrap over the topics
     (n,) of the cases that contrasts() paired.
     """
+    if not len(gains):
+        return estimate(math.nan, math.nan, math.nan, 0)
     where = membership(topics)[:, pairs[0]]  # (C, pairs)
     sums = np.stack([where @ gains, where.sum(1)], axis=1)
     low, high = percentiles(ratio(resample(sums)), with_trial(sums))
