@@ -153,49 +153,49 @@ class Judge:
         )
         return verdicts
 
-    def _judge(self, pairs: list[tuple[str, ...]], batch_size: int) -> list[Verdict]:
+    def _judge(self, cases: list[tuple[str, ...]], batch_size: int) -> list[Verdict]:
         framed = partial(framed_ids, self.tokenizer, frame=self.frame)
         replies = [
             self.tokenizer(reply, add_special_tokens=False)["input_ids"] for reply in REPLIES
         ]
         limit = self.model.config.get_text_config().max_position_embeddings - max(map(len, replies))
         verdicts = {}
-        prompts = {pair: framed(*pair) for pair in dict.fromkeys(pairs)}
-        for pair, ids in prompts.items():
+        prompts = {case: framed(*case) for case in dict.fromkeys(cases)}
+        for case, ids in prompts.items():
             if ids is None:
-                verdicts[pair] = Verdict(
+                verdicts[case] = Verdict(
                     "failed", "[the answer breaks the frame of the judge's prompt]"
                 )
             elif len(ids) > limit:
-                verdicts[pair] = Verdict(
+                verdicts[case] = Verdict(
                     "failed", f"[{len(ids)} tokens exceed the judge's context of {limit}]"
                 )
         # Answers to one x side by side, as they share its ids; xs and then answers by length: less
         # padding in a batch.
         todo = sorted(
-            (pair for pair in prompts if pair not in verdicts), key=lambda pair: len(prompts[pair])
+            (case for case in prompts if case not in verdicts), key=lambda case: len(prompts[case])
         )
-        longest = {pair[0]: len(prompts[pair]) for pair in todo}  # the last one counts
-        todo.sort(key=lambda pair: (longest[pair[0]], pair[0]))
+        longest = {case[0]: len(prompts[case]) for case in todo}  # the last one counts
+        todo.sort(key=lambda case: (longest[case[0]], case[0]))
         for first in range(0, len(todo), batch_size):
             batch = todo[first : first + batch_size]
             # by x, what its prompts begin with; not beyond x, or one long head would widen
             # the whole batch
             heads = {}
-            for x in dict.fromkeys(pair[0] for pair in batch):
+            for x in dict.fromkeys(case[0] for case in batch):
                 bare = question_ids(self.tokenizer, self.frame(x, *[""] * (len(batch[0]) - 1)))
                 heads[x] = shared_beginning(
-                    [bare] + [prompts[pair] for pair in batch if pair[0] == x]
+                    [bare] + [prompts[case] for case in batch if case[0] == x]
                 )
             decoder = Decoder(self.model, [], temperature=0.0, generator=None)
             with float32_head(self.model):
                 decoder.append(list(heads.values()))
-                decoder.branch([list(heads).index(pair[0]) for pair in batch])
-                decoder.append([prompts[pair][len(heads[pair[0]]) :] for pair in batch])
+                decoder.branch([list(heads).index(case[0]) for case in batch])
+                decoder.append([prompts[case][len(heads[case[0]]) :] for case in batch])
                 scores = decoder.score(replies).tolist()
-            for pair, (passes, fails) in zip(batch, scores):
-                verdicts[pair] = verdict_of(passes - fails)
-        return [verdicts[pair] for pair in pairs]
+            for case, (passes, fails) in zip(batch, scores):
+                verdicts[case] = verdict_of(passes - fails)
+        return [verdicts[case] for case in cases]
 
 
 def refuse_absent_judge(rollouts: list[Rollout]) -> None:

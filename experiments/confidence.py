@@ -45,7 +45,6 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-import calibration
 import cells
 import cli
 import figures
@@ -55,6 +54,7 @@ import sft
 from cli import UserError, option
 from confession_schema import confession_prompt, drawn_confidence
 from evaluate import ANSWERS, evaluate, stored
+from experiments import calibration
 from experiments.claim_tokens import claim_margins
 from intervals import format_estimates
 from metrics import brief, metrics

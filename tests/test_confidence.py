@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import baselines
-import calibration
 import models
 import run_folder
 import sft
@@ -26,7 +25,7 @@ from confession_schema import (
     parse_report,
 )
 from evaluate import save
-from experiments import confidence
+from experiments import calibration, confidence
 from experiments.claim_tokens import claim_margins
 from grpo import group_advantages
 from handmade import hand_rollout, told_rollouts
