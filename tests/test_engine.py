@@ -194,7 +194,7 @@ def test_merged_weights_round_to_the_adapters_mean():
 
     class Layer:
         base_layer = torch.nn.Linear(256, 256, bias=False, dtype=torch.bfloat16)
-        active_adapters = ["default"]
+        active_adapters, disable_adapters = ["default"], False
         get_delta_weight = staticmethod(lambda name: torch.full((256, 256), 1e-3))
 
     Layer.base_layer.weight.data.fill_(1.0)  # next to it: 1.0078
@@ -202,6 +202,8 @@ def test_merged_weights_round_to_the_adapters_mean():
     assert merged.dtype == torch.bfloat16 and set(merged.unique().tolist()) == {1.0, 1.0078125}
     assert merged.float().mean().item() == pytest.approx(1.001, abs=1e-4)
     assert torch.equal(merged, engine.merged(Layer))
+    Layer.disable_adapters = True  # the reference that calibrates confessions
+    assert torch.equal(engine.merged(Layer), Layer.base_layer.weight)
 
 
 # --------------------------------------------------------------------------------- slots and blocks
