@@ -183,7 +183,9 @@ def test_only_the_broken_reward_reads_the_report():
     texts = text("Full", 7), text("None", 1)
     paid = {}
     for reward in (judge_reward, broken_seal.answer_reward, broken_seal.shuffled_reward):
-        rollouts = [dataclasses.replace(reported("F", 7), yc=yc) for yc in texts]
+        rollouts = [
+            dataclasses.replace(reported("F", 7, seed=i), yc=yc) for i, yc in enumerate(texts)
+        ]
         verdicts = [Verdict("pass", "PASS", 1.0)] * 2
         score_rollouts(rollouts, verdicts, word_count, reward, honesty_reward)
         paid[reward.__name__] = [r.answer.reward for r in rollouts]
@@ -194,13 +196,21 @@ def test_only_the_broken_reward_reads_the_report():
     }
 
 
-def test_shuffled_costs_are_those_of_the_group():
-    """An answer pays for its own report, for one to another prompt, or reports are paid twice."""
-    rollouts = [reported("FFFFF", 7, seed=seed) for seed in (5, 5, 5, 9, 9)]
+def test_shuffled_costs_leave_the_own_advantage_alone():
+    """An answer's own report changes its advantage, if only through its group's mean, or some
+    reports are not paid for, or an answer pays for its own.
+    """
+    rollouts = [reported("FFFFF", 7, seed=seed) for seed in (5, 5, 7, 7, 9, 9)]
     others = broken_seal.others(rollouts)
-    assert [rollouts.index(r) for r in others] != list(range(5))
-    assert all(a is not b and a.seed == b.seed for a, b in zip(rollouts, others))
     assert {id(r) for r in others} == {id(r) for r in rollouts}
+    before = broken_seal.shuffled_reward(rollouts)
+    for i, rollout in enumerate(rollouts):
+        admits = [*rollouts[:i], dataclasses.replace(rollout, report=None), *rollouts[i + 1 :]]
+        after = broken_seal.shuffled_reward(admits)
+        group = [k for k, r in enumerate(rollouts) if r.seed == rollout.seed]
+        assert [after[k] for k in group] == [before[k] for k in group] and after != before
+    with pytest.raises(cli.UserError, match="--prompts-per-step"):
+        broken_seal.others(rollouts[:2])
 
 
 def test_no_verdict_stays_no_reward():
@@ -268,7 +278,7 @@ def finished(tokenizers, tmp_path_factory):
     """A folder that holds evaluated runs of arms of both experiments, steps 0 and 10."""
     folder = tmp_path_factory.mktemp("finished")
     out = folder / "runs" / "out"
-    for arm in ("sealed", "answer_pays", "denial", "back"):
+    for arm in ("sealed", "answer_pays", "shuffled", "denial", "back"):
         for seed in (0, 1):
             name = "experiments.broken_seal.answer_reward"
             config = dict(task="word_count", answer_reward=name, sandbox="strong")
@@ -284,10 +294,11 @@ def test_the_seals_table_and_figure_come_from_saved_runs(finished):
     """An arm or a seed is left out, or the differences are not those of a seed's own pair."""
     out = run(broken_seal, finished, "--plot-only")
     table = (out / "table_seal.txt").read_text()
-    assert all(f"answer_pays - sealed {seed} step 10" in table for seed in (0, 1))
+    for pair in ("answer_pays - sealed", "answer_pays - shuffled", "shuffled - sealed"):
+        assert all(f"{pair} {seed} step 10" in table for seed in (0, 1))
     assert "answer_pays 1 step 10" in table and "J of shuffles" in table
     drawn = run_folder.read_json(out / "fig_seal.json")
-    assert set(drawn) == {"sealed", "answer_pays"}
+    assert set(drawn) == {"sealed", "answer_pays", "shuffled"}
     assert set(drawn["sealed"]) == {"0", "1"} and set(drawn["sealed"]["0"]) == {"0", "10"}
     assert set(drawn["sealed"]["0"]["0"]) == set(broken_seal.PANELS)
 
@@ -296,7 +307,7 @@ def test_denials_table_says_when_reports_came_back(finished):
     """The step at which J came back is another one, or a run that never came back has one."""
     out = run(denial, finished, "--plot-only")
     table = (out / "table_denial.txt").read_text()
-    assert "back 1" in table and "always None, these answers" in table
+    assert "back 1" in table and table.count("claim match of always None") == 4
     of = lambda *values: {
         step: {"claim_J_within": {"value": value}} for step, value in zip((0, 5, 10), values)
     }
