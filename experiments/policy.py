@@ -27,7 +27,7 @@ it, J within a prompt (0 for all that knows the prompt alone, 1 for the truth), 
 its constants, and the AUROC of the judge's margin, which may know more than a verdict that says PASS
 to all. Intervals: a bootstrap over conversations, those to one prompt together.
 
-The example's conversations: Qwen2.5-Coder-0.5B-Instruct, 4 answers at temperature 1 to each of 16
+The example's conversations: Qwen2.5-Coder-0.5B-Instruct, 4 answers at temperature 1 to each of 15
 questions; it was not told the policy.
 
 What it supports: where to look, and how far two opinions are opinions on the same thing. What it

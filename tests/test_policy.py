@@ -121,6 +121,13 @@ def test_markdown_and_yaml_are_read_alike(tmp_path):
         ("", "holds no list item"),
         ("!!python/object/apply:os.system ['true']", "is no YAML"),
         ("[" * 1_000, "is no YAML"),
+        ("- &a {tenet: x}\n- *a\n", "no aliases"),
+        ("- kind\n- polite\n- kind\n", "item 3 is there twice: kind"),
+        ("- " + "kind " * 100, "item 1 has 499 characters"),
+        ('- "\u200b"\n', "item 1 has 0 characters"),
+        ("- kind\n" * 100_000, "more than 100000 characters"),
+        ("- 2001-99-99\n", "is no YAML"),
+        ("- {[1]: x}\n", "is no YAML"),
     ],
 )
 def test_a_bad_policy_is_refused_in_one_line(tmp_path, text, reason):
