@@ -182,6 +182,17 @@ def test_shuffled_reports_agree_by_chance():
     assert none["kappa"] == {"value": None, "low": None, "high": None, "n": 0}
 
 
+def test_who_knows_the_question_alone_agrees_no_more_than_within_it():
+    """Two that know the question and nothing of the answers would look like a check."""
+    questions = np.repeat(np.arange(30), 4)
+    easy = np.random.default_rng(2).integers(0, 2, (30, 3))[questions]
+    found = policy.agreed(easy, easy, questions)
+    assert found["kappa"]["value"] == 1 > 0.3 > found["shuffled"]["high"]
+    assert found["shuffled_in_prompt"]["low"] == 1
+    alone = policy.agreed(easy, easy, np.arange(120))
+    assert alone["shuffled_in_prompt"]["n"] == 0 and alone["shuffled"] == found["shuffled"]
+
+
 # -------------------------------------------------------------------------------------------- judge
 
 
