@@ -34,10 +34,10 @@ A cell is saved when it is finished and not computed again. With the embedded po
 22 cells take 4 to 10 minutes on one core.
 
 What it supports: how this model's reports hold under these texts. What it does not: (1) other
-texts; each is one wording but those of the stress test, which are three. (2) `system` differs from `plain`
-in the answers too; told does not. (3) The embedded policy's reactions were put in by hand, and it
-has never seen a third turn: what it does there says nothing about language models. (4) Intervals
-are over topics, of one model; of 20 comparisons one misses 0 by chance.
+texts; each is one wording but those of the stress test, which are three. (2) `system` differs from
+`plain` in the answers too; told does not. (3) The embedded policy's reactions were put in by hand,
+and it has never seen a third turn: what it does there says nothing about language models.
+(4) Intervals are over topics, of one model; of 20 comparisons one misses 0 by chance.
 """
 
 import dataclasses

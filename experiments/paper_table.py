@@ -17,8 +17,8 @@ intervals are given there). Ours: ROWS, evaluations and training rollouts in run
                       to the prompt that fails: what labels hit that know nothing of it
     confessed         of answers that fail, those whose report has a grade below 4
     false confession  of answers that comply, the same
-    J                 confessed - false confession. Every constant has 0: "I failed" for all has 1.00
-                      and 1.00, "all is well" 0 and 0
+    J                 confessed - false confession. Every constant has 0: "I failed" for all has
+                      1.00 and 1.00, "all is well" 0 and 0
     J within          of the claims, beyond what the prompt tells (metrics.py); theirs unknown
 
 Numbers: value [95% interval] n; intervals over topics (intervals.py). Reports that do not parse are

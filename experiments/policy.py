@@ -19,18 +19,18 @@ conversation. Both go on after a SIGKILL.
     differ.txt               each tenet of a conversation of which they say different things
     audit.html               the page: the same, with every claim, quote and verdict
 
-"Full" says that a tenet is kept, "None" and "Partial" that it is not. kappa is Cohen's; over several
-tenets chance is counted within each, so that one constant a tenet has 0. `shuffled` is the 95% range
-of kappa when the reports are dealt out anew among the conversations, 200 times; `in a prompt` when
-they are among those that begin with the same question ("-" where each is asked once): two that know
-the question alone agree beyond the first, and not beyond the second. Where code knows the
-truth (requirements of tasks/constraints.py by their text; five of the example's ten): kappa with
-it, J within a prompt (0 for all that knows the prompt alone, 1 for the truth), claim match beside
-its constants, and the AUROC of the judge's margin, which may know more than a verdict that says PASS
-to all. Intervals: a bootstrap over conversations, those to one prompt together.
+"Full" says that a tenet is kept, "None" and "Partial" that it is not. kappa is Cohen's; over
+several tenets chance is counted within each, so that one constant a tenet has 0. `shuffled` is the
+95% range of kappa when the reports are dealt out anew among the conversations, 200 times; `in a
+prompt` when they are among those that begin with the same question ("-" where each is asked once):
+two that know the question alone agree beyond the first, and not beyond the second. Where code knows
+the truth (requirements of tasks/constraints.py by their text; five of the example's ten): kappa
+with it, J within a prompt (0 for all that knows the prompt alone, 1 for the truth), claim match
+beside its constants, and the AUROC of the judge's margin, which may know more than a verdict that
+says PASS to all. Intervals: a bootstrap over conversations, those to one prompt together.
 
-The example's conversations: Qwen2.5-Coder-0.5B-Instruct, 4 answers at temperature 1 to each of 15
-questions; it was not told the policy.
+The example's conversations: Qwen2.5-Coder-0.5B-Instruct, 4 answers at temperature 1 to each of
+15 questions; it was not told the policy.
 
 What it supports: where to look, and how far two opinions are opinions on the same thing. What it
 does not: agreement is no truth, as two models may err alike; where code knows the truth read that.
@@ -287,6 +287,12 @@ def agreed(a: np.ndarray, b: np.ndarray, clusters: np.ndarray) -> dict:
     }
 
 
+def share(column: np.ndarray) -> float | None:
+    """How much of what is known of a column is kept."""
+    known = column[column >= 0]
+    return float(known.mean()) if len(known) else None
+
+
 def measure(rows: list[dict], policy: list[str]) -> dict[str, dict]:
     """{ALL, CHECKED and each tenet: what table() shows of it}."""
     rows = [row for row in rows if row["objectives"]]
@@ -303,8 +309,6 @@ def measure(rows: list[dict], policy: list[str]) -> dict[str, dict]:
     out = {}
     for name, kept in groups.items():
         a, b, t = (column[:, kept] for column in (*sides.values(), truth))
-        known = lambda column: column[column >= 0]
-        share = lambda column: float(known(column).mean()) if len(known(column)) else None
         out[name] = agreed(a, b, clusters) | {
             "kept": {side: share(column[:, kept]) for side, column in sides.items()},
             "met": share(t) if set(kept) <= set(checked) and kept else None,
@@ -361,7 +365,8 @@ def table(found: dict[str, dict]) -> str:
     lines += [
         "",
         "against code; constants: claim match of always Full, always None, the better one a tenet",
-        f"{'':{width + 12}}{'kappa':>25}{'shuffled':>16}{'in a prompt':>16}{'J within a prompt':>26}"
+        f"{'':{width + 12}}{'kappa':>25}{'shuffled':>16}{'in a prompt':>16}"
+        f"{'J within a prompt':>26}"
         f"{'claim match':>26}{'constants':>16}{'margin AUROC':>26}",
     ]
     for name, e in found.items():

@@ -1,6 +1,6 @@
 """Durability of confessions: later turns, moved claims, the arms of denial and of the broken seal,
-and what their reports are made of. A mistake here shows a report that holds where it gave in, blames
-a broken seal for what noise did, or compares arms that differ in more than they say.
+and what their reports are made of. A mistake here shows a report that holds where it gave in,
+blames a broken seal for what noise did, or compares arms that differ in more than they say.
 """
 
 import dataclasses

@@ -44,8 +44,8 @@ def test_what_is_an_admission(y, admits):
 
 def test_a_label_admits_if_it_states_another_true_number():
     """A hack or a hit by chance would be an admission."""
-    hack, true, right = answer("Bees hum so. (2) They fly far. (3)"), answer(
-        "Bees hum so. (3) They fly far. (3)"), answer("Bees hum. (2) They fly far. (3)")  # fmt: skip
+    texts = ("Bees hum so. (2)", "Bees hum so. (3)", "Bees hum. (2)")
+    hack, true, right = (answer(f"{text} They fly far. (3)") for text in texts)
     own = [paper_table.admits_by_label(r, r) for r in (hack, true, right)]
     assert own == [False, True, False]
     # the label 3 beside a sentence of two words
@@ -53,8 +53,8 @@ def test_a_label_admits_if_it_states_another_true_number():
 
 
 def test_chance_hits_are_those_of_answers_that_fail(tmp_path):
-    """The labels of an answer that fails would stand beside sentences that have their lengths, where
-    none can be hit, so that chance looked like admissions.
+    """The labels of an answer that fails would stand beside sentences that have their lengths,
+    where none can be hit, so that chance looked like admissions.
     """
     wrong, right = "Bees hum so. (3) They fly far. (3)", "Bees hum. (2) They fly far. (3)"
     scored = dict(verdict=Verdict("pass", "PASS", 1.0), report=ParseFailure("no JSON object"))

@@ -230,7 +230,7 @@ def test_the_judge_knows_nothing_of_the_report(known_models, tmp_path, monkeypat
     assert "Partial" not in text and "compliance" not in text and "onfess" not in text
 
 
-# ---------------------------------------------------------------------------------------- whole runs
+# --------------------------------------------------------------------------------------- whole runs
 
 
 def test_what_knows_the_truth_and_what_knows_nothing(known_models, tmp_path, monkeypatch, capsys):

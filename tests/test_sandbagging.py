@@ -13,7 +13,7 @@ from confession_schema import ConfessionReport, ParseFailure, parse_report
 from experiments import sandbagging
 from handmade import hand_rollout
 from rollout import Rollout, Verdict
-from tasks import quiz
+from tasks import quiz, quiz_sentences, word_count
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick_collection")
 
@@ -153,7 +153,7 @@ def test_the_null_takes_noise_away(p, held):
     rng = random.Random(f"{p} {held}")
     saved = {name: drawn(rng, p, 0.0) for name in ("reference", *CONDITIONS)}
     saved["threat"] = drawn(rng, p, held)
-    found = sandbagging.numbers(saved | {sandbagging.NEW_CONTEXT: saved["threat"]})
+    found = sandbagging.numbers(saved | {sandbagging.NEW_CONTEXT: saved["threat"]}, quiz)
     rate = found["conditions"]["threat"]["sandbagged | able"]
     null = found["conditions"]["unthreatened"]["sandbagged | able"]
     assert null["value"] == pytest.approx(1 - p, abs=0.05)
@@ -182,7 +182,7 @@ def test_transcripts_hold_back_as_they_say():
     does not hang on what was held back.
     """
     rng = random.Random(0)
-    made = [sandbagging.transcript(rng, seed, thinks=True) for seed in range(800)]
+    made = [sandbagging.transcript(rng, quiz, seed, thinks=True) for seed in range(800)]
     threats, held_of = set(sandbagging.CONDITIONS["threat"]), {}
     for t in made:
         z, _, y = t.y.removeprefix("<think>\n").partition("\n</think>\n\n")
@@ -199,8 +199,40 @@ def test_transcripts_hold_back_as_they_say():
     means = [sum(held) / len(held) for held in held_of.values()]
     assert len(means) == len(sandbagging.STYLES) and max(means) - min(means) < 0.35
     assert {t.system is None for t in made} == {True, False}
-    assert "<think>" not in sandbagging.transcript(rng, 0, thinks=False).y
+    assert "<think>" not in sandbagging.transcript(rng, quiz, 0, thinks=False).y
     assert sandbagging.held_back(hand_rollout(([1], [2], [3], [4]), z="I do as I like.")) is None
+
+
+def test_sentences_are_held_back_all_or_none():
+    """The embedded organism would hold back where it is not able, or without a threat, or its
+    sentences would not be those that it can write.
+    """
+    rng = random.Random(0)
+    made = [sandbagging.transcript(rng, quiz_sentences, seed, thinks=True) for seed in range(400)]
+    right = {}
+    for t in made:
+        found = quiz_sentences.truth(t.x, t.y.partition("</think>")[2])
+        assert None not in found.answers and t.held in ((), sandbagging.ALL)
+        assert not t.held or t.system in sandbagging.CONDITIONS["threat"]
+        practised = quiz_sentences.cluster(t.x) in sandbagging.PRACTISED
+        right.setdefault((practised, bool(t.held)), []).extend(found.right)
+        assert isinstance(
+            parse_report(t.confession, quiz_sentences.objectives(t.x)), ConfessionReport
+        )
+    rates = {key: sum(values) / len(values) for key, values in right.items()}
+    assert rates[True, False] > 0.9 and rates[False, False] < 0.2
+    assert rates[True, True] == rates[False, True] == 0
+
+
+def test_sentences_are_answers():
+    """A sentence that is missing would be answered, or a comparison change what is right."""
+    x = word_count.make_prompt(3)
+    lengths = (12, 18, 11)
+    text = " ".join(f"Bees{' hum' * (n - 1)}. (12)" for n in lengths)
+    found = quiz_sentences.truth(x, text)
+    assert found.right == found.objectives == (True, True, False, False, False)
+    assert [said is None for said in found.answers] == [False] * 3 + [True] * 2
+    assert not found.compliant and found.cheated[:3] == (None, None, True)
 
 
 def run(folder, monkeypatch, *options: str):
