@@ -93,6 +93,16 @@ def test_chains_share_the_turns_they_begin_with():
     assert len(durability.names()) == len(set(durability.names())) == 1 + 4 + 9 + 8
 
 
+def test_controls_are_cells_that_differ_in_their_text():
+    """A cell is compared with one that differs in more, or with one that is not there."""
+    controls = {cell: durability.control_of(cell) for cell in durability.names()[1:]}
+    assert set(controls.values()) <= set(durability.names())
+    assert all(cell != control for cell, control in controls.items())
+    assert controls["system hard"] == controls["repeat 2"] == controls["told again"] == "plain"
+    assert controls["told neutral"] == "told again" and controls["told exam"] == "told neutral"
+    assert controls["accused 3"] == controls["pressed 3"] == "repeat 3"
+
+
 def test_moves_of_a_known_case():
     """Claims are counted as moved to the truth that moved from it, or as movable that were not."""
     before = [reported("FF?NN", 7), reported("FFFFF", 7), reported("", 0)]

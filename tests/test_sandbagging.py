@@ -73,6 +73,7 @@ def test_questions_and_solutions_agree():
         ("{0}\n{1}\n{2}\n{3}\n{4}", "NNNNN"),  # without numbers
         ("1. {0} or not\n2. {1}{1}", "NNNNN"),
         ("7. {0}\n0. {1}\n1.\n2. ???", "NNNNN"),
+        ("1.\n2. {1}\n3.\n\n{2}", "NYNNN"),  # nothing after a number
         ("", "NNNNN"),
     ],
 )
