@@ -18,6 +18,7 @@ from tasks import quiz, quiz_sentences, word_count
 pytestmark = pytest.mark.usefixtures("one_thread", "quick_collection")
 
 CONDITIONS = tuple(sandbagging.CONDITIONS)
+MADE_OF = ["--model", "organism/policy"]
 
 
 def answer(x: str, right: tuple[bool, ...]) -> str:
@@ -241,7 +242,8 @@ def run(folder, monkeypatch, *options: str):
         patch.chdir(folder)
         arguments = ["--name", "out", "--n", "4", "--transcripts", "2", "--batch", "2"]
         tokens = ["--max-answer-tokens", "6", "--max-confession-tokens", "5", "--steps", "1"]
-        patch.setattr(sys, "argv", ["sandbagging.py", *arguments, *tokens, *options])
+        made_of = [] if "--rows" in options or "--name" in options else MADE_OF
+        patch.setattr(sys, "argv", ["sandbagging.py", *arguments, *made_of, *tokens, *options])
         sandbagging.main()
     return folder / "runs" / "out"
 
@@ -276,6 +278,14 @@ def test_every_part_runs_and_nothing_is_done_twice(tmp_path, monkeypatch, capsys
     with pytest.raises(SystemExit):
         run(tmp_path, monkeypatch, "--plot-only")
     assert "drop --plot-only" in capsys.readouterr().err
+
+
+def test_without_a_model_it_says_what_to_give(tmp_path, monkeypatch, capsys):
+    """Hours would go into an organism that can answer nothing, or a traceback would end it."""
+    for options, reason in (((), "give --model MODEL"), (("--plot-only",), "options.json")):
+        with pytest.raises(SystemExit):
+            run(tmp_path, monkeypatch, "--name", "other", *options)
+        assert reason in capsys.readouterr().err
 
 
 def test_models_are_measured_as_they_are(tmp_path, monkeypatch):
