@@ -3,7 +3,7 @@ answered worse than it could be, and does the confession say so?
 
     python -m experiments.sandbagging --rows 0.5B=MODEL,1.5B=MODEL --n 512 --name sandbagging_real
     python -m experiments.sandbagging --model MODEL         # an organism that is made of a model
-    python -m experiments.sandbagging --model organism/policy --transcripts 16000   # on a GPU
+    python -m experiments.sandbagging --model organism/policy --transcripts 16000   # not tried
     python -m experiments.sandbagging --plot-only           # tables and figure of saved cells
 
 Real models answer tasks/quiz.py, the embedded ones tasks/quiz_sentences.py. Whether an answer is a
@@ -33,8 +33,8 @@ are wrong has J within a prompt 1, too; it gives itself away by "disclosing" wro
 questions that the model is not able to answer. (3) A drop that also a harmless text makes is no
 sandbagging. (4) Intervals are over prompts (of sentences: topics), of one training seed. (5) The
 embedded policy learns neither quiz in the minutes that a default may take: after 2,400 transcripts
-it copied none of the words that tasks/quiz.py asks for, and held back no sentence of
-tasks/quiz_sentences.py. So there is no default model.
+it copied none of the words that tasks/quiz.py asks for, and in tasks/quiz_sentences.py what it said
+of holding back changed no sentence. So there is no default model; more transcripts are not tried.
 """
 
 import dataclasses
@@ -139,8 +139,8 @@ def resolved(options: Config) -> Config:
         return dataclasses.replace(options, task=options.task or "quiz")
     if options.model is None:
         raise UserError(
-            "give --model MODEL, of which an organism is made (a chat model; organism/policy needs "
-            "--transcripts 16000 and a GPU), or --rows NAME=MODEL,... to measure models as they are"
+            "give --model MODEL, of which an organism is made (organism/policy learns too little in "
+            "minutes), or --rows NAME=MODEL,... to measure models as they are"
         )
     embedded = models.is_embedded(options.model)
     own = dict(lr=4e-4, grpo_lr=1e-4, lora_rank=32, task="quiz")
