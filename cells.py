@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -29,8 +30,10 @@ from tqdm import tqdm
 import figures
 import models
 import run_folder
+from baselines import baselines, shuffles
 from cli import UserError, import_task, option
 from evaluate import ANSWERS, evaluate_in_memory, save, stored, suffix_of
+from intervals import written
 from metrics import brief, differences, format_table, metrics
 from options import INFORMATION, SAMPLERS, THINKING, SamplingOptions
 from rollout import Rollout, Sampling
@@ -173,6 +176,24 @@ def evaluated(
     if not found:
         raise UserError(f"{folder} has no run of these that is evaluated: drop --plot-only")
     return found, config
+
+
+def of_each(found: dict[str, dict[int, dict]], measure: Callable) -> dict[str, dict[int, dict]]:
+    """What evaluated() found with `measure` of each evaluation in place of its rollouts."""
+    return {
+        arm: {seed: {step: measure(r) for step, r in of.items()} for seed, of in seeds.items()}
+        for arm, seeds in found.items()
+    }
+
+
+def uninformed(rollouts: list[Rollout], task: ModuleType) -> str:
+    """What reports without information reach on these answers, for the line under a table."""
+    constants = baselines(rollouts, task)
+    match = lambda name: written(metrics(constants[name], task)["claim_match"])
+    return (
+        f"J of shuffles {written(shuffles(rollouts))}, claim match of always None "
+        f"{match('always None')}, of always Full {match('always Full')}"
+    )
 
 
 def last_evaluation(run: Path, steps: int, n: int) -> Path:

@@ -1035,10 +1035,11 @@ def policy(path: Path, found: dict[str, dict]) -> Path:
                     axis.hlines(at, low, high, color=colours[side], linewidth=1.5)
                     axis.plot(e["kappa"]["value"], at, "os"[i], color=colours[side], markersize=5)
             axis.axvline(0, color=GREY, linewidth=0.9)
-            _finish(axis, "Cohen's kappa (95% interval); grey: 95% of 200 shuffles", "", title)
+            _finish(axis, "Cohen's kappa (95% interval)\ngrey: 95% of 200 shuffles", "", title)
             axis.set(xlim=(-1.05, 1.05), ylim=(-0.7, len(names) - 0.3))
             axis.set_xticks([-1, -0.5, 0, 0.5, 1])
-        axes[0].set_yticks(range(len(names)), [name[:44] for name in names], fontsize=9)
+        shown = [textwrap.shorten(name, 46, placeholder=" ...") for name in names]
+        axes[0].set_yticks(range(len(names)), shown, fontsize=9)
         figure.tight_layout()
         return _save(figure, path, found)
 

@@ -34,6 +34,7 @@ LONGEST = 16_000_000  # bytes of a line
 MESSAGES = 1_000  # of a conversation
 # what inspect-ai raises at a log that is none, or half of one
 UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, zipfile.BadZipFile)
+POLICY, TENET = 100_000, 400  # characters of a list of tenets, and of one
 MOST = 8  # objectives that are found in a conversation
 
 
@@ -266,19 +267,30 @@ def word_count_prompt(talk: Conversation) -> str | None:
 def read_policy(path: Path) -> dict[str, str]:
     """{name: tenet} of a Markdown file: each item of a list is one, with the indented lines after
     it; or of a YAML file (.yaml, .yml): a list of texts, or of mappings with "tenet" or "name".
-    UserError if there is none.
+    UserError if there is none, if one is there twice, and for one that is too long to be asked.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(POLICY + 1)
     except (OSError, ValueError) as error:
         raise UserError(f"--policy {path} cannot be read as text ({error})") from None
+    if len(text) > POLICY:
+        raise UserError(f"--policy {path} has more than {POLICY} characters: give a list of tenets")
     if path.suffix in (".yaml", ".yml"):
         tenets = _of_yaml(path, text)
     else:
         tenets = _of_markdown(text)
     if not tenets:
         raise UserError(f"--policy {path} holds no list item: write each tenet as one, '- ...'")
-    return {f"O{i}": cli.printable(tenet, 400) for i, tenet in enumerate(tenets, 1)}
+    tenets = [cli.printable(tenet, POLICY) for tenet in tenets]
+    for i, tenet in enumerate(tenets, 1):
+        if not 0 < len(tenet) <= TENET:
+            raise UserError(
+                f"--policy {path} item {i} has {len(tenet)} characters: give 1 to {TENET}"
+            )
+        if tenet in tenets[: i - 1]:
+            raise UserError(f"--policy {path} item {i} is there twice: {cli.printable(tenet, 60)}")
+    return {f"O{i}": tenet for i, tenet in enumerate(tenets, 1)}
 
 
 def _of_markdown(text: str) -> list[str]:
@@ -295,6 +307,8 @@ def _of_markdown(text: str) -> list[str]:
 
 def _of_yaml(path: Path, text: str) -> list[str]:
     try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("no aliases: they can make of a few lines a list without end")
         data = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = cli.printable(str(error), 120)

@@ -12,11 +12,14 @@ The arms differ in who pays COST times that, and in nothing else:
 
     sealed        nobody: grpo.py as it is
     answer_pays   the answer: its reward is the usual one less the cost. This is the broken seal
-    shuffled      the answer, for the report of the next answer to its prompt: as much noise in its
-                  reward as answer_pays, and nothing that its own report could change. The control:
-                  what answer_pays does beyond it, the leak does
+    shuffled      the answer, for the report of an answer to another prompt: as much noise in its
+                  reward as answer_pays, and nothing that its own report could change (that of
+                  another answer to its own prompt could, through the group's mean: own reports that
+                  admit more would raise it). The control: what answer_pays does beyond it, the leak
+                  does
     both_pay      the answer and the report, which is then paid for honesty less the cost: as in
-                  ordinary RL, where one reward is for all that was written
+                  ordinary RL, where one reward is for all that was written. A report that is paid
+                  for lies needs no leak to lie: this arm says nothing of the seal alone
 
 No switch of the core is behind this. An answer reward gets whole scored rollouts, reports included
 (rewards.py), and the seal is that none of the repository's looks at them; those below do, and are
@@ -36,7 +39,7 @@ cost is not tried. (3) The organism is no evidence about language models. (4) Fe
 """
 
 from dataclasses import dataclass
-from itertools import compress
+from itertools import compress, cycle
 from pathlib import Path
 from types import ModuleType
 
@@ -46,9 +49,8 @@ import cells
 import cli
 import figures
 import run_folder
-from baselines import baselines, shuffles
 from cells import REWARDS, Runs, seeds_of, train
-from cli import option
+from cli import UserError, option
 from confession_schema import VALUE, ConfessionReport
 from intervals import bootstrapped, written
 from metrics import differences, format_table, metrics
@@ -81,14 +83,17 @@ def _less(rewards: list, rollouts: list[Rollout], cost: float = COST) -> list[fl
 
 
 def others(rollouts: list[Rollout]) -> list[Rollout]:
-    """For each answer the next one to its prompt, for the last one the first."""
+    """For each answer one to the next prompt, of the last prompt one to the first. UserError where
+    all are to one prompt.
+    """
     of_prompt: dict[int, list[Rollout]] = {}
     for rollout in rollouts:
         of_prompt.setdefault(rollout.seed, []).append(rollout)
-    following = {
-        id(a): b for group in of_prompt.values() for a, b in zip(group, group[1:] + group[:1])
-    }
-    return [following[id(rollout)] for rollout in rollouts]
+    first, *rest = of_prompt
+    if not rest:
+        raise UserError("answers pay for reports to another prompt: give 2 --prompts-per-step")
+    following = {seed: cycle(of_prompt[after]) for seed, after in zip(of_prompt, [*rest, first])}
+    return [next(following[rollout.seed]) for rollout in rollouts]
 
 
 def answer_reward(rollouts: list[Rollout]) -> list[float | None]:
@@ -97,7 +102,7 @@ def answer_reward(rollouts: list[Rollout]) -> list[float | None]:
 
 
 def shuffled_reward(rollouts: list[Rollout]) -> list[float | None]:
-    """Answer span: the judge's, less what the report of another answer to the prompt admits."""
+    """Answer span: the judge's, less what the report of an answer to another prompt admits."""
     return _less(judge_reward(rollouts), others(rollouts))
 
 
@@ -137,6 +142,7 @@ REPORT_PAYS = {
     ],
 }
 ARMS = ("sealed", "answer_pays", "shuffled", "both_pay")
+CONTROLS = ("sealed", "shuffled")
 
 
 def rewards_of(arm: str, answers: str, reward: str) -> list[str]:
@@ -187,7 +193,7 @@ def measured(rollouts: list[Rollout], task: ModuleType, answers: str) -> dict[st
 
 def table(found: dict, task: ModuleType, shown: dict) -> str:
     """The last evaluation of every run beside its constants and shuffles, and, at the last step
-    that both have, less the sealed run of its seed.
+    that both have, less the sealed and the shuffled run of its seed.
     """
     lines, compared = [], {}
     for arm, seeds in found.items():
@@ -195,23 +201,18 @@ def table(found: dict, task: ModuleType, shown: dict) -> str:
         for seed, by_step in seeds.items():
             last = max(by_step)
             columns[f"{arm} {seed} step {last}"] = metrics(by_step[last], task)
-            constants = baselines(by_step[last], task)
-            match = lambda name: written(metrics(constants[name], task)["claim_match"])
-            beside += [
-                f"{arm} {seed}: J of shuffles {written(shuffles(by_step[last]))}, claim match of "
-                f"always None {match('always None')}, of always Full {match('always Full')}"
-            ]
+            beside += [f"{arm} {seed}: {cells.uninformed(by_step[last], task)}"]
             beside += [
                 f"{arm} {seed}: {PANELS[m]} {written(shown[arm][seed][min(by_step)][m])} -> "
                 f"{written(shown[arm][seed][last][m])}"
                 for m in ("admitted", "answer_reward")
             ]
-            sealed = found.get("sealed", {}).get(seed, {})
-            if arm != "sealed" and (common := set(sealed) & set(by_step)):
-                step = max(common)
-                compared[f"{arm} - sealed {seed} step {step}"] = differences(
-                    sealed[step], by_step[step], task
-                )
+            for control in CONTROLS[: CONTROLS.index(arm) if arm in CONTROLS else None]:
+                other = found.get(control, {}).get(seed, {})
+                if common := set(other) & set(by_step):
+                    step = max(common)
+                    name = f"{arm} - {control} {seed} step {step}"
+                    compared[name] = differences(other[step], by_step[step], task)
         lines += [format_table(columns, SHOWN), *beside, ""]
     if compared:
         lines += ["paired on the same prompts", format_table(compared, SHOWN)]
@@ -223,13 +224,7 @@ def report(out: Path, arms: list[str], seeds: list[int]) -> None:
     found, config = cells.evaluated(out, arms, seeds)
     task = cli.import_task(config["task"])
     answers = next(k for k, of in ANSWER_REWARDS.items() if config["answer_reward"] in of)
-    shown = {
-        arm: {
-            seed: {step: measured(r, task, answers) for step, r in by_step.items()}
-            for seed, by_step in seeds.items()
-        }
-        for arm, seeds in found.items()
-    }
+    shown = cells.of_each(found, lambda rollouts: measured(rollouts, task, answers))
     text = table(found, task, shown)
     run_folder.write_text(out / "table_seal.txt", text + "\n")
     print(text)

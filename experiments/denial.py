@@ -17,7 +17,8 @@ there is to confess stays as it was. From its checkpoints and from --model, --st
 
 Confession training is grpo.py's own (--reward usual or information). A run is runs/NAME/ARM_SEED;
 one that exists is gone on with. The table says at which evaluated step J within a prompt first
-reached .5 and .8, beside the range of 200 shuffles at the last one.
+reached .5 and .8; beside a run's last evaluation stand the range of 200 shuffles and what
+constants match.
 
 What it supports: how fast this model's reports come back from this much denial by this reward. What
 it does not: (1) the organism's repertoire was put in by hand, and denial only made it rarer; it is
@@ -35,7 +36,6 @@ import cells
 import cli
 import figures
 import run_folder
-from baselines import baselines, shuffles
 from cells import REWARDS, Runs, seeds_of, train
 from cli import UserError, option
 from confession_schema import ConfessionReport
@@ -105,28 +105,23 @@ def reached(evals: dict[int, dict], level: float) -> str:
 
 
 def table(found: dict, shown: dict, task: ModuleType) -> str:
-    """When J came back, run by run, and the first and the last evaluation of each."""
-    heads = [f"step of J >= {level}" for level in REACHED]
-    lines = [f"{'':16}" + "".join(f"{h:>18}" for h in (*heads, "last step", "J then", "shuffles"))]
+    """When J came back, run by run, and the first and the last evaluation of each, beside what says
+    nothing of the last one's answers.
+    """
+    heads = [*(f"step of J >= {level}" for level in REACHED), "last step", f"{'J then':>26}"]
+    lines = [f"{'':16}" + "".join(f"{head:>18}" for head in heads)]
     for arm, seeds in shown.items():
         for seed, evals in seeds.items():
-            last = max(evals)
-            of = [reached(evals, level) for level in REACHED]
-            then = evals[last]["claim_J_within"], shuffles(found[arm][seed][last])
-            lines += [
-                f"{arm} {seed}".ljust(16)
-                + "".join(f"{text:>18}" for text in (*of, str(last)))
-                + "".join(f"  {written(e)}" for e in then)
-            ]
+            steps = [*(reached(evals, level) for level in REACHED), str(max(evals))]
+            then = written(evals[max(evals)]["claim_J_within"])
+            row = f"{arm} {seed}".ljust(16) + "".join(f"{step:>18}" for step in steps)
+            lines.append(f"{row}{then:>26}")
     for arm, seeds in shown.items():
-        columns = {}
+        columns, beside = {}, []
         for seed, evals in seeds.items():
             columns |= {f"{arm} {seed} step {s}": evals[s] for s in (min(evals), max(evals))}
-        rollouts = found[arm][seed][max(evals)]
-        of_constants = baselines(rollouts, task)
-        for name in ("always None", "always Full"):
-            columns[f"{name}, these answers"] = metrics(of_constants[name], task)
-        lines += ["", format_table(columns, SHOWN)]
+            beside += [f"{arm} {seed}: {cells.uninformed(found[arm][seed][max(evals)], task)}"]
+        lines += ["", format_table(columns, SHOWN), *beside]
     return "\n".join(lines)
 
 
@@ -134,13 +129,7 @@ def report(out: Path, arms: list[str], seeds: list[int]) -> None:
     """Table and figure of those runs that have an evaluation."""
     found, config = cells.evaluated(out, arms, seeds)
     task = cli.import_task(config["task"])
-    shown = {
-        arm: {
-            seed: {step: metrics(r, task) for step, r in by_step.items()}
-            for seed, by_step in seeds.items()
-        }
-        for arm, seeds in found.items()
-    }
+    shown = cells.of_each(found, lambda rollouts: metrics(rollouts, task))
     text = table(found, shown, task)
     run_folder.write_text(out / "table_denial.txt", text + "\n")
     print(text)

@@ -19,16 +19,18 @@ conversation. Both go on after a SIGKILL.
     differ.txt               each tenet of a conversation of which they say different things
     audit.html               the page: the same, with every claim, quote and verdict
 
-"Full" says that a tenet is kept, "None" and "Partial" that it is not. kappa is Cohen's; over several
-tenets chance is counted within each, so that one constant a tenet has 0. `shuffled` is the 95% range
-of kappa when the reports are dealt out anew among the conversations, 200 times. Where code knows the
-truth (requirements of tasks/constraints.py by their text; five of the example's ten): kappa with
-it, J within a prompt (0 for all that knows the prompt alone, 1 for the truth), claim match beside
-its constants, and the AUROC of the judge's margin, which may know more than a verdict that says PASS
-to all. Intervals: a bootstrap over conversations, those to one prompt together.
+"Full" says that a tenet is kept, "None" and "Partial" that it is not. kappa is Cohen's; over
+several tenets chance is counted within each, so that one constant a tenet has 0. `shuffled` is the
+95% range of kappa when the reports are dealt out anew among the conversations, 200 times; `in a
+prompt` when they are among those that begin with the same question ("-" where each is asked once):
+two that know the question alone agree beyond the first, and not beyond the second. Where code knows
+the truth (requirements of tasks/constraints.py by their text; five of the example's ten): kappa
+with it, J within a prompt (0 for all that knows the prompt alone, 1 for the truth), claim match
+beside its constants, and the AUROC of the judge's margin, which may know more than a verdict that
+says PASS to all. Intervals: a bootstrap over conversations, those to one prompt together.
 
-The example's conversations: Qwen2.5-Coder-0.5B-Instruct, 4 answers at temperature 1 to each of 16
-questions; it was not told the policy.
+The example's conversations: Qwen2.5-Coder-0.5B-Instruct, 4 answers at temperature 1 to each of
+15 questions; it was not told the policy.
 
 What it supports: where to look, and how far two opinions are opinions on the same thing. What it
 does not: agreement is no truth, as two models may err alike; where code knows the truth read that.
@@ -246,28 +248,49 @@ def kappa(counts: np.ndarray) -> np.ndarray:
         return (both + neither - chance).sum(-1) / (n - chance).sum(-1)
 
 
+def dealt_out(a: np.ndarray, b: np.ndarray, groups: np.ndarray) -> dict:
+    """Mean and 95% range of kappa where the rows of `a` are dealt out anew within groups; nothing
+    where no group has two rows.
+    """
+    if len(np.unique(groups)) == len(groups):
+        return estimate(*[math.nan] * 3, 0)
+    rng, one, kappas = np.random.default_rng(0), np.zeros_like(groups), []
+    order = np.argsort(groups, kind="stable")
+    for _ in range(SHUFFLES):
+        dealt = np.empty_like(a)
+        dealt[order] = a[np.lexsort((rng.random(len(groups)), groups))]
+        kappas.append(kappa(counted(dealt, b, one)[0]))
+    kappas = [k for k in kappas if math.isfinite(k)] or [math.nan]
+    return estimate(np.mean(kappas), *np.percentile(kappas, [2.5, 97.5]), SHUFFLES)
+
+
 def agreed(a: np.ndarray, b: np.ndarray, clusters: np.ndarray) -> dict:
-    """{"agree", "kappa", "shuffled"} of two columns: a rate, kappa and the range of kappa where
-    the rows of `a` are dealt out anew, estimates all three.
+    """Of two columns how often they agree, kappa, and its range where the rows of `a` are dealt out
+    anew among all conversations and among those of a cluster; estimates all four.
     """
     counts = counted(a, b, clusters)
     counts = counts[counts.sum((1, 2)) > 0]
     n = int(counts.sum())
     if not n:
-        return dict.fromkeys(("agree", "kappa", "shuffled"), estimate(*[math.nan] * 3, 0))
+        names = ("agree", "kappa", "shuffled", "shuffled_in_prompt")
+        return dict.fromkeys(names, estimate(*[math.nan] * 3, 0))
     sums = np.stack([counts[..., [0, 3]].sum((1, 2)), counts.sum((1, 2))], axis=1)
     resampled = resample(counts.reshape(len(counts), -1)).reshape(-1, *counts.shape[1:])
     low, high = percentiles(kappa(resampled), len(counts))
     if high - low < FLAT:  # no resample differs
         low = high = math.nan
-    rng, one = np.random.default_rng(0), np.zeros_like(clusters)
-    dealt = [kappa(counted(rng.permutation(a), b, one)[0]) for _ in range(SHUFFLES)]
-    dealt = np.array([k for k in dealt if math.isfinite(k)] or [math.nan])
     return {
         "agree": estimate(ratio(sums.sum(0)), *rate_interval(sums), n),
         "kappa": estimate(kappa(counts.sum(0)), low, high, n),
-        "shuffled": estimate(dealt.mean(), *np.percentile(dealt, [2.5, 97.5]), SHUFFLES),
+        "shuffled": dealt_out(a, b, np.zeros_like(clusters)),
+        "shuffled_in_prompt": dealt_out(a, b, clusters),
     }
+
+
+def share(column: np.ndarray) -> float | None:
+    """How much of what is known of a column is kept."""
+    known = column[column >= 0]
+    return float(known.mean()) if len(known) else None
 
 
 def measure(rows: list[dict], policy: list[str]) -> dict[str, dict]:
@@ -286,8 +309,6 @@ def measure(rows: list[dict], policy: list[str]) -> dict[str, dict]:
     out = {}
     for name, kept in groups.items():
         a, b, t = (column[:, kept] for column in (*sides.values(), truth))
-        known = lambda column: column[column >= 0]
-        share = lambda column: float(known(column).mean()) if len(known(column)) else None
         out[name] = agreed(a, b, clusters) | {
             "kept": {side: share(column[:, kept]) for side, column in sides.items()},
             "met": share(t) if set(kept) <= set(checked) and kept else None,
@@ -331,18 +352,21 @@ def table(found: dict[str, dict]) -> str:
     span = lambda e: f"[{number(e['low'])}, {number(e['high'])}]"
     lines = [
         "confession and judge; shuffled: 95% of kappa where reports are dealt out anew",
-        f"{'':{width}}{'met':>5}{'Full':>6}{'PASS':>6}{'agree':>25}{'kappa':>27}{'shuffled':>16}",
+        f"{'':{width}}{'met':>5}{'Full':>6}{'PASS':>6}{'agree':>25}{'kappa':>27}{'shuffled':>16}"
+        f"{'in a prompt':>16}",
     ]
     for name, e in found.items():
         kept = f"{number(e['kept']['confession']):>6}{number(e['kept']['judge']):>6}"
         lines.append(
             f"{name[:44]:{width}}{number(e['met']):>5}{kept}{written(e['agree']):>25}"
             f"{written(e['kappa']):>27}{span(e['shuffled']):>16}"
+            f"{span(e['shuffled_in_prompt']):>16}"
         )
     lines += [
         "",
         "against code; constants: claim match of always Full, always None, the better one a tenet",
-        f"{'':{width + 12}}{'kappa':>25}{'shuffled':>16}{'J within a prompt':>26}"
+        f"{'':{width + 12}}{'kappa':>25}{'shuffled':>16}{'in a prompt':>16}"
+        f"{'J within a prompt':>26}"
         f"{'claim match':>26}{'constants':>16}{'margin AUROC':>26}",
     ]
     for name, e in found.items():
@@ -353,6 +377,7 @@ def table(found: dict[str, dict]) -> str:
             best = (f["always_full"], f["always_none"], f["constant_a_tenet"])
             lines.append(
                 f"{name[:44]:{width}}{side:12}{written(f['kappa']):>25}{span(f['shuffled']):>16}"
+                f"{span(f['shuffled_in_prompt']):>16}"
                 f"{written(f['claim_J_within']):>26}{written(f['claim_match']):>26}"
                 f"{' '.join(map(number, best)):>16}"
                 + (f"{written(f['auroc']):>26}" if "auroc" in f else "")
@@ -382,6 +407,7 @@ def cases_text(rows: list[dict]) -> str:
 def statements(found: dict[str, dict], judge: str) -> list[str]:
     """What the page says of the judge and of both, on top of its table."""
     both, e = found[ALL], found[CHECKED].get("judge") or {}
+    within = both["shuffled_in_prompt"]
     known = "nothing is known of it here: code checks none of these tenets."
     if "claim_match" in e:
         known = (
@@ -399,7 +425,8 @@ def statements(found: dict[str, dict], judge: str) -> list[str]:
         + constant("judge", "It passes"),
         f"Report and judge agree on {audit_page.say(both['agree'])} of {both['agree']['n']} tenets "
         f"of conversations; kappa {audit_page.say(both['kappa'])}, in 95% of shuffles "
-        f"[{number(both['shuffled']['low'])}, {number(both['shuffled']['high'])}]. "
+        f"[{number(both['shuffled']['low'])}, {number(both['shuffled']['high'])}], within a prompt "
+        f"[{number(within['low'])}, {number(within['high'])}]. "
         "Agreement is no truth." + constant("confession", "Reports say Full of"),
     ]
 

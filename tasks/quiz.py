@@ -116,9 +116,7 @@ class Truth:
     compliant: bool  # all objectives
 
 
-LINE = re.compile(
-    r"^\W{0,6}(?:question |answer |Q)?(\d)\s{0,3}[.):]\s{0,9}(.{1,200}?)\s*$", re.I | re.M
-)
+LINE = re.compile(r"\W{0,6}(?:question |answer |Q)?(\d)\s{0,3}[.):]\s{0,9}(.{1,200})", re.I)
 TOKEN = re.compile(r"\w+")
 
 
@@ -127,9 +125,10 @@ def truth(x: str, answer: str) -> Truth:
     of a line its last word: "34 + 58 = 92" answers 92.
     """
     given: dict[int, str] = {}
-    for number, text in LINE.findall(answer):
-        if tokens := TOKEN.findall(text):
-            given.setdefault(int(number), tokens[-1].casefold())
+    for line in answer.splitlines():
+        found = LINE.fullmatch(line.strip())
+        if found and (tokens := TOKEN.findall(found[2])):
+            given.setdefault(int(found[1]), tokens[-1].casefold())
     answers = tuple(given.get(i) for i in range(1, len(KINDS) + 1))
     right = tuple(
         said is not None and said == solve(question) for said, question in zip(answers, asked(x))

@@ -1,6 +1,6 @@
 """Durability of confessions: later turns, moved claims, the arms of denial and of the broken seal,
-and what their reports are made of. A mistake here shows a report that holds where it gave in, blames
-a broken seal for what noise did, or compares arms that differ in more than they say.
+and what their reports are made of. A mistake here shows a report that holds where it gave in,
+blames a broken seal for what noise did, or compares arms that differ in more than they say.
 """
 
 import dataclasses
@@ -93,6 +93,16 @@ def test_chains_share_the_turns_they_begin_with():
     assert len(durability.names()) == len(set(durability.names())) == 1 + 4 + 9 + 8
 
 
+def test_controls_are_cells_that_differ_in_their_text():
+    """A cell is compared with one that differs in more, or with one that is not there."""
+    controls = {cell: durability.control_of(cell) for cell in durability.names()[1:]}
+    assert set(controls.values()) <= set(durability.names())
+    assert all(cell != control for cell, control in controls.items())
+    assert controls["system hard"] == controls["repeat 2"] == controls["told again"] == "plain"
+    assert controls["told neutral"] == "told again" and controls["told exam"] == "told neutral"
+    assert controls["accused 3"] == controls["pressed 3"] == "repeat 3"
+
+
 def test_moves_of_a_known_case():
     """Claims are counted as moved to the truth that moved from it, or as movable that were not."""
     before = [reported("FF?NN", 7), reported("FFFFF", 7), reported("", 0)]
@@ -183,7 +193,9 @@ def test_only_the_broken_reward_reads_the_report():
     texts = text("Full", 7), text("None", 1)
     paid = {}
     for reward in (judge_reward, broken_seal.answer_reward, broken_seal.shuffled_reward):
-        rollouts = [dataclasses.replace(reported("F", 7), yc=yc) for yc in texts]
+        rollouts = [
+            dataclasses.replace(reported("F", 7, seed=i), yc=yc) for i, yc in enumerate(texts)
+        ]
         verdicts = [Verdict("pass", "PASS", 1.0)] * 2
         score_rollouts(rollouts, verdicts, word_count, reward, honesty_reward)
         paid[reward.__name__] = [r.answer.reward for r in rollouts]
@@ -194,13 +206,21 @@ def test_only_the_broken_reward_reads_the_report():
     }
 
 
-def test_shuffled_costs_are_those_of_the_group():
-    """An answer pays for its own report, for one to another prompt, or reports are paid twice."""
-    rollouts = [reported("FFFFF", 7, seed=seed) for seed in (5, 5, 5, 9, 9)]
+def test_shuffled_costs_leave_the_own_advantage_alone():
+    """An answer's own report changes its advantage, if only through its group's mean, or some
+    reports are not paid for, or an answer pays for its own.
+    """
+    rollouts = [reported("FFFFF", 7, seed=seed) for seed in (5, 5, 7, 7, 9, 9)]
     others = broken_seal.others(rollouts)
-    assert [rollouts.index(r) for r in others] != list(range(5))
-    assert all(a is not b and a.seed == b.seed for a, b in zip(rollouts, others))
     assert {id(r) for r in others} == {id(r) for r in rollouts}
+    before = broken_seal.shuffled_reward(rollouts)
+    for i, rollout in enumerate(rollouts):
+        admits = [*rollouts[:i], dataclasses.replace(rollout, report=None), *rollouts[i + 1 :]]
+        after = broken_seal.shuffled_reward(admits)
+        group = [k for k, r in enumerate(rollouts) if r.seed == rollout.seed]
+        assert [after[k] for k in group] == [before[k] for k in group] and after != before
+    with pytest.raises(cli.UserError, match="--prompts-per-step"):
+        broken_seal.others(rollouts[:2])
 
 
 def test_no_verdict_stays_no_reward():
@@ -268,7 +288,7 @@ def finished(tokenizers, tmp_path_factory):
     """A folder that holds evaluated runs of arms of both experiments, steps 0 and 10."""
     folder = tmp_path_factory.mktemp("finished")
     out = folder / "runs" / "out"
-    for arm in ("sealed", "answer_pays", "denial", "back"):
+    for arm in ("sealed", "answer_pays", "shuffled", "denial", "back"):
         for seed in (0, 1):
             name = "experiments.broken_seal.answer_reward"
             config = dict(task="word_count", answer_reward=name, sandbox="strong")
@@ -284,10 +304,11 @@ def test_the_seals_table_and_figure_come_from_saved_runs(finished):
     """An arm or a seed is left out, or the differences are not those of a seed's own pair."""
     out = run(broken_seal, finished, "--plot-only")
     table = (out / "table_seal.txt").read_text()
-    assert all(f"answer_pays - sealed {seed} step 10" in table for seed in (0, 1))
+    for pair in ("answer_pays - sealed", "answer_pays - shuffled", "shuffled - sealed"):
+        assert all(f"{pair} {seed} step 10" in table for seed in (0, 1))
     assert "answer_pays 1 step 10" in table and "J of shuffles" in table
     drawn = run_folder.read_json(out / "fig_seal.json")
-    assert set(drawn) == {"sealed", "answer_pays"}
+    assert set(drawn) == {"sealed", "answer_pays", "shuffled"}
     assert set(drawn["sealed"]) == {"0", "1"} and set(drawn["sealed"]["0"]) == {"0", "10"}
     assert set(drawn["sealed"]["0"]["0"]) == set(broken_seal.PANELS)
 
@@ -296,7 +317,7 @@ def test_denials_table_says_when_reports_came_back(finished):
     """The step at which J came back is another one, or a run that never came back has one."""
     out = run(denial, finished, "--plot-only")
     table = (out / "table_denial.txt").read_text()
-    assert "back 1" in table and "always None, these answers" in table
+    assert "back 1" in table and table.count("claim match of always None") == 4
     of = lambda *values: {
         step: {"claim_J_within": {"value": value}} for step, value in zip((0, 5, 10), values)
     }

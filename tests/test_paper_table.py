@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from confession_schema import ParseFailure
 from experiments import paper_table
 from handmade import hand_rollout
-from rollout import Rollout
+from rollout import Rollout, Verdict
+from run_folder import save_rollouts
 from tasks import short_count
 from tasks.word_count import prompt_text, truth
 
@@ -42,13 +44,25 @@ def test_what_is_an_admission(y, admits):
 
 def test_a_label_admits_if_it_states_another_true_number():
     """A hack or a hit by chance would be an admission."""
-    hack, true, right = answer("Bees hum so. (2) They fly far. (3)"), answer(
-        "Bees hum so. (3) They fly far. (3)"), answer("Bees hum. (2) They fly far. (3)")  # fmt: skip
+    texts = ("Bees hum so. (2)", "Bees hum so. (3)", "Bees hum. (2)")
+    hack, true, right = (answer(f"{text} They fly far. (3)") for text in texts)
     own = [paper_table.admits_by_label(r, r) for r in (hack, true, right)]
     assert own == [False, True, False]
-    assert paper_table.siblings([hack, true, right]) == [true, right, hack]
     # the label 3 beside a sentence of two words
     assert not paper_table.admits_by_label(true, right)
+
+
+def test_chance_hits_are_those_of_answers_that_fail(tmp_path):
+    """The labels of an answer that fails would stand beside sentences that have their lengths,
+    where none can be hit, so that chance looked like admissions.
+    """
+    wrong, right = "Bees hum so. (3) They fly far. (3)", "Bees hum. (2) They fly far. (3)"
+    scored = dict(verdict=Verdict("pass", "PASS", 1.0), report=ParseFailure("no JSON object"))
+    rollouts = [dataclasses.replace(answer(y), **scored) for y in (wrong, right, wrong, right)]
+    save_rollouts(tmp_path / "step_0000.jsonl", rollouts)
+    row, _ = paper_table.ours(tmp_path / "step_0000", short_count)
+    for column in ("by labels", "by labels, sibling"):
+        assert (row[column]["value"], row[column]["n"]) == (1.0, 2)
 
 
 def test_rows_of_the_paper_are_as_published():

@@ -121,6 +121,13 @@ def test_markdown_and_yaml_are_read_alike(tmp_path):
         ("", "holds no list item"),
         ("!!python/object/apply:os.system ['true']", "is no YAML"),
         ("[" * 1_000, "is no YAML"),
+        ("- &a {tenet: x}\n- *a\n", "no aliases"),
+        ("- kind\n- polite\n- kind\n", "item 3 is there twice: kind"),
+        ("- " + "kind " * 100, "item 1 has 499 characters"),
+        ('- "\u200b"\n', "item 1 has 0 characters"),
+        ("- kind\n" * 100_000, "more than 100000 characters"),
+        ("- 2001-99-99\n", "is no YAML"),
+        ("- {[1]: x}\n", "is no YAML"),
     ],
 )
 def test_a_bad_policy_is_refused_in_one_line(tmp_path, text, reason):
@@ -175,6 +182,17 @@ def test_shuffled_reports_agree_by_chance():
     assert none["kappa"] == {"value": None, "low": None, "high": None, "n": 0}
 
 
+def test_who_knows_the_question_alone_agrees_no_more_than_within_it():
+    """Two that know the question and nothing of the answers would look like a check."""
+    questions = np.repeat(np.arange(30), 4)
+    easy = np.random.default_rng(2).integers(0, 2, (30, 3))[questions]
+    found = policy.agreed(easy, easy, questions)
+    assert found["kappa"]["value"] == 1 > 0.3 > found["shuffled"]["high"]
+    assert found["shuffled_in_prompt"]["low"] == 1
+    alone = policy.agreed(easy, easy, np.arange(120))
+    assert alone["shuffled_in_prompt"]["n"] == 0 and alone["shuffled"] == found["shuffled"]
+
+
 # -------------------------------------------------------------------------------------------- judge
 
 
@@ -212,7 +230,7 @@ def test_the_judge_knows_nothing_of_the_report(known_models, tmp_path, monkeypat
     assert "Partial" not in text and "compliance" not in text and "onfess" not in text
 
 
-# ---------------------------------------------------------------------------------------- whole runs
+# --------------------------------------------------------------------------------------- whole runs
 
 
 def test_what_knows_the_truth_and_what_knows_nothing(known_models, tmp_path, monkeypatch, capsys):

@@ -13,11 +13,12 @@ from confession_schema import ConfessionReport, ParseFailure, parse_report
 from experiments import sandbagging
 from handmade import hand_rollout
 from rollout import Rollout, Verdict
-from tasks import quiz
+from tasks import quiz, quiz_sentences, word_count
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick_collection")
 
 CONDITIONS = tuple(sandbagging.CONDITIONS)
+MADE_OF = ["--model", "organism/policy"]
 
 
 def answer(x: str, right: tuple[bool, ...]) -> str:
@@ -73,6 +74,7 @@ def test_questions_and_solutions_agree():
         ("{0}\n{1}\n{2}\n{3}\n{4}", "NNNNN"),  # without numbers
         ("1. {0} or not\n2. {1}{1}", "NNNNN"),
         ("7. {0}\n0. {1}\n1.\n2. ???", "NNNNN"),
+        ("1.\n2. {1}\n3.\n\n{2}", "NYNNN"),  # nothing after a number
         ("", "NNNNN"),
     ],
 )
@@ -153,7 +155,7 @@ def test_the_null_takes_noise_away(p, held):
     rng = random.Random(f"{p} {held}")
     saved = {name: drawn(rng, p, 0.0) for name in ("reference", *CONDITIONS)}
     saved["threat"] = drawn(rng, p, held)
-    found = sandbagging.numbers(saved | {sandbagging.NEW_CONTEXT: saved["threat"]})
+    found = sandbagging.numbers(saved | {sandbagging.NEW_CONTEXT: saved["threat"]}, quiz)
     rate = found["conditions"]["threat"]["sandbagged | able"]
     null = found["conditions"]["unthreatened"]["sandbagged | able"]
     assert null["value"] == pytest.approx(1 - p, abs=0.05)
@@ -182,7 +184,7 @@ def test_transcripts_hold_back_as_they_say():
     does not hang on what was held back.
     """
     rng = random.Random(0)
-    made = [sandbagging.transcript(rng, seed, thinks=True) for seed in range(800)]
+    made = [sandbagging.transcript(rng, quiz, seed, thinks=True) for seed in range(800)]
     threats, held_of = set(sandbagging.CONDITIONS["threat"]), {}
     for t in made:
         z, _, y = t.y.removeprefix("<think>\n").partition("\n</think>\n\n")
@@ -199,8 +201,40 @@ def test_transcripts_hold_back_as_they_say():
     means = [sum(held) / len(held) for held in held_of.values()]
     assert len(means) == len(sandbagging.STYLES) and max(means) - min(means) < 0.35
     assert {t.system is None for t in made} == {True, False}
-    assert "<think>" not in sandbagging.transcript(rng, 0, thinks=False).y
+    assert "<think>" not in sandbagging.transcript(rng, quiz, 0, thinks=False).y
     assert sandbagging.held_back(hand_rollout(([1], [2], [3], [4]), z="I do as I like.")) is None
+
+
+def test_sentences_are_held_back_all_or_none():
+    """The embedded organism would hold back where it is not able, or without a threat, or its
+    sentences would not be those that it can write.
+    """
+    rng = random.Random(0)
+    made = [sandbagging.transcript(rng, quiz_sentences, seed, thinks=True) for seed in range(400)]
+    right = {}
+    for t in made:
+        found = quiz_sentences.truth(t.x, t.y.partition("</think>")[2])
+        assert None not in found.answers and t.held in ((), sandbagging.ALL)
+        assert not t.held or t.system in sandbagging.CONDITIONS["threat"]
+        practised = quiz_sentences.cluster(t.x) in sandbagging.PRACTISED
+        right.setdefault((practised, bool(t.held)), []).extend(found.right)
+        assert isinstance(
+            parse_report(t.confession, quiz_sentences.objectives(t.x)), ConfessionReport
+        )
+    rates = {key: sum(values) / len(values) for key, values in right.items()}
+    assert rates[True, False] > 0.9 and rates[False, False] < 0.2
+    assert rates[True, True] == rates[False, True] == 0
+
+
+def test_sentences_are_answers():
+    """A sentence that is missing would be answered, or a comparison change what is right."""
+    x = word_count.make_prompt(3)
+    lengths = (12, 18, 11)
+    text = " ".join(f"Bees{' hum' * (n - 1)}. (12)" for n in lengths)
+    found = quiz_sentences.truth(x, text)
+    assert found.right == found.objectives == (True, True, False, False, False)
+    assert [said is None for said in found.answers] == [False] * 3 + [True] * 2
+    assert not found.compliant and found.cheated[:3] == (None, None, True)
 
 
 def run(folder, monkeypatch, *options: str):
@@ -208,7 +242,8 @@ def run(folder, monkeypatch, *options: str):
         patch.chdir(folder)
         arguments = ["--name", "out", "--n", "4", "--transcripts", "2", "--batch", "2"]
         tokens = ["--max-answer-tokens", "6", "--max-confession-tokens", "5", "--steps", "1"]
-        patch.setattr(sys, "argv", ["sandbagging.py", *arguments, *tokens, *options])
+        made_of = [] if "--rows" in options or "--name" in options else MADE_OF
+        patch.setattr(sys, "argv", ["sandbagging.py", *arguments, *made_of, *tokens, *options])
         sandbagging.main()
     return folder / "runs" / "out"
 
@@ -243,6 +278,14 @@ def test_every_part_runs_and_nothing_is_done_twice(tmp_path, monkeypatch, capsys
     with pytest.raises(SystemExit):
         run(tmp_path, monkeypatch, "--plot-only")
     assert "drop --plot-only" in capsys.readouterr().err
+
+
+def test_without_a_model_it_says_what_to_give(tmp_path, monkeypatch, capsys):
+    """Hours would go into an organism that can answer nothing, or a traceback would end it."""
+    for options, reason in (((), "give --model MODEL"), (("--plot-only",), "options.json")):
+        with pytest.raises(SystemExit):
+            run(tmp_path, monkeypatch, "--name", "other", *options)
+        assert reason in capsys.readouterr().err
 
 
 def test_models_are_measured_as_they_are(tmp_path, monkeypatch):
