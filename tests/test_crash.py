@@ -10,6 +10,8 @@ import random
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -80,12 +82,18 @@ class Killer:
         return self.run(folder, RESUME if begun else RUN, **end)
 
 
-@pytest.fixture(scope="module")
-def kill():
+@contextmanager
+def running_killer():
     killer = Killer()
     yield killer
     killer.process.stdin.close()
     killer.process.wait()
+
+
+@pytest.fixture(scope="module")
+def kill():
+    with running_killer() as killer:
+        yield killer
 
 
 @pytest.fixture(scope="module")
@@ -140,17 +148,25 @@ def test_twenty_kills_at_random_moments(kill, whole, tmp_path):
 @pytest.mark.parametrize("name, when", [("rename", "before"), ("append", "middle")])
 def test_a_kill_at_every_file_operation(kill, whole, tmp_path, name, when):
     """Half a file, or some of those that belong together, stop --resume or are taken for whole."""
-    for k in range(1, 100):
+
+    def killed(kill: Killer, k: int) -> bool:
+        """Whether there is a k-th operation to be killed at."""
         folder = tmp_path / str(k)
         folder.mkdir()
         status, output = kill.run(folder, RUN, kill_at=[name, k, when])
         if status == 0:
-            break
+            return False
         assert status == -9, output
         status, output = kill.go_on(folder)
         assert status == 0, output
         assert_same(folder, whole)
-    assert k > 3
+        return True
+
+    with running_killer() as other, ThreadPoolExecutor(2) as pool:
+        k = 1
+        while all(pool.map(killed, (kill, other), (k, k + 1))):
+            k += 2
+    assert 3 < k < 100
 
 
 @pytest.mark.parametrize(
