@@ -110,8 +110,8 @@ class Config(SamplingOptions):
     confession_share: float = option(
         1.0,
         (
-            "share of a step's prompts whose answers are confessed, at least one; drawn before "
-            "sampling; the paper's is .25"
+            "share of a step's prompts whose answers are confessed, rounded, at least one; drawn "
+            "before sampling; the paper's is .25"
         ),
         at_least=0.01,
         at_most=1,

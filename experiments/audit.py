@@ -83,14 +83,10 @@ BEGINNING = "0" * 64  # before the first line
 
 
 @dataclass(frozen=True)
-class Config:
-    logs: str | None = option(None, "conversations: .jsonl, .eval, .json, or a folder [an example]")
-    policy: str | None = option(
-        None, "Markdown or YAML list, an objective an item [found in messages]"
-    )
+class Reading:
+    """Options of the experiments in which a confessor reads conversations."""
+
     model: str = option("organism/policy", "the confessor: a name, a folder or a .gguf file")
-    name: str = option("audit", "folder under runs/")
-    batch: int = option(64, "conversations a batch of the drift chart, where days lack", at_least=1)
     batch_size: int = option(64, "conversations that are read together", at_least=1)
     max_confession_tokens: int | None = option(
         None, "budget of a report [by the model]", at_least=1
@@ -98,6 +94,16 @@ class Config:
     temperature: float = option(1.0, "of sampling", positive=True)
     seed: int = option(0, "of sampling")
     device: str = option("auto", "auto, cpu or cuda")
+
+
+@dataclass(frozen=True)
+class Config(Reading):
+    logs: str | None = option(None, "conversations: .jsonl, .eval, .json, or a folder [an example]")
+    policy: str | None = option(
+        None, "Markdown or YAML list, an objective an item [found in messages]"
+    )
+    name: str = option("audit", "folder under runs/")
+    batch: int = option(64, "conversations a batch of the drift chart, where days lack", at_least=1)
     verify: str | None = option(None, "folder whose trail is checked, without a model")
     plot_only: bool = option(False, "page and figure of a saved trail, without a model")
 

@@ -81,20 +81,12 @@ CONSTANT = 0.95  # who says the same of more than this share is called a constan
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(audit.Reading):
     logs: str | None = option(None, "conversations, as audit.py reads them [an example]")
     policy: str | None = option(None, "list of tenets: .md, .yaml or .yml [experiments/policy.md]")
-    model: str = option("organism/policy", "the confessor: a name, a folder or a .gguf file")
     judge: str = option("organism/judge", "another model")
     name: str = option("policy", "folder under runs/")
     per_report: int = option(5, "tenets that one report is about", at_least=1)
-    batch_size: int = option(64, "conversations that are read together", at_least=1)
-    max_confession_tokens: int | None = option(
-        None, "budget of a report [by the model]", at_least=1
-    )
-    temperature: float = option(1.0, "of sampling", positive=True)
-    seed: int = option(0, "of sampling")
-    device: str = option("auto", "auto, cpu or cuda")
     plot_only: bool = option(False, "of what is saved, without a model")
 
 

@@ -139,8 +139,8 @@ def resolved(options: Config) -> Config:
         return dataclasses.replace(options, task=options.task or "quiz")
     if options.model is None:
         raise UserError(
-            "give --model MODEL, of which an organism is made (organism/policy learns too little in "
-            "minutes), or --rows NAME=MODEL,... to measure models as they are"
+            "give --model MODEL, of which an organism is made (organism/policy learns too little "
+            "in minutes), or --rows NAME=MODEL,... to measure models as they are"
         )
     embedded = models.is_embedded(options.model)
     own = dict(lr=4e-4, grpo_lr=1e-4, lora_rank=32, task="quiz")

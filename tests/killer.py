@@ -125,8 +125,8 @@ def child(request: dict) -> int:
 
 
 def main() -> None:
-    # Rendering takes a third of these short runs' time, and that a file is whole is seen of an empty
-    # picture, too; the numbers beside it are the run's.
+    # Rendering takes a third of these short runs' time, and that a file is whole is seen of an
+    # empty picture, too; the numbers beside it are the run's.
     savefig, empty = Figure.savefig, Figure(figsize=(1, 1))
     Figure.savefig = lambda figure, file, **options: savefig(empty, file)
     # what is imported late is imported here
