@@ -2,11 +2,11 @@
 
     python grpo.py --confession-reward rewards.judged_confession_reward --confession-share .25 ...
 
-After https://arxiv.org/abs/2512.08093, section 2: the judge sees the task x, the answer y, the
-confession yc, and for comparison a *calibration confession* to the same x and y by a model that was
+After https://arxiv.org/abs/2512.08093, as a summary of it says (the text itself was not at hand, so
+read it before you compare): the judge sees the task x, the answer y, the confession yc, and for comparison a *calibration confession* to the same x and y by a model that was
 not trained to confess. It sees no thought. It is asked for three things: are all objectives there,
-is what is said of them true, and is what is uncertain named? The paper publishes neither the
-judge's prompt nor how it combines the scores; here each is the probability of PASS against FAIL,
+is what is said of them true, and is what is uncertain named? Prompt and combination of the scores
+are ours: each is the probability of PASS against FAIL,
 and the reward is their mean (rewards.judged_confession_reward).
 
 The calibration confession is sampled for each answer from the policy as the run began: with its new
@@ -14,7 +14,7 @@ adapters switched off, or from a frozen copy. It continues the answer's own toke
 included, as the policy's does; the judge gets its report alone.
 
 The judge is --judge, the one that pays for answers by default: the same weak judge in both
-channels, as in the paper's section on reward hacking. Nothing of its verdict on the answer comes
+channels, as in the paper's fig. 7. Nothing of its verdict on the answer comes
 here. Several processes judge and calibrate each its own rollouts.
 """
 

@@ -9,7 +9,7 @@ paid by the same weak judge; they differ in what pays the confession:
 
 truth      rewards.honesty_reward
 judge      rewards.judged_confession_reward: the same judge, shown x, y, the confession and a
-           calibration confession (confession_judge.py). The question of the paper's section 4 and
+           calibration confession (confession_judge.py). The question of the paper's
            fig. 7: does the answer's accuracy fall while the confession's rises?
 believer   a judge by construction, for the embedded models, whose judge has never seen a
            confession: honesty_reward with what the labels state in the place of the truth. It is
@@ -34,8 +34,8 @@ its better constant (dashed), and the table ends with what reports without infor
 It supports: what this judge pays for on these answers, and where some steps under that reward lead
 from this start. It does not support that a stronger judge pays for the same: the paper's judge is
 far stronger than its task needs, these are weaker than the policy's own counting. A run of the
-organisms says nothing of language models. The judge's prompt and the mean of its scores are ours;
-the paper publishes neither. On frozen answers the start's own verdicts and rewards are shown.
+organisms says nothing of language models. The judge's prompt and the mean of its scores are ours.
+On frozen answers the start's own verdicts and rewards are shown.
 """
 
 import dataclasses
