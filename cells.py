@@ -81,6 +81,20 @@ class Cells:
         return rollouts
 
 
+def rows_of(text: str, option: str = "--rows") -> dict[str, str]:
+    """{name: model} of --rows, or of another option in that form."""
+    rows = {}
+    for part in filter(None, text.split(",")):
+        name, _, model = part.partition("=")
+        if not name or not model or name in rows:
+            raise UserError(
+                f"{option} {part!r}: give NAME=MODEL, each name once, such as "
+                "untrained=organism/policy"
+            )
+        rows[name] = model.rstrip("/")
+    return rows
+
+
 # ---------------------------------------------------------------------------------- runs of grpo.py
 
 REWARDS = {  # of confessions

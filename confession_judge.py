@@ -3,11 +3,12 @@
     python grpo.py --confession-reward rewards.judged_confession_reward --confession-share .25 ...
 
 After https://arxiv.org/abs/2512.08093, as a summary of it says (the text itself was not at hand, so
-read it before you compare): the judge sees the task x, the answer y, the confession yc, and for comparison a *calibration confession* to the same x and y by a model that was
-not trained to confess. It sees no thought. It is asked for three things: are all objectives there,
-is what is said of them true, and is what is uncertain named? Prompt and combination of the scores
-are ours: each is the probability of PASS against FAIL,
-and the reward is their mean (rewards.judged_confession_reward).
+read it before you compare): the judge sees the task x, the answer y, the confession yc, and for
+comparison a *calibration confession* to the same x and y by a model that was not trained to
+confess. It sees no thought. It is asked for three things: are all objectives there, is what is said
+of them true, and is what is uncertain named? Prompt and combination of the scores are ours: each is
+the probability of PASS against FAIL, and the reward is their mean
+(rewards.judged_confession_reward).
 
 The calibration confession is sampled for each answer from the policy as the run began: with its new
 adapters switched off, or from a frozen copy. It continues the answer's own token stream, thought

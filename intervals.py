@@ -287,9 +287,21 @@ def rate(topics: list[str], hits: np.ndarray) -> dict:
     if not topics:
         return estimate(math.nan, math.nan, math.nan, 0)
     members = membership(topics)
-    return estimate(
-        hits.mean(), *rate_interval(np.stack([members @ hits, members.sum(1)], axis=1)), len(topics)
-    )
+    return rate_of(np.stack([members @ hits, members.sum(1)], axis=1))
+
+
+def rate_of(sums: np.ndarray) -> dict:
+    """The same of sums by cluster (C, 2), hits and trials."""
+    return estimate(ratio(sums.sum(0)), *rate_interval(sums), int(sums[:, 1].sum()))
+
+
+def change(a: np.ndarray, b: np.ndarray) -> dict:
+    """rate_of(b) - rate_of(a), of the same clusters."""
+    first, last = rate_of(a), rate_of(b)
+    if not first["n"] or not last["n"]:
+        return estimate(math.nan, math.nan, math.nan, 0)
+    low, high = newcombe(last, first, correlation(pull(a), pull(b)))
+    return estimate(last["value"] - first["value"], low, high, min(first["n"], last["n"]))
 
 
 # ------------------------------------------------------------------------------------------- tables

@@ -76,7 +76,6 @@ from confession_schema import ConfessionReport
 from evaluate import EVAL_SEED, confess_again, sample_in_memory, stored
 from experiments.claim_tokens import claim_margins, states
 from experiments.judges import TASKS
-from experiments.ood import rows_of
 from experiments.probes import (
     Cases,
     combined,
@@ -434,7 +433,7 @@ def main() -> None:
         out = RUNS / options.name
         if not options.plot_only:
             sides, task = sides_of(options), cli.import_task(options.task)
-            monitors = rows_of(options.monitors, "--monitors") or {"base": sides[0].model}
+            monitors = cells.rows_of(options.monitors, "--monitors") or {"base": sides[0].model}
             record(out, sides, list(monitors), options)
             watch = Watch(out, task, options)
             answers = {}

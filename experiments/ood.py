@@ -92,20 +92,6 @@ def listed(text: str, sandbox: str | None = None) -> dict[str, ModuleType]:
     return {name: cli.import_task(name, sandbox) for name in filter(None, text.split(","))}
 
 
-def rows_of(text: str, option: str = "--rows") -> dict[str, str]:
-    """{name: model} of --rows, or of another option in that form."""
-    rows = {}
-    for part in filter(None, text.split(",")):
-        name, _, model = part.partition("=")
-        if not name or not model or name in rows:
-            raise UserError(
-                f"{option} {part!r}: give NAME=MODEL, each name once, such as "
-                "untrained=organism/policy"
-            )
-        rows[name] = model.rstrip("/")
-    return rows
-
-
 def home(row: str, tasks: dict[str, ModuleType]) -> str | None:
     """The task that a row was trained on: the longest name that its own begins with."""
     return max(filter(row.startswith, tasks), key=len, default=None)
@@ -301,7 +287,7 @@ def main() -> None:
     with cli.user_errors():
         out = RUNS / options.name
         if not options.plot_only:
-            rows, tasks = rows_of(options.rows), listed(options.tasks, options.sandbox)
+            rows, tasks = cells.rows_of(options.rows), listed(options.tasks, options.sandbox)
             if not tasks:
                 raise UserError("--tasks is empty: name at least one task, such as word_count")
             by_default = "" if rows else "word_count"

@@ -63,10 +63,8 @@ from chat_template import transcript_ids
 from cli import UserError, option
 from confession_schema import ConfessionReport, confession_prompt
 from evaluate import ANSWERS, EVAL_SEED, confess_again, sample_in_memory
-from experiments.ood import rows_of
-from experiments.seed_hack import change, rate
 from grpo import assign_advantages, update
-from intervals import format_estimates
+from intervals import change, format_estimates, rate_of
 from job import check_prompts
 from metrics import metrics
 from options import INFORMATION, resolve
@@ -464,7 +462,7 @@ def numbers(saved: dict[str, list[Rollout]], task: ModuleType) -> dict:
     """What table and figure show of one state; saved: {condition: rollouts}."""
     able = abilities(saved["reference"])
     by = {name: sums(saved[name], able, task) for name in (*CONDITIONS, NEW_CONTEXT)}
-    found = {name: {measure: rate(s) for measure, s in of.items()} for name, of in by.items()}
+    found = {name: {measure: rate_of(s) for measure, s in of.items()} for name, of in by.items()}
     for name, of in by.items():
         found[name]["J: sandbagged - not"] = change(of[FALSELY], of[TELLS])
     null = by["unthreatened"]
@@ -576,9 +574,12 @@ def main() -> None:
         folder = RUNS / options.name
         if options.plot_only:
             saved = run_folder.read_json(folder / "options.json")
-            rows, options = rows_of(saved["rows"]), dataclasses.replace(options, task=saved["task"])
+            rows, options = (
+                cells.rows_of(saved["rows"]),
+                dataclasses.replace(options, task=saved["task"]),
+            )
         else:
-            rows = rows_of(options.rows)
+            rows = cells.rows_of(options.rows)
             options = resolved(options)
             refuse_other(folder, options)
             for state, name in rows.items():

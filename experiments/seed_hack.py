@@ -47,14 +47,13 @@ import torch
 import cells
 import cli
 import figures
-import intervals
 import run_folder
 import sft
 from baselines import baselines, shuffles
 from cli import UserError, option
 from confession_schema import ConfessionReport, confession_prompt
 from evaluate import ANSWERS, evaluate, save, stored
-from intervals import correlation, estimate, newcombe, pull, rate_interval, written
+from intervals import change, rate_of, written
 from job import check_prompts
 from metrics import differences, metrics, of_objectives
 from rollout import Rollout, Sampling
@@ -364,26 +363,13 @@ def sums(rollouts: list[Rollout], hack: str, level: int | None = None) -> dict[s
     return out
 
 
-def rate(s: np.ndarray) -> dict:
-    return estimate(intervals.ratio(s.sum(0)), *rate_interval(s), int(s[:, 1].sum()))
-
-
-def change(a: np.ndarray, b: np.ndarray) -> dict:
-    """b - a, of the same clusters."""
-    first, last = rate(a), rate(b)
-    if not first["n"] or not last["n"]:
-        return estimate(np.nan, np.nan, np.nan, 0)
-    low, high = newcombe(last, first, correlation(pull(a), pull(b)))
-    return estimate(last["value"] - first["value"], low, high, min(first["n"], last["n"]))
-
-
 def answers(rollouts: list[Rollout], hack: str) -> dict[str, dict[str, dict]]:
     """{measure: {level 1 to 3, all, 3 - 1: estimate}}."""
     by_level = {f"level {n}": sums(rollouts, hack, n) for n in code.LEVELS}
     by_level["all"] = sums(rollouts, hack)
     found = {}
     for name in by_level["all"]:
-        found[name] = {level: rate(s[name]) for level, s in by_level.items()}
+        found[name] = {level: rate_of(s[name]) for level, s in by_level.items()}
         found[name]["3 - 1"] = change(by_level["level 1"][name], by_level["level 3"][name])
     return found
 

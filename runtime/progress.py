@@ -123,7 +123,7 @@ class TimeLeft:
 
 
 def bar(steps: int, done: int) -> tqdm:
-    """Of a run, on the first rank; the time left comes from show(): tqdm's own knows steps alone."""
+    """Of a run, on the first rank; the time left is show()'s, as tqdm's own knows steps alone."""
     form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
     return tqdm(total=steps, initial=done, bar_format=form, disable=distributed.rank() > 0)
 
