@@ -17,12 +17,18 @@ step       a GRPO step with LoRA of rank 32 (needs peft): rollouts of one turn a
            checkpointing. step-long: four times as many tokens. step-ragged: two turns, with and
            without checkpointing
 full       the same with all parameters trained, both ways
+small      a GRPO step of grpo.py with LoRA and its defaults for a GPU at the shapes of SmolLM2-135M,
+           Qwen2.5-0.5B and 1.5B: prompts, both turns' tokens, judge (of the policy's shape), reports
+           and their truth; lengths and texts are those of a committed evaluation, every span is
+           trained, as many slots as rollouts. In the note: phases, and the process's first step
 judge      64 committed answers before the Judge of a GRPO step, at Qwen3-4B's shape. Random weights
            do not stop by themselves: all new tokens are generated, which a real judge seldom does
 embedded   grpo.py itself on the embedded models, with the judge
 trl        GRPOTrainer, its reward taking no time. On CUDA: the tokens of `step`. On a CPU:
            the embedded policy and one turn of as many tokens as `embedded` has in two, all of one
            length, so that no row waits for another
+trl-small  the same at the last shape of `small` and its first number of rollouts: xc in the prompt,
+           one turn of as many tokens as its two
 
 What compiles is not counted: each row has a warm-up, a GRPO step a whole one. Tokens are those
 sampled; in a GRPO step those trained with the prompts before them; for the judge those of its
@@ -43,9 +49,11 @@ time is overhead.
 """
 
 import contextlib
+import dataclasses
 import gc
 import importlib.util
 import io
+import itertools
 import math
 import multiprocessing
 import re
@@ -58,9 +66,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import cli
 import grpo
@@ -68,7 +77,7 @@ import models
 import run_folder
 from cli import UserError
 from confession_schema import confession_prompt
-from rewards import Judge, framed_ids
+from rewards import Judge, framed_ids, honesty_reward, judge_reward
 from rollout import Rollout, Sampling, Span
 from runtime import distributed, engine
 from runtime.optimizer import make_optimizer
@@ -100,6 +109,7 @@ class Config:
 # prompt, xc, answer: tokens of the prompt, between the turns and of a single turn; turns: mean and
 # most tokens of two ragged ones
 SHAPE_8B = dict(
+    model_type="qwen3",
     vocab_size=151_936,
     hidden_size=4_096,
     intermediate_size=12_288,
@@ -113,6 +123,7 @@ SHAPE_8B = dict(
 )
 SHAPE_4B = SHAPE_8B | dict(hidden_size=2_560, intermediate_size=9_728, tie_word_embeddings=True)
 SHAPE_TINY = dict(
+    model_type="qwen3",
     vocab_size=1_536,
     hidden_size=128,
     intermediate_size=384,
@@ -123,6 +134,35 @@ SHAPE_TINY = dict(
     max_position_embeddings=40_960,
     tie_word_embeddings=False,
 )
+SHAPE_135M = dict(
+    model_type="llama",
+    vocab_size=49_152,
+    hidden_size=576,
+    intermediate_size=1_536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    max_position_embeddings=8_192,
+    rope_theta=1e5,
+    tie_word_embeddings=True,
+)
+SHAPE_05B = dict(
+    model_type="qwen2",
+    vocab_size=151_936,
+    hidden_size=896,
+    intermediate_size=4_864,
+    num_hidden_layers=24,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    max_position_embeddings=32_768,
+    rope_theta=1e6,
+    tie_word_embeddings=True,
+)
+SHAPE_15B = SHAPE_05B | dict(
+    hidden_size=1_536, intermediate_size=8_960, num_hidden_layers=28, num_attention_heads=12
+)
+# 256 rollouts of two turns: lengths and texts of `small`
+STORED = Path(__file__).parents[1] / "runs/embedded/evals/step_0100_n256.jsonl"
 ON_GPU = SimpleNamespace(
     policy=SHAPE_8B,
     judge=SHAPE_4B,
@@ -131,7 +171,10 @@ ON_GPU = SimpleNamespace(
     xc=200,
     answer=1_024,
     turns=((1_500, 6_000), (900, 4_000)),
-    rows="decode ragged step step-nockpt step-long step-ragged full judge",
+    rows="decode ragged step step-nockpt step-long step-ragged full small judge",
+    small={"SmolLM2-135M": SHAPE_135M, "Qwen2.5-0.5B": SHAPE_05B, "Qwen2.5-1.5B": SHAPE_15B},
+    small_rollouts=(64, 256),
+    defaults=models.GPU,
     contexts="384 3040",
     ragged_rollouts="64 256",
     decode_steps=128,
@@ -145,7 +188,10 @@ ON_CPU = SimpleNamespace(
     prompt=50,
     xc=40,
     answer=32,
-    rows="decode ragged step step-nockpt step-long step-ragged full judge embedded",
+    rows="decode ragged step step-nockpt step-long step-ragged full small judge embedded",
+    small={"tiny": SHAPE_TINY | dict(model_type="qwen2")},
+    small_rollouts=(8,),
+    defaults=models.CPU,
     turns=((30, 120), (18, 80)),
     contexts="128 512",
     ragged_rollouts="64 128",
@@ -209,7 +255,7 @@ class Limit:
             2
             * config.num_hidden_layers
             * config.num_key_value_heads
-            * config.head_dim
+            * engine.head_size(config)
             * model.dtype.itemsize
         )
 
@@ -264,7 +310,8 @@ def row(name: str):
 def random_model(shape: dict, dtype: torch.dtype, device: torch.device):
     torch.manual_seed(0)  # the same on every rank
     with torch.device("meta"):
-        model = Qwen3ForCausalLM(Qwen3Config(**shape)).to(dtype)
+        config = AutoConfig.for_model(**shape)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.to_empty(device=device)
     model.tie_weights()
     for name, parameter in model.named_parameters():
@@ -463,6 +510,114 @@ def grpo_rows(names: list[str], model, limit: Limit, size, config: Config) -> di
     return totals
 
 
+def small_job(shape: dict, n: int, size, device: torch.device) -> grpo.Job:
+    """What grpo.py loads for steps of n rollouts, with random weights of a shape."""
+    config = grpo.Config(
+        prompts_per_step=n // 8,
+        confession_advantage_scale="group",
+        batch_size=n,
+        sampler="engine",
+        **models.PLAIN | size.defaults,
+    )
+    policy, judge = (random_model(shape, size.dtype, device) for _ in range(2))
+    model = models.add_lora(policy.requires_grad_(False), config.lora_rank)
+    if config.gradient_checkpointing:
+        models.recompute_activations(model)
+    if config.compile:
+        models.compile_layers(model)
+    return grpo.Job(
+        config=config,
+        run=None,
+        task=word_count,
+        rewards=(judge_reward, honesty_reward),
+        tokenizer=embedded_tokenizer("policy"),
+        model=model,
+        learner=model,
+        reference=None,
+        judge=Judge(judge, embedded_tokenizer("judge")),
+        confession_judge=None,
+        optimizer=make_optimizer(model, 1e-5),
+        sampling=Sampling.of(vars(config)),
+        micro_batch_tokens=config.micro_batch_tokens,
+    )
+
+
+def tokens_of(rollout: Rollout) -> list[int]:
+    """Sampled tokens of both turns."""
+    return [span.end - span.start for span in rollout.spans.values()]
+
+
+def small_step(job: grpo.Job, step: int, stored: list[Rollout]) -> tuple[dict, list[Rollout], dict]:
+    """(seconds by phase, rollouts, what the update saw) of a step as grpo.train() takes it. Turns
+    are as long as those of the stored rollouts, whose texts are judged and scored.
+    """
+    seconds = {}
+
+    class Forced(engine.Engine):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.stop_ids = self.stop_ids.new_tensor([-1])
+            answers = self.budgets[0]  # the second turn's places are behind them
+            self.limits = [(a, answers + c) for a, c in map(tokens_of, stored)]
+
+    def phase(name: str, function, *args):
+        result, seconds[name], _ = measured(job.model.device, lambda: function(*args))
+        return result
+
+    with mock.patch.object(engine, "Engine", Forced):
+        rollouts = phase("sample", grpo.generate, job, step)
+    rollouts = [
+        dataclasses.replace(own, x=other.x, y=other.y, xc=other.xc, yc=other.yc)
+        for own, other in zip(rollouts, stored, strict=True)
+    ]
+    verdicts = phase("judge", job.judge, rollouts)
+    phase("score", grpo.scored, job, rollouts, verdicts)
+    for i, rollout in enumerate(rollouts):
+        for span in rollout.spans.values():
+            span.advantage = 1.0 if i % 2 else -1.0
+    return seconds, rollouts, phase("train", grpo.learn, job, step, rollouts)
+
+
+def prompt_lengths(rollouts: list[Rollout]) -> SimpleNamespace:
+    """Mean tokens of the prompt and between the turns."""
+    return SimpleNamespace(
+        prompt=statistics.mean(r.answer.start for r in rollouts),
+        xc=statistics.mean(r.confession.start - r.answer.end for r in rollouts),
+    )
+
+
+def small_rows(size, limits, config: Config, device: torch.device) -> float | None:
+    """Seconds of a step of the last shape and the first number of rollouts; limits(model)."""
+    stored, first = run_folder.load_rollouts(STORED, word_count), None
+    for name, n in itertools.product(size.small, size.small_rollouts):
+        with row(label := f"small: {name}, {n} two-turn"):
+            job = small_job(size.small[name], n, size, device)
+            # from 3: the sampler and the trainer are not compared (grpo.learn)
+            cold, *_ = small_step(job, 3, stored[:n])
+            steps = [small_step(job, 4 + i, stored[:n]) for i in range(config.repeats)]
+            gib, (_, rollouts, stats) = peak_gib(device), steps[-1]
+            phases = {p: statistics.median(seconds[p] for seconds, *_ in steps) for p in cold}
+            seconds, limit = sum(phases.values()), limits(job.judge.model)
+            lengths = [tokens_of(r) for r in rollouts]
+            tokens = sum(len(r.token_ids) for r in rollouts)
+            least = {
+                "sample": limit.sampling(lengths, prompt_lengths(rollouts), n),
+                "train": limit.training(tokens, all_parameters=False),
+            }
+            note = ", ".join(
+                f"{p} {s:.2f} s" + (f" ({least[p] / s:.0%})" if p in least else "")
+                for p, s in phases.items()
+            )
+            note += f"; {sum(map(sum, lengths)) / n:.0f} sampled tokens a rollout"
+            note += f", gap {stats['logprob_gap_answer'] or math.nan:.3f}; first step "
+            note += ", ".join(f"{p} {s:.1f}" for p, s in cold.items()) + " s"
+            show(label, seconds, tokens, sum(least.values()), gib, note)
+            if n == size.small_rollouts[0]:
+                first = seconds
+            del job, limit
+    return first
+
+
 def embedded_tokenizer(name: str):
     return AutoTokenizer.from_pretrained(models.ORGANISMS / name)
 
@@ -516,9 +671,9 @@ def embedded(config: Config) -> dict:
     )
 
 
-def trl(config: Config, size, rollouts: int, tokens: int) -> dict:
-    """The same of GRPOTrainer, of rollouts of `tokens` tokens each.
-    It does not know that prompts are shared.
+def trl(config: Config, shape: dict | None, rollouts: int, prompt: int, tokens: int) -> dict:
+    """The same of GRPOTrainer with LoRA, of rollouts of `tokens` tokens each after prompts of
+    `prompt`; without a shape of the embedded policy. It does not know that prompts are shared.
     """
     from datasets import Dataset
     from peft import LoraConfig
@@ -536,13 +691,11 @@ def trl(config: Config, size, rollouts: int, tokens: int) -> dict:
 
     device = models.device_of(config.device)
     on_gpu, options = device.type == "cuda", {}
-    if on_gpu:
-        model, tokenizer = (
-            random_model(size.policy, size.dtype, device),
-            embedded_tokenizer("policy"),
-        )
+    if shape:
+        dtype = torch.bfloat16 if on_gpu else torch.float32
+        model, tokenizer = random_model(shape, dtype, device), embedded_tokenizer("policy")
         # a token each; the chat template adds a few
-        prompts = [" the" * (size.prompt - 10) + f" {i}" for i in range(rollouts)]
+        prompts = [" the" * (prompt - 10) + f" {i}" for i in range(rollouts)]
         options["peft_config"] = LoraConfig(
             r=32, lora_alpha=64, target_modules=models.LORA_TARGETS, task_type="CAUSAL_LM"
         )
@@ -589,15 +742,17 @@ def trl(config: Config, size, rollouts: int, tokens: int) -> dict:
 
 
 def chosen_rows(config: Config, size) -> list[str]:
-    rows, known = (config.rows or size.rows).split(), [*ON_CPU.rows.split(), "trl"]
+    rows = (config.rows or size.rows).split()
+    known = [*ON_CPU.rows.split(), "trl", "trl-small"]
     for name in rows:
         if name not in known:
             raise UserError(f"--rows {name!r} is unknown: choose among {' '.join(known)}")
-    if config.vs_trl or "trl" in rows:
+    if config.vs_trl or {"trl", "trl-small"} & {*rows}:
         missing = [name for name in ("trl", "peft") if not importlib.util.find_spec(name)]
         if missing:
             names = " and ".join(missing)
             raise UserError(f"the row trl needs {names}: pip install trl==1.16.0 peft==0.21.2")
+    if config.vs_trl or "trl" in rows:
         # on a CPU it gets the tokens that embedded counted
         rows += ["trl"] if size is ON_GPU else ["trl", "embedded"]
     return [r for r in rows if r.startswith(("step", "full"))] if distributed.world() > 1 else rows
@@ -676,6 +831,8 @@ def bench(config: Config) -> None:
     if "full" in rows:
         with row("full"):
             grpo_rows(["full"], random_model(size.policy, size.dtype, device), limit, size, config)
+    if "small" in rows:
+        totals["small"] = small_rows(size, lambda m: Limit(m, read, product), config, device)
     if "judge" in rows:
         with row("judge"):
             model = random_model(size.judge, size.dtype, device)
@@ -699,26 +856,35 @@ def bench(config: Config) -> None:
         )
     if "trl" in rows and not on_gpu:
         length = round(ours.tokens / n)
-        theirs = in_own_process(trl, config, size, n, length)
+        theirs = in_own_process(trl, config, None, n, 0, length)
         ratio = (
             "; TRL / ours: "
             f"{statistics.median(theirs.seconds) / statistics.median(ours.seconds):.2f}"
         )
         show_steps(f"trl: {n} x {length}, one turn", theirs, n * length, None, ratio)
-    elif "trl" in rows:
-        with row("trl"):
-            n, length = config.rollouts, size.answer
-            theirs = in_own_process(trl, config, size, n, length)
-            tokens = n * (size.prompt + length)
-            least = limit.sampling([[length, 0]] * n, size, n) + limit.training(
-                tokens, all_parameters=False
-            )
+    trl_rows = {}  # {name: (our row, shape, number, tokens of the prompt, sampled tokens)}
+    if "trl" in rows and on_gpu:
+        trl_rows["trl"] = "step", size.policy, config.rollouts, size.prompt, size.answer
+    if "trl-small" in rows:
+        n, stored = size.small_rollouts[0], run_folder.load_rollouts(STORED, word_count)
+        stored, (*_, shape) = stored[:n], size.small.values()
+        prompt = round(sum(vars(prompt_lengths(stored)).values()))
+        length = round(statistics.mean(sum(tokens_of(r)) for r in stored))
+        trl_rows["trl-small"] = "small", shape, n, prompt, length
+    for name, (ours, shape, n, prompt, length) in trl_rows.items():
+        with row(name):
+            theirs = in_own_process(trl, config, shape, n, prompt, length)
+            tokens = n * (prompt + length)
+            limit = Limit(random_model(shape, size.dtype, device), read, product)
+            least = limit.sampling([[length, 0]] * n, SimpleNamespace(prompt=prompt, xc=0), n)
+            least += limit.training(tokens, all_parameters=False)
             ratio = (
-                f"; TRL / ours: {statistics.median(theirs.seconds) / totals['step']:.2f}"
-                if "step" in totals
+                f"; TRL / ours: {statistics.median(theirs.seconds) / totals[ours]:.2f}"
+                if totals.get(ours)
                 else ""
             )
-            show_steps(f"trl: {n} x {length:,}, LoRA, 8 rows ckpt", theirs, tokens, least, ratio)
+            label = f"{name}: {n} x {length:,}, LoRA, 8 rows ckpt"
+            show_steps(label, theirs, tokens, least, ratio)
 
 
 def show_steps(

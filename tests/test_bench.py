@@ -22,6 +22,7 @@ TINY = (
 def table(monkeypatch, capsys, *options: str) -> str:
     monkeypatch.setattr(bench.ON_CPU, "turns", ((6, 12), (4, 8)))
     monkeypatch.setattr(bench.ON_CPU, "answer", 8)
+    monkeypatch.setattr(bench, "tokens_of", lambda rollout: [8, 6])
     # a third of a second each beside the objects of all tests
     monkeypatch.setattr(bench, "gc", SimpleNamespace(collect=int))
     monkeypatch.setattr(sys, "argv", ["bench.py", *TINY, *options])
@@ -31,7 +32,7 @@ def table(monkeypatch, capsys, *options: str) -> str:
 
 def test_each_row_prints_finite_numbers(monkeypatch, capsys):
     pytest.importorskip("peft")
-    names = ["decode", "ragged", "step", "step-nockpt", "step-long", "step-ragged", "full", "judge"]
+    names = "decode ragged step step-nockpt step-long step-ragged full small judge".split()
     lines = table(monkeypatch, capsys, "--rows", " ".join(names)).splitlines()
     lines = lines[lines.index("") + 2 :]
     assert [line.split(":")[0].strip() for line in lines if ":" in line[:20]] == [
@@ -39,6 +40,7 @@ def test_each_row_prints_finite_numbers(monkeypatch, capsys):
         "step-ragged",
         "full",
         "full",
+        "small",
         "judge",
     ]
     assert not [line for line in lines if "not measured" in line]
@@ -51,7 +53,7 @@ def test_each_row_prints_finite_numbers(monkeypatch, capsys):
         ), line
         assert "NO STEP" not in line
     gaps = [float(gap) for gap in re.findall(r"gap (\S+?)[;\s]", "\n".join(lines) + "\n")]
-    assert len(gaps) == 7 and max(gaps) < 1e-3  # what is trained is what was sampled
+    assert len(gaps) == 8 and max(gaps) < 1e-3  # what is trained is what was sampled
 
 
 def test_a_lack_of_memory_costs_one_row(monkeypatch, capsys):
