@@ -676,6 +676,7 @@ def trl(config: Config, shape: dict | None, rollouts: int, prompt: int, tokens: 
     `prompt`; without a shape of the embedded policy. It does not know that prompts are shared.
     """
     from datasets import Dataset
+    from datasets.table import InMemoryTable
     from peft import LoraConfig
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -729,8 +730,12 @@ def trl(config: Config, shape: dict | None, rollouts: int, prompt: int, tokens: 
             processing_class=tokenizer,
             reward_funcs=lambda completions, **_: [float(len(str(c)) % 7) for c in completions],
             args=arguments,
-            train_dataset=Dataset.from_dict(
-                {"prompt": [[{"role": "user", "content": p}] for p in prompts]}
+            # a fingerprint is given, as dill cannot make one of some versions of pyarrow
+            train_dataset=Dataset(
+                InMemoryTable.from_pydict(
+                    {"prompt": [[{"role": "user", "content": p}] for p in prompts]}
+                ),
+                fingerprint="bench",
             ),
             callbacks=[Clock()],
             **options,
