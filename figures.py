@@ -571,7 +571,7 @@ def confession_judge(
             for label, (line, colour, dashes) in lines.items():
                 style = dict(color=colour, linestyle=dashes, linewidth=1.3)
                 above.plot(steps, line, label=label if first else None, **style)
-            for evals, name in ((own, "on-policy"), (held, "frozen answers")):
+            for evals, name in ((held, "frozen answers"), (own, "on-policy")):
                 _line(
                     below,
                     evals[arm, seed],

@@ -217,10 +217,17 @@ def frozen(
     held = {}
     for key, run in runs.items():
         confessor = Confessor(run, run_folder.read_config(run), task, options)
-        steps = [step for step in run_folder.evaluations(run) if step or not held]
+        names = {
+            step: f"frozen_by_{step:04d}"
+            for step in run_folder.evaluations(run)
+            if step or not held
+        }
+        if options.plot_only and held:  # without a model, of later runs what there is
+            there = lambda name: (run / "evals" / f"{name}.json").exists()
+            names = {step: name for step, name in names.items() if there(name)}
         held[key] = {
-            step: confessor.confess(f"frozen_by_{step:04d}", step, answers, own_context)
-            for step in steps
+            step: confessor.confess(name, step, answers, own_context)
+            for step, name in names.items()
         }
     start = next(iter(held.values()))[0]
     return {key: {0: start} | cells for key, cells in held.items()}
@@ -232,25 +239,28 @@ def frozen(
 def table(
     own: dict[tuple, dict[int, list]], held: dict[tuple, dict[int, list]], start: list, task
 ) -> str:
-    """On-policy, frozen, paired differences of the arms on the frozen answers, and baselines."""
-    name = lambda key: f"{key[0]} {key[1]}"
-    last = lambda evals: evals[max(evals)]
+    """On-policy, frozen, paired differences of the arms on the frozen answers, and baselines, at
+    the last step at which all runs are evaluated.
+    """
+    step = max(set.intersection(*map(set, own.values())))
+    name = lambda key: f"{key[0]} {key[1]} step {step}"
     on_policy = {"start": metrics(start, task)}
-    on_policy |= {f"{name(k)} step {max(e)}": metrics(last(e), task) for k, e in own.items()}
+    on_policy |= {name(k): metrics(e[step], task) for k, e in own.items()}
     lines = ["on-policy", format_table(on_policy, SHOWN)]
-    columns = {name(k): metrics(last(e), task) for k, e in held.items()}
+    of_step = {k: e[step] for k, e in held.items() if step in e}
+    columns = {name(k): metrics(rollouts, task) for k, rollouts in of_step.items()}
     lines += ["", "frozen answers of the start", format_table(columns, CONFESSED)]
     paired = {
-        f"{name(k)} - {name(('truth', k[1]))}": differences(
-            last(held["truth", k[1]]), last(e), task
-        )
-        for k, e in held.items()
-        if k[0] != "truth" and ("truth", k[1]) in held
+        f"{k[0]} {k[1]} - truth {k[1]}": differences(of_step["truth", k[1]], rollouts, task)
+        for k, rollouts in of_step.items()
+        if k[0] != "truth" and ("truth", k[1]) in of_step
     }
     if paired:
         lines += ["", "the same, paired differences", format_table(paired, CONFESSED)]
-    for k, e in held.items():
-        lines += ["", f"{name(k)}, frozen answers", format_baselines(last(e), task)]
+    for k, e in own.items():
+        lines += ["", f"{name(k)}, on-policy", format_baselines(e[step], task)]
+    for k, rollouts in of_step.items():
+        lines += ["", f"{name(k)}, frozen answers", format_baselines(rollouts, task)]
     return "\n".join(lines)
 
 

@@ -241,6 +241,32 @@ def test_table_and_figure_of_saved_runs(tmp_path, tokenizers, monkeypatch, capsy
     assert (out / "fig_confession_judge.png").stat().st_size > 10_000
 
 
+def test_a_run_that_was_cut_off(tmp_path, tokenizers, monkeypatch):
+    """Runs are compared at different steps, or the start's confessions stand for those that a run
+    without its checkpoints lacks.
+    """
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "runs/some"
+    make_runs(out, tokenizers["organism"])
+    later = told_rollouts(tokenizers["organism"], seed=20)
+    for name in ("step_0003", "frozen_by_0003"):
+        save(out / f"truth_0/evals/{name}.json", later, word_count)
+    for path in (out / "believer_0/evals").glob("frozen_*"):
+        path.unlink()
+    arguments = "confession_judge --plot-only --seeds 0 --name some".split()
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit):  # its answers are others
+        experiment.main()
+    start = run_folder.load_rollouts(out / "truth_0/evals/step_0000.jsonl", word_count)
+    again = [dataclasses.replace(r, yc=o.yc, report=o.report) for r, o in zip(start, later)]
+    save(out / "truth_0/evals/frozen_by_0003.json", again, word_count)
+    experiment.main()
+    table = (out / "table.txt").read_text()
+    assert "truth 0 step 2" in table and "believer 0 step 2" in table and "step 3" not in table
+    assert "believer 0 step 2, on-policy" in table
+    assert "believer 0 step 2, frozen" not in table and "believer 0 - truth 0" not in table
+
+
 def test_arguments_of_the_arms():
     """Arms differ in more than what pays the confession."""
     options = experiment.Config(model="some/model", judge="some/judge")
