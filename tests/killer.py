@@ -6,7 +6,9 @@ with one, {"status", "output", "seconds"}; a negative status is a signal's.
     "kill_after": seconds         SIGKILL from outside
     "kill_at": [name, k, when]    SIGKILL by the child itself at the k-th call of a function in
                                   KILL_POINTS, "before" it or in its "middle" (half of what it
-                                  writes is written)
+                                  writes is written). k = 0: at every call, each in a fork of its
+                                  own, whose copy of the folder, FOLDER_k, is what the kill leaves;
+                                  the run itself goes on
     "disk": bytes                 the folder is a file system of this size (0: a read-only one), and
                                   after the failure one with room enough, where the run is resumed;
                                   status 77 where that is not permitted
@@ -15,6 +17,8 @@ with OMP_NUM_THREADS=1.
 """
 
 import ctypes
+import gc
+import io
 import json
 import os
 import shutil
@@ -44,6 +48,17 @@ KILL_POINTS = {  # name: (holder, attribute, what a call that is cut in its midd
 }
 
 
+def forked(k: int) -> bool:
+    """Whether this is the fork, in a copy of the folder; the run itself waits for its death."""
+    pid = os.fork()
+    if pid:
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+        return False
+    # a run's paths are relative to the folder that it was started in
+    os.chdir(shutil.copytree(Path.cwd(), f"{Path.cwd()}_{k}", symlinks=True))
+    return True
+
+
 def arm(name: str, k: int, when: str) -> None:
     """Replace a function by one that counts its calls and dies at the k-th."""
     holder, attribute, torn = KILL_POINTS[name]
@@ -51,7 +66,7 @@ def arm(name: str, k: int, when: str) -> None:
 
     def wrapped(*args, **kwargs):
         calls.append(1)
-        if len(calls) == k:
+        if len(calls) == k or k == 0 and forked(len(calls)):
             if when == "middle":
                 torn(*args, **kwargs)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -131,6 +146,10 @@ def main() -> None:
     Figure.savefig = lambda figure, file, **options: savefig(empty, file)
     # what is imported late is imported here
     models.load(str(models.ORGANISMS / "policy"), models.device_of("cpu"))
+    savefig(empty, io.BytesIO())
+    # a collection in a child would write to, and so copy, every page that it shares with this one
+    gc.collect()
+    gc.freeze()
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         request = json.loads(line)

@@ -97,6 +97,14 @@ def kill():
 
 
 @pytest.fixture(scope="module")
+def torn(kill, tmp_path_factory) -> Path:
+    """What is left of a run whose third step is in one log, and torn in the other."""
+    folder = tmp_path_factory.mktemp("torn")
+    assert kill.run(folder, RUN, kill_at=["append", 6, "middle"])[0] == -9
+    return folder
+
+
+@pytest.fixture(scope="module")
 def whole(kill, tmp_path_factory) -> tuple[dict[str, bytes], float, Path]:
     """Files of the run that was never interrupted,
     the seconds that it took, and its config.json.
@@ -149,33 +157,31 @@ def test_twenty_kills_at_random_moments(kill, whole, tmp_path):
 def test_a_kill_at_every_file_operation(kill, whole, tmp_path, name, when):
     """Half a file, or some of those that belong together, stop --resume or are taken for whole."""
 
-    def killed(kill: Killer, k: int) -> bool:
-        """Whether there is a k-th operation to be killed at."""
-        folder = tmp_path / str(k)
-        folder.mkdir()
-        status, output = kill.run(folder, RUN, kill_at=[name, k, when])
-        if status == 0:
-            return False
-        assert status == -9, output
-        status, output = kill.go_on(folder)
-        assert status == 0, output
-        assert_same(folder, whole)
-        return True
+    folder = tmp_path / "run"
+    folder.mkdir()
+    # one run, of which a fork is killed at each
+    status, output = kill.run(folder, RUN, kill_at=[name, 0, when])
+    assert status == 0, output
+    assert_same(folder, whole)
+    killed = sorted(tmp_path.glob("run_*"))
+    assert 3 < len(killed) < 100
+
+    def resumed(kill: Killer, folders: list[Path]) -> None:
+        for folder in folders:
+            status, output = kill.go_on(folder)
+            assert status == 0, output
+            assert_same(folder, whole)
 
     with running_killer() as other, ThreadPoolExecutor(2) as pool:
-        k = 1
-        while all(pool.map(killed, (kill, other), (k, k + 1))):
-            k += 2
-    assert 3 < k < 100
+        list(pool.map(resumed, (kill, other), (killed[::2], killed[1::2])))
 
 
 @pytest.mark.parametrize(
     "name, k", [("rename", 1), ("rename", 2), ("remove", 1), ("remove", 2), ("rename", 3)]
 )
-def test_a_kill_while_resuming(kill, whole, tmp_path, name, k):
+def test_a_kill_while_resuming(kill, whole, torn, tmp_path, name, k):
     """What a resumed run forgets is forgotten by halves when it is killed too."""
-    # step 3 is in one log, and torn in the other
-    assert kill.run(tmp_path, RUN, kill_at=["append", 6, "middle"])[0] == -9
+    shutil.copytree(torn, tmp_path, dirs_exist_ok=True)
     (tmp_path / "runs/run/evals/step_0003.json").write_text("of a step that is taken again")
     assert kill.run(tmp_path, RESUME, kill_at=[name, k, "before"])[0] == -9
     status, output = kill.run(tmp_path, RESUME)
