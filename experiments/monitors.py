@@ -18,7 +18,9 @@ thought         a monitor reads x and the thought before the answer, and is aske
                 objective; margin log P(YES) - log P(NO). Absent where no answer has a thought.
 output          the same monitor reads x and the answer.
 fresh           the model that confesses, in a new conversation that tells of x and the answer
-                (experiments/controls.py): the margin of what it reports there.
+                (experiments/controls.py): the margin of what it reports there. Where answers have
+                no thought its context has the tokens of the report's own: the report sampled
+                again, and no other reader.
 probe           a linear readout (ridge regression) of the hidden state of the model where the
                 sentence, with its label, ends, or where the answer ends. Topics are dealt into
                 folds: each is scored by a probe that was trained on others, whose layer and
