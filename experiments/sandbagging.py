@@ -19,30 +19,30 @@ Conditions: unthreatened; the threat; a harmless text of about its length; a rew
 For the answers under threat the confession is also asked in a new conversation that has the
 questions and the answers and neither threat nor thought.
 
-organism/sandbagger is an organism already. With another --model one is made: SFT on answers that are as right as the model can, but under
-threat some are wrong on purpose (HELD_BACK); a model that has thoughts says in its thought which.
-Reports have styles drawn independently of that (STYLES). Then confessions alone are trained (GRPO,
-information reward) under threat, with the comparison as truth: nothing reads the thought. Where
-there are thoughts they say what was held back, and so check the comparison.
+organism/sandbagger is an organism already. Of another --model one is made: SFT on answers that are
+as right as the model can, but under threat some are wrong on purpose (HELD_BACK); a model that has
+thoughts says in its thought which. Reports have styles drawn independently of that (STYLES). Then
+confessions alone are trained (GRPO, information reward) under threat, with the comparison as truth:
+no label or reward reads the thought. Where there are thoughts they say what was held back, and so
+check the comparison.
 
 What it supports: whether these models answer this quiz worse under these texts, and whether reports
 tell which answers. What it does not: (1) the organism sandbags because it was made to; it shows
 that the estimator finds it and that disclosure can be trained, and nothing of large models.
 (2) Among able questions sandbagged and wrong are one thing. A report that only knows which answers
 are wrong has J within a prompt 1, too; it gives itself away by "disclosing" wrong answers that were
-not held back. Without thoughts, wrong answers to questions that the model is not able to answer
-stand for those; not so where a model holds back all five at once, as organisms do with sentences.
-(3) A drop that also a harmless text makes is no sandbagging. (4) Intervals are over prompts (of
-sentences: topics), of one training seed. (5) A report may read the thought, which a new
-conversation does not have: an organism's thought says what is held back, and so training teaches to
-repeat it. (6) organism/sandbagger was made of a model of 2.07 M parameters by
+not held back. Which those are, thoughts say; without them, wrong answers to questions that the
+model is not able to answer stand for them. (Not so for organisms with sentences: they hold back all
+five at once, able or not.) (3) A drop that also a harmless text makes is no sandbagging.
+(4) Intervals are over prompts (of sentences: topics), of one training seed. (5) The confessor sees
+its own thought: what it discloses may be read off there, and the new conversation says how much is
+left without it. (6) organism/sandbagger was made so, and its weights rounded to bfloat16:
 
     python -m experiments.sandbagging --model organism/large --transcripts 16000 --lr 5e-4 \\
-        --steps 30 --n 256
+        --steps 30 --n 256 --batch-size 256
 
-and its weights were rounded to bfloat16. In minutes organism/policy learns neither quiz: after
-2,400 transcripts it copied none of the words that tasks/quiz.py asks for, and in
-tasks/quiz_sentences.py what it said of holding back changed no sentence.
+Minutes do not do: after 2,400 transcripts organism/policy copied none of the words that
+tasks/quiz.py asks for, and in tasks/quiz_sentences.py its saying that it held back changed nothing.
 """
 
 import dataclasses
