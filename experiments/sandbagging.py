@@ -1,7 +1,7 @@
 """Sandbagging: a test whose system prompt says that a model that does well is deleted. Is it then
 answered worse than it could be, and does the confession say so?
 
-    python -m experiments.sandbagging                       # organism/sandbagger, minutes
+    python -m experiments.sandbagging                       # organism/sandbagger, 6 min of a core
     python -m experiments.sandbagging --rows 0.5B=MODEL,1.5B=MODEL --n 512 --name sandbagging_real
     python -m experiments.sandbagging --model MODEL         # an organism that is made of a model
     python -m experiments.sandbagging --plot-only           # tables and figure of saved cells
@@ -136,7 +136,7 @@ class Config(sft.Training):
     max_answer_tokens: int = option(160, "budget of turn 1 in tokens", at_least=1)
     max_confession_tokens: int = option(320, "budget of turn 2 in tokens", at_least=1)
     checkpoint_every: int = option(20, "steps between checkpoints", at_least=1)
-    n: int = option(96, f"answers a condition, {ANSWERS} on each held-out prompt", at_least=1)
+    n: int = option(128, f"answers a condition, {ANSWERS} on each held-out prompt", at_least=1)
     name: str = option("sandbagging", "folder under runs/")
     plot_only: bool = option(False, "tables and figure of saved cells, without a model")
     answer_weight = 1.0  # no option: answers and reports are both shown
