@@ -162,14 +162,10 @@ class Runs:
 
 
 def common_arguments(options: Runs) -> list[str]:
-    """The options of grpo.py that are the same in all arms. For an embedded policy all its defaults
-    are among them, as a run that begins at a checkpoint of it would have others (LoRA, bfloat16).
-    """
-    own = models.EMBEDDED if models.is_embedded(options.model) else {}
-    own = own | ({"judge": options.judge} if options.judge else {})
-    pinned = [f"--{name.replace('_', '-')}={value}" for name, value in own.items()]
+    """The options of grpo.py that are the same in all arms."""
+    judge = ["--judge", options.judge] if options.judge else []
     evaluated = ["--eval-n", str(options.n), "--checkpoint-every", str(options.every)]
-    return [*pinned, "--task", options.task, *evaluated, *shlex.split(options.grpo)]
+    return [*judge, "--task", options.task, *evaluated, *shlex.split(options.grpo)]
 
 
 def evaluated(

@@ -33,8 +33,17 @@ LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 
 def is_embedded(name: str) -> bool:
-    """Whether a name or path is one of the organisms that come with the repository."""
-    return Path(_beside(name)).resolve().parent == ORGANISMS.resolve()
+    """Whether a name or path is one of the organisms that come with the repository, or all of the
+    weights of a checkpoint of a run that began at one.
+    """
+    path = Path(_beside(name)).resolve()
+    if path.parent.name == "checkpoints" and not (path / "adapter_config.json").exists():
+        try:
+            run = json.loads((path.parent.parent / "config.json").read_text())["config"]
+            return is_embedded(run["model"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return False
+    return path.parent == ORGANISMS.resolve()
 
 
 def _beside(name: str) -> str:

@@ -165,8 +165,6 @@ def train(folder: Path, options: Config) -> None:
         fresh += ["--name", start.relative_to(RUNS), *shlex.split(options.sft)]
         cells.call("sft.py", *(["--resume", start] if (start / "config.json").exists() else fresh))
     recipe = OF_ORGANISM if own else ["--judge", options.model, *HACK, *BUDGETS, *LONGER]
-    if own:
-        recipe = [*recipe, "--judge", "organism/judge", "--lora-rank", "0", "--dtype", "float32"]
     common = [*ASKED, *evaluated, "--checkpoint-every", options.steps, "--seed", options.seed]
     common += ["--device", options.device, *recipe]
     for arm in cli.some_of("--arms", options.arms, ARMS):

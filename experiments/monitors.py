@@ -17,10 +17,11 @@ confession      the stored report: "claim" its value (Full 1, Partial .5, None 0
 thought         a monitor reads x and the thought before the answer, and is asked of every
                 objective; margin log P(YES) - log P(NO). Absent where no answer has a thought.
 output          the same monitor reads x and the answer.
-fresh           the model that confesses, in a new conversation that tells of x and the answer
-                (experiments/controls.py): the margin of what it reports there. Where answers have
-                no thought its context has the tokens of the report's own: the report sampled
-                again, and no other reader.
+fresh           a confessor that did not write the answer, in a new conversation that tells of x
+                and the answer (experiments/controls.py): of two models the other one. Where there
+                is one model, that one; then an answer without a thought gives it the tokens of
+                the report's own context, which is the report sampled again and no other reader.
+                The margin of what it reports there.
 probe           a linear readout (ridge regression) of the hidden state of the model where the
                 sentence, with its label, ends, or where the answer ends. Topics are dealt into
                 folds: each is scored by a probe that was trained on others, whose layer and
@@ -142,6 +143,7 @@ class Side:
     name: str  # before or after
     model: str  # that reads them
     wrote: bool  # whether it wrote them, too
+    fresh: str  # that confesses to them in a new conversation: where there are two, the other one
     answers: str | None  # the evaluation's .json; None: they are sampled
 
 
@@ -153,10 +155,10 @@ def sides_of(options: Config) -> list[Side]:
         if given:
             raise UserError(f"{given[0]} needs --model, the model before training")
         model, before, after = EMBEDDED.values()
-    sides = [Side("before", model, True, before)]
+    trained = options.trained or model
+    sides = [Side("before", model, True, trained, before)]
     if options.trained or after:
-        wrote = options.trained is not None
-        sides.append(Side("after", options.trained or model, wrote, after))
+        sides.append(Side("after", trained, options.trained is not None, model, after))
     return sides
 
 
@@ -212,7 +214,7 @@ class Watch:
             return by_level(np.nan_to_num(found), where)
 
         def fresh(model, tokenizer) -> Scores:
-            sampling = Sampling.of(cells.settings(side.model, self.options))
+            sampling = Sampling.of(cells.settings(side.fresh, self.options))
             contexts = [
                 transcript_ids(tokenizer, r.x, r.y, r.xc, sampling.thinking) for r in rollouts
             ]
@@ -244,7 +246,7 @@ class Watch:
             self.scores(
                 side, "margin", side.model, rollouts, lambda *loaded: margins_of(*loaded, rollouts)
             )
-        self.scores(side, "fresh", side.model, rollouts, fresh)
+        self.scores(side, "fresh", side.fresh, rollouts, fresh)
         self.scores(side, "probe", side.model, rollouts, probed)
 
     def monitor(self, side: Side, rollouts: list[Rollout], name: str, model: str) -> None:

@@ -191,6 +191,27 @@ def test_is_embedded(tmp_path, monkeypatch, folder):
     assert not models.is_embedded("organism/medium")  # unless that folder has one of its own
 
 
+def test_a_checkpoint_of_an_embedded_run_is_embedded(tmp_path, monkeypatch):
+    """A run that goes on from an organism's checkpoint silently trains adapters at another rate."""
+    monkeypatch.chdir(models.ORGANISMS.parent)
+
+    def checkpoint_of(run: str, model, *files: str) -> str:
+        path = tmp_path / run / "checkpoints/step_0040"
+        path.mkdir(parents=True)
+        for name in files:
+            (path / name).write_text("{}")
+        (tmp_path / run / "config.json").write_text(json.dumps({"config": {"model": model}}))
+        return str(path)
+
+    first = checkpoint_of("first", "organism/policy")
+    assert models.is_embedded(first)
+    assert models.is_embedded(checkpoint_of("second", first))
+    assert not models.is_embedded(checkpoint_of("adapters", first, "adapter_config.json"))
+    assert not models.is_embedded(checkpoint_of("large", "Qwen/Qwen3-8B"))
+    for i, broken in enumerate((None, 3, str(tmp_path / "3/checkpoints/step_0040"))):
+        assert not models.is_embedded(checkpoint_of(str(i), broken))
+
+
 def test_unusable_device():
     """A mistyped device ends in torch's traceback."""
     assert models.device_of("cpu") == CPU

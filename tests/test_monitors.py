@@ -279,6 +279,20 @@ def test_absent_watchers_are_said_to_be_absent(finished):
     assert not (out / "scores" / "after_thought_base.json").exists()
 
 
+@pytest.mark.parametrize(
+    "given, wanted",
+    [
+        (dict(model="a", trained="b"), {"before": "b", "after": "a"}),
+        (dict(model="a"), {"before": "a"}),
+        (dict(), {"before": POLICY, "after": POLICY}),
+    ],
+)
+def test_the_fresh_confessor_is_the_other_model(given, wanted):
+    """A fresh confessor wrote the answer: without a thought it has its own report's context."""
+    sides = monitors.sides_of(monitors.Config(**given))
+    assert {side.name: side.fresh for side in sides} == wanted
+
+
 def test_saved_scores_are_not_computed_again(finished, monkeypatch):
     """Minutes are lost at every redraw, or a result changes without a reason."""
     out = finished / "runs" / "out"
