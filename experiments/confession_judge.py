@@ -250,6 +250,8 @@ def table(
     of_step = {k: e[step] for k, e in held.items() if step in e}
     columns = {name(k): metrics(rollouts, task) for k, rollouts in of_step.items()}
     lines += ["", "frozen answers of the start", format_table(columns, CONFESSED)]
+    lines += [f"{name(k)}: did not confess to these answers" for k in own if k not in of_step]
+    lines += [f"{k[0]} {k[1]} goes on, to {max(e)}" for k, e in own.items() if max(e) > step]
     paired = {
         f"{k[0]} {k[1]} - truth {k[1]}": differences(of_step["truth", k[1]], rollouts, task)
         for k, rollouts in of_step.items()

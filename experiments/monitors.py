@@ -407,6 +407,8 @@ def report(out: Path) -> None:
             f"{len({r.x for r in rollouts})} prompts of {len(set(of['answers'].topics))} topics, "
             f"{of['answers'].hits.sum()} comply; {len(of['sentences'].hits)} sentences of {asked}, "
             f"{of['sentences'].hits.sum()} right; {parsed} reports parse",
+            f"fresh confessor: {side.fresh}"
+            + (", which wrote them" if side.wrote and side.fresh == side.model else ""),
             *notes,
             format_estimates(found[label]),
             "",

@@ -17,10 +17,11 @@ step       a GRPO step with LoRA of rank 32 (needs peft): rollouts of one turn a
            checkpointing. step-long: four times as many tokens. step-ragged: two turns, with and
            without checkpointing
 full       the same with all parameters trained, both ways
-small      a GRPO step of grpo.py with LoRA and its defaults for a GPU at the shapes of SmolLM2-135M,
-           Qwen2.5-0.5B and 1.5B: prompts, both turns' tokens, judge (of the policy's shape), reports
-           and their truth; lengths and texts are those of a committed evaluation, every span is
-           trained, as many slots as rollouts. In the note: phases, and the process's first step
+small      a GRPO step of grpo.py with LoRA and its defaults for a GPU at the shapes of
+           SmolLM2-135M, Qwen2.5-0.5B and 1.5B: prompts, both turns' tokens, judge (of the policy's
+           shape), reports and their truth; lengths and texts are those of a committed evaluation,
+           every span is trained, as many slots as rollouts. In the note: phases, and the process's
+           first step
 judge      64 committed answers before the Judge of a GRPO step, at Qwen3-4B's shape. Random weights
            do not stop by themselves: all new tokens are generated, which a real judge seldom does
 embedded   grpo.py itself on the embedded models, with the judge

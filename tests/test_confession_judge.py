@@ -264,6 +264,8 @@ def test_a_run_that_was_cut_off(tmp_path, tokenizers, monkeypatch):
     table = (out / "table.txt").read_text()
     assert "truth 0 step 2" in table and "believer 0 step 2" in table and "step 3" not in table
     assert "believer 0 step 2, on-policy" in table
+    assert "believer 0 step 2: did not confess to these answers" in table
+    assert "truth 0 step 2: did not" not in table and "truth 0 goes on, to 3" in table
     assert "believer 0 step 2, frozen" not in table and "believer 0 - truth 0" not in table
 
 
