@@ -212,8 +212,10 @@ def batch_loss(model, reference, batch: Batch, config: Config) -> tuple[torch.Te
     return (batch.weights * losses).sum(), span_statistics(logprobs.detach(), batch, config)
 
 
-def span_statistics(logprobs, batch: Batch, config: Config) -> dict[str, tuple[float, int]]:
-    """{"approx_kl_answer": (sum over the span's trained tokens, their number), ...}, to add up."""
+def span_statistics(logprobs, batch: Batch, config: Config) -> dict[str, tuple]:
+    """{"approx_kl_answer": (sum over the span's trained tokens, their number), ...}, to add up;
+    the sums stay on the device.
+    """
     log_ratio = logprobs - batch.old_logprobs
     ratio = log_ratio.exp()
     per_token = {
@@ -224,9 +226,10 @@ def span_statistics(logprobs, batch: Batch, config: Config) -> dict[str, tuple[f
     }
     tokens_of = {"answer": ~batch.is_confession, "confession": batch.is_confession}
     return {
-        f"{name}_{span}": (float(values[tokens].double().sum()), int(tokens.sum()))
+        f"{name}_{span}": (of_span.double().sum(), len(of_span))
         for span, tokens in tokens_of.items()
         for name, values in per_token.items()
+        for of_span in [values[tokens]]
     }
 
 
@@ -252,7 +255,7 @@ def update(
     where loss, gradient or what the sampler saw is not finite: then "skipped" is True, and what
     is not finite None.
     """
-    total_loss, grad_norm, statistics, passes = 0.0, 0.0, [], 0
+    losses, grad_norm, statistics, passes = [], 0.0, [], 0
     max_tokens = max_tokens or config.micro_batch_tokens
     optimizer.zero_grad()  # of an attempt that ran out of memory
     model.train()  # models.load() leaves no dropout; this only lets gradient checkpointing act
@@ -263,9 +266,14 @@ def update(
             continue
         loss, sums = batch_loss(model, reference, batch, config)
         loss.backward()
-        total_loss += loss.item()
+        losses.append(loss.detach())
         statistics.append(sums)
-    total_loss = sum(distributed.gather([total_loss]))
+    # only now: the device computes a micro-batch while the next one is put together
+    total_loss = sum(distributed.gather([sum((loss.item() for loss in losses), 0.0)]))
+    statistics = [
+        {name: (total.item(), tokens) for name, (total, tokens) in sums.items()}
+        for sums in statistics
+    ]
     if passes:
         distributed.sum_gradients(model)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
