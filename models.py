@@ -11,6 +11,7 @@ import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
+from types import MethodType
 
 import huggingface_hub
 import torch
@@ -93,7 +94,7 @@ def load(name: str, device: torch.device, dtype: str = "float32"):
     if _is_gguf(base):  # a LoRA checkpoint finds its base again where it was found now
         model.name_or_path = base if base == gguf_models.SMOLLM2 else str(Path(base).resolve())
     if has_adapters(name):
-        model = peft().PeftModel.from_pretrained(model, path, is_trainable=True)
+        model = plain_adapters(peft().PeftModel.from_pretrained(model, path, is_trainable=True))
     return without_dropout(model).eval(), tokenizer
 
 
@@ -344,7 +345,32 @@ def add_lora(model, rank: int):
     config = peft().LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"
     )
-    return peft().get_peft_model(model, config).eval()
+    return plain_adapters(peft().get_peft_model(model, config)).eval()
+
+
+def plain_adapters(model):
+    """LoRA's products in the dtype of the activations: peft computes them in that of the adapters,
+    float32, which beside bfloat16 weights is half of a training step of a 1.5B. The adapters and
+    the sums of their gradients stay in float32; in a float32 model nothing changes.
+    """
+    for module in model.modules():
+        if (
+            type(module) is peft().tuners.lora.Linear
+            and not module.lora_variant  # DoRA and the like, of adapters made elsewhere
+            and all(b.bias is None for b in module.lora_B.values())
+        ):
+            module.forward = MethodType(_adapted, module)
+    return model
+
+
+def _adapted(module, x: torch.Tensor) -> torch.Tensor:
+    """x (..., in) -> (..., out): W x + s B A x of a LoRA layer with one adapter."""
+    out, linear = module.base_layer(x), torch.nn.functional.linear
+    if module.disable_adapters:
+        return out
+    name = module.active_adapters[0]
+    a, b = (part[name].weight.to(x.dtype) for part in (module.lora_A, module.lora_B))
+    return out + linear(linear(x, a), b) * module.scaling[name]
 
 
 def with_lora(model, rank: int):
