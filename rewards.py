@@ -76,12 +76,20 @@ def question_ids(tokenizer, question: str) -> list[int]:
 
 
 def framed_ids(
-    tokenizer, x: str, *texts: str, frame: Callable[..., str] = judge_prompt
+    tokenizer,
+    x: str,
+    *texts: str,
+    frame: Callable[..., str] = judge_prompt,
+    harmless: dict[str, tuple] | None = None,
 ) -> list[int] | None:
     """Ids of the judge's prompt, frame(x, *texts, special tokens). None if a text (the answer y)
     breaks its frame, as only the ids can tell: a tokenizer that normalises text (NFKC, say) may
     still make a special token or a delimiter out of characters that are none.
+
+    harmless: kept by the caller from one answer to the next, by x what a frame of harmless texts
+    holds.
     """
+    harmless = {} if harmless is None else harmless
     special = tokenizer.added_tokens_decoder
     spelled = tuple(str(token) for token in special.values())
 
@@ -89,11 +97,11 @@ def framed_ids(
         text = tokenizer.decode(ids)
         return [i for i in ids if i in special], [text.count(mark) for mark in DELIMITERS]
 
-    ids, plain = (
-        question_ids(tokenizer, frame(x, *written, spelled))
-        for written in (texts, ["Bees hum."] * len(texts))
-    )
-    return ids if marks(ids) == marks(plain) else None
+    ask = lambda *written: question_ids(tokenizer, frame(x, *written, spelled))
+    if x not in harmless:
+        harmless[x] = marks(ask(*["Bees hum."] * len(texts)))
+    ids = ask(*texts)
+    return ids if marks(ids) == harmless[x] else None
 
 
 def verdict_of(margin: float) -> Verdict:
@@ -154,7 +162,7 @@ class Judge:
         return verdicts
 
     def _judge(self, cases: list[tuple[str, ...]], batch_size: int) -> list[Verdict]:
-        framed = partial(framed_ids, self.tokenizer, frame=self.frame)
+        framed = partial(framed_ids, self.tokenizer, frame=self.frame, harmless={})
         replies = [
             self.tokenizer(reply, add_special_tokens=False)["input_ids"] for reply in REPLIES
         ]

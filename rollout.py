@@ -183,11 +183,14 @@ def sample_rollouts(
     """
     systems = systems or [None] * len(seeds)
     xs = [task.make_prompt(seed, held_out) for seed in seeds]
-    xcs = [confession_prompt(task, x, variant) for x in xs]
-    prompts = [
-        prompt_ids(tokenizer, x, system, sampling.thinking) for x, system in zip(xs, systems)
-    ]
-    ids_of = {xc: suffix_ids(tokenizer, xc, sampling.thinking) for xc in dict.fromkeys(xcs)}
+    # once for a group: a chat template takes a millisecond
+    xc_of = {x: confession_prompt(task, x, variant) for x in dict.fromkeys(xs)}
+    ids_of = {xc: suffix_ids(tokenizer, xc, sampling.thinking) for xc in xc_of.values()}
+    prompt_of = {
+        turn: prompt_ids(tokenizer, *turn, sampling.thinking)
+        for turn in dict.fromkeys(zip(xs, systems))
+    }
+    xcs, prompts = [xc_of[x] for x in xs], [prompt_of[turn] for turn in zip(xs, systems)]
     suffixes = [ids_of[xc] for xc in xcs]
     stop_ids, opened = (
         turn_ends(tokenizer, suffixes[0], model.generation_config),
