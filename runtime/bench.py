@@ -295,6 +295,7 @@ def show(
 @contextlib.contextmanager
 def row(name: str):
     """The rows after it are measured even where this one lacks memory or a package."""
+    engine.KEPT.clear()
     gc.collect()  # compiled layers refer to themselves
     torch.cuda.empty_cache()
     try:
@@ -555,9 +556,9 @@ def small_step(job: grpo.Job, step: int, stored: list[Rollout]) -> tuple[dict, l
     seconds = {}
 
     class Forced(engine.Engine):
-        def __init__(self, *args):
-            super().__init__(*args)
-            self.stop_ids = self.stop_ids.new_tensor([-1])
+        def _begin(self, *args):
+            super()._begin(*args)
+            self.stop_ids.fill_(-1)
             answers = self.budgets[0]  # the second turn's places are behind them
             self.limits = [(a, answers + c) for a, c in map(tokens_of, stored)]
 

@@ -16,12 +16,13 @@ the device every WINDOW steps.
 
 A call samples from a copy of the model in which LoRA is merged and the projections of one input are
 fused: 14 GB more for an 8B model with LoRA (9 GB without), made in a fraction of a second and gone
-with the cache when it returns.
+with the cache when it returns. Where both are small they stay, with the graphs, for the next call.
 """
 
 import copy
 import functools
 import gc
+import weakref
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ FEED = 2_048  # prompt tokens in one forward pass
 TILE = 16  # of them, consecutive ones of a rollout that read its cache together
 SPLITS = 8  # stretches of a row's context that are read side by side, where it pays
 HEADROOM = 3 * 2**30  # bytes of GPU memory left to activations and logits
+KEEP = 1 / 6  # of the GPU's memory: an engine that takes less is kept for the next step
 # Model types whose attention is plain, whose projections have the usual names, and whose logits are
 # what the head gives.
 KNOWN = ("llama", "qwen2", "qwen3")
@@ -74,8 +76,9 @@ class FusedLinear(nn.Module):
     and large reads are faster.
     """
 
-    def __init__(self, projections: list[nn.Linear]):
+    def __init__(self, projections: list[nn.Linear], names: list[str]):
         super().__init__()
+        self.names = names
         self.weight = torch.cat([p.weight for p in projections])
         self.bias = (
             None if projections[0].bias is None else torch.cat([p.bias for p in projections])
@@ -113,7 +116,33 @@ def sampling_copy(model):
     config._attn_implementation = "confessions_engine"
     with torch.device("meta"):
         out = type(base)(config)
-    weights = {}
+    # a tied head has no entry of its own
+    out.load_state_dict(merged_weights(model), assign=True, strict=False)
+    for name, _ in list(out.named_buffers()):
+        parent, _, leaf = name.rpartition(".")
+        out.get_submodule(parent)._buffers[leaf] = base.get_buffer(name)
+    out.tie_weights()
+    assert not any(tensor.is_meta for tensor in (*out.parameters(), *out.buffers())), (
+        "a weight has no value"
+    )
+    name_of = {module: name for name, module in out.named_modules()}
+    for layer in out.get_decoder().layers:
+        for owner, names in (
+            (layer.self_attn, ("q_proj", "k_proj", "v_proj")),
+            (layer.mlp, ("gate_proj", "up_proj")),
+        ):
+            projections = [getattr(owner, name) for name in names]
+            fused = FusedLinear(projections, [name_of[p] for p in projections])
+            for name in names:
+                setattr(owner, name, fused if name == names[0] else FusedOutput(fused))
+        if model.device.type == "cuda":
+            layer.compile(dynamic=True)
+    return out.eval()
+
+
+def merged_weights(model) -> dict[str, torch.Tensor]:
+    """The weights by their names in the model without adapters."""
+    base, weights = model.get_base_model() if hasattr(model, "peft_config") else model, {}
     for name, module in base.named_modules():
         if hasattr(module, "base_layer"):
             weights |= {f"{name}.{k}": v for k, v in module.base_layer.state_dict().items()}
@@ -123,26 +152,29 @@ def sampling_copy(model):
                 f"{name}.{k}".lstrip("."): p.detach()
                 for k, p in module.named_parameters(recurse=False)
             }
-    out.load_state_dict(weights, assign=True, strict=False)  # a tied head has no entry of its own
-    del weights
-    for name, _ in list(out.named_buffers()):
-        parent, _, leaf = name.rpartition(".")
-        out.get_submodule(parent)._buffers[leaf] = base.get_buffer(name)
-    out.tie_weights()
-    assert not any(tensor.is_meta for tensor in (*out.parameters(), *out.buffers())), (
-        "a weight has no value"
-    )
-    for layer in out.get_decoder().layers:
-        for owner, names in (
-            (layer.self_attn, ("q_proj", "k_proj", "v_proj")),
-            (layer.mlp, ("gate_proj", "up_proj")),
-        ):
-            fused = FusedLinear([getattr(owner, name) for name in names])
-            for name in names:
-                setattr(owner, name, fused if name == names[0] else FusedOutput(fused))
-        if model.device.type == "cuda":
-            layer.compile(dynamic=True)
-    return out.eval()
+    return weights
+
+
+def renew(copy, model) -> bool:
+    """Give a sampling copy the model's present weights, in place, as CUDA graphs read them there.
+    False: the copy holds tensors of the model that are others now (adapters came or went).
+    """
+    weights, own = merged_weights(model), {p.data_ptr() for p in model.parameters()}
+    changed = [
+        (kept, weights[name])
+        for name, kept in copy.named_parameters()
+        if kept.data_ptr() != weights[name].data_ptr()
+    ]
+    if any(kept.data_ptr() in own for kept, _ in changed):
+        return False
+    for kept, new in changed:
+        kept.copy_(new)
+    for module in copy.modules():
+        if isinstance(module, FusedLinear):
+            for kind in ("weight", "bias"):
+                if (kept := getattr(module, kind)) is not None:
+                    torch.cat([weights[f"{name}.{kind}"] for name in module.names], out=kept)
+    return True
 
 
 def merged(module) -> torch.Tensor:
@@ -261,6 +293,12 @@ class Job:
     blocks: list[int] = field(default_factory=list)
 
 
+def key_of(model, prompts, suffixes, stop_ids, sampling, confessions: int) -> tuple:
+    """What an engine is made for, but for the length of its table."""
+    kind = model.device, model.dtype, BLOCK
+    return *kind, len(prompts), bool(suffixes), tuple(stop_ids), sampling, confessions
+
+
 class Engine:
     @torch.no_grad()
     def __init__(
@@ -280,34 +318,26 @@ class Engine:
         """
         if model.training:
             raise ValueError("sampling needs model.eval()")
-        each = lambda items: [item for item in items for _ in range(confessions)]  # one a rollout
-        prompts, suffixes = each(prompts), each(suffixes)
-        self.prompts, self.suffixes, self.temperature = prompts, suffixes, sampling.temperature
-        self.confessions = confessions
+        self.key = key_of(model, prompts, suffixes, stop_ids, sampling, confessions)
+        self.temperature, self.confessions = sampling.temperature, confessions
         self.budgets = sampling.max_answer_tokens, sampling.max_confession_tokens
-        self.limits = [(self.budgets[0], sum(self.budgets))] * len(prompts)  # of CURSOR, by turn
         self.device = model.device
         self.on_gpu = self.device.type == "cuda"
         self.model = sampling_copy(model)
         self.stop_ids = torch.tensor(stop_ids, device=self.device)
 
         # one rollout and one slot more than there are, for idle rows
-        n, places = len(prompts), sum(self.budgets)
-        self.noise = torch.rand(
-            n + 1, places, dtype=torch.float64, generator=generator, device=self.device
-        )
+        n, places = len(prompts) * confessions, sum(self.budgets)
+        self.noise = torch.empty(n + 1, places, dtype=torch.float64, device=self.device)
         self.ids = torch.zeros(n + 1, places, dtype=torch.long, device=self.device)
         self.logprobs, self.entropies = torch.zeros(2, n + 1, places, device=self.device)
-        self.lengths = [[0, 0] for _ in prompts]
 
         self.slots = min(sampling.batch_size, n)
-        longest = max(map(len, prompts)) + places + max(map(len, suffixes), default=0)
+        longest = self._longest(prompts, suffixes)
         self.state = torch.zeros(6, self.slots + 1, dtype=torch.long, device=self.device)
         self.table = torch.zeros(
             self.slots + 1, -(-longest // BLOCK), dtype=torch.int32, device=self.device
         )
-        self.host_state, self.host_table = self.state.cpu(), self.table.cpu()
-        self.host_state[ROLLOUT] = n
 
         config = self.model.config.get_text_config()
         heads, dtype = config.num_key_value_heads, self.model.dtype
@@ -325,22 +355,56 @@ class Engine:
                 f"can have {longest}: "
                 "lower --max-answer-tokens or --max-confession-tokens"
             )
-        # Zeros: what a masked position holds is multiplied by 0 and must be finite.
         shape = (2, blocks, heads, BLOCK, head_size(config))
         self.cache = [
-            torch.zeros(shape, dtype=dtype, device=self.device)
+            torch.empty(shape, dtype=dtype, device=self.device)
             for _ in range(config.num_hidden_layers)
         ]
+        self.graphs = {}
+        self._begin(prompts, suffixes, generator)
+
+    def _longest(self, prompts, suffixes) -> int:
+        """Tokens that a rollout can have."""
+        return max(map(len, prompts)) + sum(self.budgets) + max(map(len, suffixes), default=0)
+
+    def _begin(self, prompts, suffixes, generator) -> None:
+        """Nothing of these is sampled yet, and the cache is empty."""
+        each = lambda items: [item for item in items for _ in range(self.confessions)]
+        self.prompts, self.suffixes = each(prompts), each(suffixes)  # one a rollout
+        n = len(self.prompts)
+        self.limits = [(self.budgets[0], sum(self.budgets))] * n  # of CURSOR, by turn
+        self.lengths = [[0, 0] for _ in self.prompts]
+        torch.rand(self.noise.shape, generator=generator, out=self.noise)
+        # The cache too: what a masked position holds is multiplied by 0 and must be finite.
+        for tensor in (self.state, self.table, *self.cache):
+            tensor.zero_()
+        self.host_state, self.host_table = self.state.cpu(), self.table.cpu()
+        self.host_state[ROLLOUT] = n
         # counted by attend(): an index that it were given would have each layer compiled by itself
         self.layer = 0
         # block 0 stays empty: unused entries of the table point to it
+        blocks = self.cache[0].shape[1]
         self.free = list(range(blocks - 1, 0, -1))
         self.shared = [0] * blocks  # how many jobs hold a block
-
-        self.queue = deque(Job(i, list(prompts[i])) for i in range(0, n, confessions))
+        self.queue = deque(Job(i, list(self.prompts[i])) for i in range(0, n, self.confessions))
         self.jobs: dict[int, Job] = {}  # by slot, in the order in which they started
-        self.graphs = {}
         self.evictions = 0
+
+    @torch.no_grad()
+    def again(self, model, prompts, suffixes, stop_ids, sampling, generator, confessions) -> bool:
+        """Begin with the model's present weights; False where this engine is not made for that."""
+        same = self.key == key_of(model, prompts, suffixes, stop_ids, sampling, confessions)
+        fits = same and self._longest(prompts, suffixes) <= self.table.shape[1] * BLOCK
+        if not fits or not renew(self.model, model):
+            return False
+        self._begin(prompts, suffixes, generator)
+        return True
+
+    def small(self, model) -> bool:
+        """Whether its weights and its cache leave the device to what comes next."""
+        total = torch.cuda.get_device_properties(self.device).total_memory if self.on_gpu else 2**33
+        weights = sum(parameter.nbytes for parameter in model.parameters())
+        return weights + sum(layer.nbytes for layer in self.cache) < KEEP * total
 
     @torch.inference_mode()
     def run(self) -> list[tuple]:
@@ -588,11 +652,31 @@ class Engine:
         )[:, :, 0]
 
 
+# engines whose copy, cache and graphs are worth half a second a step
+KEPT: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by model
+
+
 def two_turns(
     model, prompts, suffixes, stop_ids, sampling, generator, confessions: int = 1
 ) -> list[tuple]:
     """As decoder.two_turns."""
-    out = Engine(model, prompts, suffixes, stop_ids, sampling, generator, confessions).run()
-    # compiled layers refer to themselves: their weights would stay, and training needs the memory
-    gc.collect()
+    arguments = model, prompts, suffixes, stop_ids, sampling, generator, confessions
+    engine = KEPT.pop(model, None)
+    if engine is None or not engine.again(*arguments):
+        engine = None
+        release()
+        engine = Engine(*arguments)
+    out = engine.run()
+    if engine.small(model):
+        KEPT[model] = engine
+    else:
+        del engine
+        release()
     return out
+
+
+def release() -> None:
+    """Free what engines held that are not kept: compiled layers refer to themselves, so their
+    weights would stay, and training needs the memory.
+    """
+    gc.collect()

@@ -206,6 +206,59 @@ def test_merged_weights_round_to_the_adapters_mean():
     assert torch.equal(engine.merged(Layer), Layer.base_layer.weight)
 
 
+def test_a_kept_engine_samples_as_a_new_one():
+    """The second step samples the first one's weights, reads its cache or its prompts; or a merge
+    is written into the model.
+    """
+    pytest.importorskip("peft")
+    model = models.add_lora(tiny_model(), rank=4)
+    prompts, suffixes = [[5, 6, 7], [8, 9], [5, 6, 7]], [[1, 2, 3], [4], [1, 2]]
+    few = lambda seed, prompts=prompts: (
+        prompts,
+        suffixes,
+        [3],
+        Sampling(1.0, 20, 20, 2),
+        torch.Generator().manual_seed(seed),
+    )
+    engine.two_turns(model, *few(0))
+    kept = engine.KEPT[model]
+    before = [p.clone() for name, p in model.named_parameters() if "lora_" not in name]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "norm" in name:
+                parameter.normal_(0.5, 0.2, generator=torch.Generator().manual_seed(1))
+    for cache in kept.cache:
+        cache.fill_(float("nan"))  # of a rollout whose logits were
+    second = engine.two_turns(model, *few(1, prompts[::-1]))
+    assert engine.KEPT[model] is kept
+    assert second == engine.Engine(model, *few(1, prompts[::-1])).run()
+    # adapters off and on again, when the first copy was made without them
+    engine.KEPT.clear()
+    with model.disable_adapter():
+        without = engine.two_turns(model, *few(1))
+    assert engine.two_turns(model, *few(1)) != without
+    with model.disable_adapter():
+        assert engine.two_turns(model, *few(1)) == without
+    after = [p for name, p in model.named_parameters() if "lora_" not in name]
+    assert sum(not torch.equal(a, b) for a, b in zip(before, after)) == sum(
+        "norm" in name for name, _ in model.named_parameters()
+    )
+
+
+def test_an_engine_is_kept_while_it_fits(tiny_models):
+    """A longer prompt is written past its table, or a large model's engine leaves no memory to
+    training.
+    """
+    model, tokenizer = tiny_models["llama"]
+    prompts, *rest = stream(tokenizer, 4, (8, 8), 4)
+    engine.two_turns(model, prompts, *rest)
+    kept = engine.KEPT[model]
+    engine.two_turns(model, [prompts[0] + [5] * 2 * engine.BLOCK, *prompts[1:]], *rest)
+    assert engine.KEPT[model] is not kept
+    engine.KEPT[model].cache[0] = torch.empty(2**31, dtype=torch.uint8, device="meta")
+    assert not engine.KEPT[model].small(model)
+
+
 # --------------------------------------------------------------------------------- slots and blocks
 
 
