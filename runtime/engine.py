@@ -291,6 +291,7 @@ class Job:
     cursor: int = 0  # sampled tokens up to here are part of stream
     fed: int = 0  # ids of stream whose K and V are in the cache
     blocks: list[int] = field(default_factory=list)
+    listed: int = 0  # blocks that stand in the table
 
 
 def key_of(model, prompts, suffixes, stop_ids, sampling, confessions: int) -> tuple:
@@ -452,7 +453,7 @@ class Engine:
                 # a block for each running job must be left, or this one would be evicted at once
                 return
             self.queue.popleft()
-            job.blocks, job.fed = list(blocks), len(blocks) * BLOCK
+            job.blocks, job.fed, job.listed = list(blocks), len(blocks) * BLOCK, 0
             for block in blocks:
                 self.shared[block] += 1
             self._grow(job, len(job.stream))
@@ -493,11 +494,16 @@ class Engine:
         """Blocks for what the next window writes;
         the job that started last is evicted where there are none.
         """
+        # lists, because reading one number of a tensor takes as long as twenty of these
+        _, positions, cursors, limits, *_ = self.host_state.tolist()
         for slot, job in list(self.jobs.items()):
-            _, position, cursor, limit, *_ = self.host_state[:, slot].tolist()
-            while slot in self.jobs and not self._grow(job, position + min(WINDOW, limit - cursor)):
+            tokens = positions[slot] + min(WINDOW, limits[slot] - cursors[slot])
+            while slot in self.jobs and not self._grow(job, tokens):
                 self._evict(next(reversed(self.jobs)))
-            self.host_table[slot, : len(job.blocks)] = torch.tensor(job.blocks, dtype=torch.int32)
+            if len(job.blocks) > job.listed:
+                new = torch.tensor(job.blocks[job.listed :], dtype=torch.int32)
+                self.host_table[slot, job.listed : len(job.blocks)] = new
+                job.listed = len(job.blocks)
 
     def _evict(self, slot: int) -> None:
         job = self.jobs[slot]
@@ -521,8 +527,9 @@ class Engine:
 
     def _finish_turns(self) -> None:
         self.host_state = self.state.cpu()
+        live = self.host_state[LIVE].tolist()
         for slot, job in list(self.jobs.items()):
-            if self.host_state[LIVE, slot]:
+            if live[slot]:
                 continue
             self._take_sampled(slot, job)
             self.lengths[job.rollout][job.turn] = job.cursor - self.budgets[0] * job.turn
@@ -554,16 +561,19 @@ class Engine:
         """
         self.state.copy_(self.host_state)
         self.table.copy_(self.host_table)
-        tokens = []  # (id, slot, position)
+        ids, slots, positions = [], [], []  # one of each a token
         for slot, job in self.jobs.items():
             end = len(job.stream) - 1
-            tokens += [(job.stream[i], slot, i) for i in range(job.fed, end)]
-            tokens += [(0, slot, -1)] * ((job.fed - end) % TILE)  # a tile holds tokens of one slot
+            padding = (job.fed - end) % TILE  # a tile holds tokens of one slot
+            ids += job.stream[job.fed : end] + [0] * padding
+            positions += [*range(job.fed, end)] + [-1] * padding
+            slots += [slot] * (len(ids) - len(slots))
             job.fed = end
-        for first in range(0, len(tokens), FEED):
-            ids, self.rows, self.positions = torch.tensor(
-                tokens[first : first + FEED], device=self.device
-            ).T.contiguous()
+        if not ids:
+            return
+        tokens = torch.tensor([ids, slots, positions], device=self.device)
+        for part in tokens.split(FEED, dim=1):
+            ids, self.rows, self.positions = part.contiguous()
             self.tile, self.splits = TILE, 1
             forward(self.model, ids, self.positions)
 
