@@ -5,6 +5,7 @@ Weights come from safetensors or GGUF (runtime/gguf_models.py), and no code of a
 run (trust_remote_code stays off).
 """
 
+import functools
 import hashlib
 import importlib
 import json
@@ -327,6 +328,9 @@ GPU = dict(  # of 80 GB and more; LoRA wants about ten times the learning rate o
     compile=True,
     micro_batch_tokens=16_384,
 )
+# Below SMALL parameters and with short budgets: about 30 GB at 1.5B (halved where memory runs out).
+SMALL = 2e9
+SMALL_GPU = GPU | dict(gradient_checkpointing=False, micro_batch_tokens=8_192)
 
 
 def defaults(model: str, device: torch.device, thinking: str = "auto") -> dict:
@@ -334,7 +338,10 @@ def defaults(model: str, device: torch.device, thinking: str = "auto") -> dict:
     if is_embedded(model):
         return EMBEDDED
     budgets = THINKING if thinking != "off" and thinks(load_tokenizer(model)) else PLAIN
-    return budgets | (CPU if device.type == "cpu" else GPU)
+    if device.type == "cpu":
+        return budgets | CPU
+    small = budgets is PLAIN and num_parameters(model) < SMALL
+    return budgets | (SMALL_GPU if small else GPU)
 
 
 # ------------------------------------------------------------------------------------- LoRA, logits
@@ -429,7 +436,8 @@ def token_logprobs(model, ids, trained, temperature: float, chunk: int = 2_048) 
     hidden, targets = hidden[:, :-1][trained[:, 1:]], ids[trained]
 
     def score(hidden, targets):
-        logits = logits_of(model, hidden).float() / temperature  # (chunk, V)
+        logits = logits_of(model, hidden).float()  # (chunk, V), a gigabyte and more
+        logits = logits if temperature == 1 else logits / temperature
         return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
     chunks = list(zip(hidden.split(chunk), targets.split(chunk)))
@@ -465,9 +473,24 @@ def compile_layers(model) -> None:
     at the first step.
 
     The forward alone, and not the whole call: FSDP gathers a layer's parameters in hooks around it.
+    One graph serves all layers and batches: frozen embeddings have a gradient too, or the first
+    layer would need its own, and so would a lone row.
     """
+    model.enable_input_require_grads()
     for layer in model.get_decoder().layers:
-        layer.forward = torch.compile(layer.forward, dynamic=True)
+        layer.forward = _compiled(layer.forward)
+
+
+def _compiled(forward):
+    fast = torch.compile(forward, dynamic=True)
+
+    @functools.wraps(forward)
+    def call(hidden, *args, **kwargs):
+        """hidden (B, T, D)"""
+        lone = hidden.shape[0] == 1 and hidden.shape[1] < 4_096
+        return (forward if lone else fast)(hidden, *args, **kwargs)
+
+    return call
 
 
 def peft():

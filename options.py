@@ -152,13 +152,17 @@ class Config(SamplingOptions):
     max_grad_norm: float = option(1.0, "one clip over all parameters", positive=True)
     # -- memory and speed
     gradient_checkpointing: bool | None = option(
-        None, "recompute activations in the backward pass [embedded or on the CPU no, else yes]"
+        None,
+        (
+            "recompute activations in the backward pass [embedded, on the CPU, or below 2B without "
+            "thoughts no, else yes]"
+        ),
     )
     micro_batch_tokens: int | None = option(
         None,
         (
             "tokens of a forward/backward pass, padding included [embedded or on the "
-            "CPU 2048, else 16384]"
+            "CPU 2048, below 2B without thoughts 8192, else 16384]"
         ),
         at_least=1,
     )

@@ -442,11 +442,11 @@ class Engine:
             job = self.queue[0]
             # Rollouts share the blocks of what their streams begin with. Of two, the older one is
             # fed first and evicted last.
-            blocks = max(
-                (self._shared_blocks(other, job) for other in self.jobs.values()),
-                key=len,
-                default=[],
-            )
+            blocks, most = [], (len(job.stream) - 1) // BLOCK
+            for other in reversed(self.jobs.values()):  # a group's rollouts start side by side
+                blocks = max(blocks, self._shared_blocks(other, job), key=len)
+                if len(blocks) == most:
+                    break
             if self.jobs and len(self.free) < len(job.stream) // BLOCK + 1 - len(blocks) + len(
                 self.jobs
             ):

@@ -341,3 +341,5 @@ def test_defaults_depend_on_thoughts_and_device(tmp_path, original, tokenizers):
         True,
         256,
     )
+    long = models.defaults(str(thinks), torch.device("cuda"))  # long rollouts are recomputed
+    assert [d["gradient_checkpointing"] for d in (on_gpu, long)] == [False, True]

@@ -2,6 +2,7 @@
 what cannot work is refused at once, in words that say what to do.
 """
 
+import functools
 import json
 import shutil
 import socket
@@ -141,6 +142,26 @@ def test_adapters_compute_what_peft_does(dtype):
     _, exact = found(model.float())
     assert torch.equal(off, peft_off)
     assert (ours - exact).norm() <= 1.5 * (theirs - exact).norm() < 0.1 * exact.norm()
+
+
+def test_layers_are_compiled_once(monkeypatch):
+    """The first step waits for a graph of the first layer, or a later one for that of a lone row:
+    10 to 30 s each.
+    """
+    pytest.importorskip("peft")
+    model = models.add_lora(tiny_model().requires_grad_(False), rank=4).train()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    ids = [torch.randint(0, 9, shape) for shape in ((4, 7), (3, 9), (1, 8))]
+    trained = [torch.arange(x.shape[1]).expand_as(x) > 2 for x in ids]
+    expected = [token_logprobs(model, x, t, 1.0) for x, t in zip(ids, trained)]
+    models.compile_layers(model)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for x, t, other in zip(ids, trained, expected):
+        found = token_logprobs(model, x, t, 1.0)
+        found.sum().backward()
+        assert torch.allclose(found, other, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_exported_adapters_are_the_checkpoints(folder, tmp_path):
