@@ -328,9 +328,9 @@ GPU = dict(  # of 80 GB and more; LoRA wants about ten times the learning rate o
     compile=True,
     micro_batch_tokens=16_384,
 )
-# Below SMALL parameters and with short budgets: about 30 GB at 1.5B (halved where memory runs out).
+# Below SMALL parameters and with short budgets: about 55 GB at 1.5B (halved where memory runs out).
 SMALL = 2e9
-SMALL_GPU = GPU | dict(gradient_checkpointing=False, micro_batch_tokens=8_192)
+SMALL_GPU = GPU | dict(gradient_checkpointing=False)
 
 
 def defaults(model: str, device: torch.device, thinking: str = "auto") -> dict:

@@ -162,7 +162,7 @@ class Config(SamplingOptions):
         None,
         (
             "tokens of a forward/backward pass, padding included [embedded or on the "
-            "CPU 2048, below 2B without thoughts 8192, else 16384]"
+            "CPU 2048, else 16384]"
         ),
         at_least=1,
     )

@@ -75,7 +75,7 @@ class Training(SamplingOptions):
     )
     micro_batch_tokens: int | None = option(
         None,
-        "tokens of a forward/backward pass [on the CPU 2048, below 2B 8192, else 16384]",
+        "tokens of a forward/backward pass [on the CPU 2048, else 16384]",
         at_least=1,
     )
     confession: str = option(
