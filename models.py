@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from cli import UserError
 from runtime import gguf_models
+from runtime.compiled import compiled
 
 logging.disable_progress_bar()  # a bar per loaded or saved model would bury the run's own
 
@@ -482,7 +483,7 @@ def compile_layers(model) -> None:
 
 
 def _compiled(forward):
-    fast = torch.compile(forward, dynamic=True)
+    fast = compiled(forward)
 
     @functools.wraps(forward)
     def call(hidden, *args, **kwargs):

@@ -31,6 +31,7 @@ import torch
 from torch import nn
 
 from cli import UserError
+from runtime.compiled import compiled
 from runtime.decoder import joint
 from runtime.optimizer import rounded
 
@@ -136,7 +137,7 @@ def sampling_copy(model):
             for name in names:
                 setattr(owner, name, fused if name == names[0] else FusedOutput(fused))
         if model.device.type == "cuda":
-            layer.compile(dynamic=True)
+            layer.forward = compiled(layer.forward)
     return out.eval()
 
 
@@ -270,7 +271,7 @@ def draw(head, hidden, uniform, temperature: float):
 
 @functools.cache
 def compiled_draw():
-    return torch.compile(draw, dynamic=True)  # imports the compiler, which takes seconds
+    return compiled(draw)  # imports the compiler, which takes seconds
 
 
 # -------------------------------------------------------------------------------------------- slots

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from cli import UserError
+from runtime.compiled import compiled
 from runtime.memory import is_out_of_memory
 
 BETAS = (0.9, 0.95)
@@ -43,7 +44,7 @@ def move(weight, mean, square, gradient, step, options: dict) -> None:
 @functools.cache
 def compiled_move():
     """move() as one kernel, which is a tenth of the time; the compiler takes seconds to import."""
-    return torch.compile(move, dynamic=True)
+    return compiled(move)
 
 
 class AdamW(torch.optim.AdamW):
