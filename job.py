@@ -132,7 +132,7 @@ def compiles(config: Config) -> bool:
 @contextmanager
 def compiling(config: Config):
     """Within it layers run compiled or eagerly, the sampler's too; yields what step 1 waits for."""
-    waiting_for = "compiling: a minute or two, half of that when it was done here before"
+    waiting_for = "compiling: half a minute, a few seconds when it was done here before"
     with torch.compiler.set_stance("default" if compiles(config) else "force_eager"):
         yield waiting_for if compiles(config) else ""
 

@@ -329,7 +329,7 @@ GPU = dict(  # of 80 GB and more; LoRA wants about ten times the learning rate o
     compile=True,
     micro_batch_tokens=16_384,
 )
-# Below SMALL parameters and with short budgets: about 55 GB at 1.5B (halved where memory runs out).
+# Below SMALL parameters and with short budgets: 46 GiB at 1.5B (halved where memory runs out).
 SMALL = 2e9
 SMALL_GPU = GPU | dict(gradient_checkpointing=False)
 
@@ -470,8 +470,7 @@ def check_logits(model) -> None:
 
 
 def compile_layers(model) -> None:
-    """Compile each decoder layer for the training pass, which fuses its small kernels; a minute
-    at the first step.
+    """Compile each decoder layer for the training pass, which fuses its small kernels.
 
     The forward alone, and not the whole call: FSDP gathers a layer's parameters in hooks around it.
     One graph serves all layers and batches: frozen embeddings have a gradient too, or the first
