@@ -256,6 +256,7 @@ def run(tmp_path_factory) -> Path:
         "--checkpoint-every 1 --eval-n 3 --name two"
     )
     options += " --confessions-per-answer 2 --confession-reward rewards.information_reward"
+    options += " --max-confession-tokens 200"
     done = torchrun(folder, *options.split())
     assert done.returncode == 0, done.stderr[-2_000:]
     assert done.stdout.count("figure: ") >= 1  # rank 0 alone prints
@@ -277,7 +278,9 @@ def test_run_folder_is_one_of_any_run(run):
         a.y == b.y for a, b in zip(rollouts[::2], rollouts[1::2])
     )
     # of whole groups, as one process has it
-    assert information_reward(rollouts) == [r.confession.reward for r in rollouts]
+    rollouts += run_folder.load_rollouts(run / "rollouts" / "step_0001.jsonl", word_count)
+    rewards = [r.confession.reward for r in rollouts]
+    assert information_reward(rollouts) == rewards and len(set(rewards)) > 2
     assert len((run / "evals" / "step_0002.jsonl").read_text().splitlines()) == 3
     states = []
     for step in (0, 2):
