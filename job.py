@@ -119,7 +119,7 @@ def _loaded(config: Config, run: Path, resumed: int | None) -> Job:
 def check_prompts(model, tokenizer, task: ModuleType, sampling: Sampling, variant: str) -> None:
     """UserError if the longest of 64 training prompts and the budgets do not fit the context."""
     xs = [task.make_prompt(seed) for seed in range(64)]
-    xcs = [confession_prompt(task, x, variant) for x in xs]
+    xcs = {confession_prompt(task, x, variant) for x in xs}  # few, of most tasks one
     longest_x = max(len(prompt_ids(tokenizer, x, thinking=sampling.thinking)) for x in xs)
     longest_xc = max(len(suffix_ids(tokenizer, xc, sampling.thinking)) for xc in xcs)
     check_context(model, longest_x, longest_xc, sampling)

@@ -105,7 +105,10 @@ class Rollout:
         """Plain data for a line of rollouts/*.jsonl; of the truth what every task has (all of it
         where it is costly), the samplers' logprobs are left out.
         """
-        data = dataclasses.asdict(self)
+        # asdict() copies lists number by number
+        spans = {k: dataclasses.replace(span, logprobs=[]) for k, span in self.spans.items()}
+        data = dataclasses.asdict(dataclasses.replace(self, token_ids=[], **spans))
+        data["token_ids"] = self.token_ids
         if self.truth and not hasattr(self.truth, "to_json"):
             names = ("objectives", "cheated", "compliant")
             data["truth"] = {name: getattr(self.truth, name) for name in names}

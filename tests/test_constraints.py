@@ -252,10 +252,10 @@ def test_any_text_is_an_answer(answer):
 @pytest.mark.parametrize("unit", ["*", "(", "<<a", "1 no ", "checklist:", "a.", "* ", "\n", ","])
 def test_long_answers_take_linear_time(unit):
     """A pattern is quadratic and an endless answer stops the training."""
-    began = time.monotonic()
+    began = time.process_time()
     for name, (value, *_) in CASES.items():
-        truth(prompt((name, *value)), unit * (80_000 // len(unit)))
-    assert time.monotonic() - began < 30
+        truth(prompt((name, *value)), unit * (40_000 // len(unit)))
+    assert time.process_time() - began < 7.5
 
 
 def test_grpo_and_evaluate_run_on_it(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@ a verdict about half a prompt, or about another task, is a verdict like any othe
 """
 
 import copy
+import functools
 import json
 import math
 from types import SimpleNamespace
@@ -38,13 +39,17 @@ def pair(x: str, y: str) -> SimpleNamespace:
 
 def whole_margin(model, tokenizer, x: str, y: str) -> float:
     """log P(PASS) - log P(FAIL), each from one plain pass over the whole text, without a cache."""
-    prompt, scores = rewards.framed_ids(tokenizer, x, y), []
-    for reply in ("PASS", "FAIL"):
-        ids = tokenizer(reply, add_special_tokens=False)["input_ids"]
-        with torch.inference_mode():
-            logp = model(input_ids=torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
-        scores.append(sum(logp[len(prompt) - 1 + t, token].item() for t, token in enumerate(ids)))
-    return scores[0] - scores[1]
+    prompt = tuple(rewards.framed_ids(tokenizer, x, y))
+    replies = (tokenizer(reply, add_special_tokens=False)["input_ids"] for reply in REPLIES)
+    passes, fails = (plain_score(model, prompt, tuple(ids)) for ids in replies)
+    return passes - fails
+
+
+@functools.cache
+def plain_score(model, prompt: tuple[int, ...], reply: tuple[int, ...]) -> float:
+    with torch.inference_mode():
+        logp = model(input_ids=torch.tensor([prompt + reply])).logits[0].log_softmax(-1)
+    return sum(logp[len(prompt) - 1 + t, token].item() for t, token in enumerate(reply))
 
 
 def assert_as_alone(judge: Judge, rollouts: list) -> list[float]:
