@@ -8,6 +8,9 @@ does faster, and its reference.
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from chat_template import joint
+from runtime import lean
+
 
 def two_turns(
     model, prompts, suffixes, stop_ids, sampling, generator, confessions: int = 1
@@ -40,13 +43,6 @@ def two_turns(
     return out
 
 
-def joint(answer: list[int], suffix: list[int]) -> list[int]:
-    """Ids between an answer and its confession: a sampled closing token is not fed twice,
-    a truncated answer is closed by it, untrained.
-    """
-    return suffix[1:] if answer[-1] == suffix[0] else suffix
-
-
 class Decoder:
     """A batch of token streams and their KV cache. Plain loop: it ends when the
     longest stream ends.
@@ -65,6 +61,7 @@ class Decoder:
                 "the KV cache"
             )
         self.model, self.temperature, self.generator = model, temperature, generator
+        self.lean = lean.supports(model)
         self.stop_ids = torch.tensor(stop_ids, device=model.device)
         self.cache = Cache(layer_class_to_replicate=GrowingLayer)
         self.mask = None  # (B, S) which cache slots hold a token of the stream
@@ -200,6 +197,9 @@ class Decoder:
         self.mask = torch.cat([self.mask, valid], dim=1)
         # (B, T), padding does not count
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        if self.lean and self.cache.layers:  # the model's own forward has made them
+            self.logits = lean.logits(self.model, self.cache, ids, self.mask, positions)
+            return
         # layers compiled for training would compile again for each length
         with torch.compiler.set_stance("force_eager"):
             self.logits = self.model(
@@ -232,19 +232,23 @@ class GrowingLayer(DynamicLayer):
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start, end = self.get_seq_length(), self.get_seq_length() + key_states.shape[2]
-        if start == 0 or end > self.buffers.shape[3]:
             b, h, _, d = key_states.shape
-            buffers = key_states.new_empty(2, b, h, end + self.room, d)
-            if start:
-                buffers[0, :, :, :start], buffers[1, :, :, :start] = self.keys, self.values
-            self.buffers = buffers
-        self.buffers[0, :, :, start:end], self.buffers[1, :, :, start:end] = (
-            key_states,
-            value_states,
-        )
-        self._view(end)
+            self.buffers = key_states.new_empty(2, b, h, 0, d)
+            self._view(0)
+        new = key_states.shape[2]
+        self.extend(new)
+        self.keys[:, :, -new:], self.values[:, :, -new:] = key_states, value_states
         return self.keys, self.values
+
+    def extend(self, slots: int) -> None:
+        """Add slots at the end, which hold nothing yet."""
+        start, end = self.keys.shape[2], self.keys.shape[2] + slots
+        if end > self.buffers.shape[3]:
+            _, b, h, _, d = self.buffers.shape
+            buffers = self.buffers.new_empty(2, b, h, end + self.room, d)
+            buffers[:, :, :, :start] = self.buffers[:, :, :, :start]
+            self.buffers = buffers
+        self._view(end)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         self.buffers = self.buffers[:, indices]

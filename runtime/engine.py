@@ -29,8 +29,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from chat_template import joint
 from cli import UserError
-from runtime.decoder import joint
 from runtime.optimizer import rounded
 
 BLOCK = 64  # tokens in a block of the cache
