@@ -54,6 +54,7 @@ import numpy
 import torch
 
 import cli
+import models
 import run_folder
 from cli import UserError
 from evaluate import sample_in_memory, show_table
@@ -425,5 +426,17 @@ def main() -> None:
             report(run)
 
 
+def ranks(config: Config) -> int:
+    """Processes that this program starts of itself: 2 where an embedded model trains on a CPU with
+    two threads or more (OMP_NUM_THREADS), else 1.
+    """
+    if config.resume:
+        config = run_folder.resumed_config(config, "grpo.py")
+    on_cpu = models.device_of(config.device).type == "cpu"
+    small = models.is_embedded(config.model) and config.prompts_per_step > 1
+    return 2 if on_cpu and small and torch.get_num_threads() > 1 else 1
+
+
 if __name__ == "__main__":
-    main()
+    with cli.user_errors(), distributed.on_cores(ranks(cli.parse(Config, __doc__))):
+        main()

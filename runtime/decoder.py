@@ -11,6 +11,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 from chat_template import joint
 from runtime import lean
 
+LOWEST = torch.finfo(torch.float32).min
+
 
 def two_turns(
     model, prompts, suffixes, stop_ids, sampling, generator, confessions: int = 1
@@ -61,7 +63,7 @@ class Decoder:
                 "the KV cache"
             )
         self.model, self.temperature, self.generator = model, temperature, generator
-        self.lean = lean.supports(model)
+        self.lean = False  # whether lean.logits() goes on where the model's forward began
         self.stop_ids = torch.tensor(stop_ids, device=model.device)
         self.cache = Cache(layer_class_to_replicate=GrowingLayer)
         self.mask = None  # (B, S) which cache slots hold a token of the stream
@@ -86,6 +88,7 @@ class Decoder:
                 self._close_gaps()
                 blocks = [block[k:] for block, k in zip(blocks, extra)]
         self._feed(blocks, left=True)
+        self.lean = bool(self.cache.layers) and lean.supports(self.model)
         self.unfed = [[]] * len(blocks)
 
     @torch.inference_mode()
@@ -132,10 +135,13 @@ class Decoder:
             logp = torch.log_softmax(
                 self.logits.float() / (self.temperature or 1.0), dim=-1
             )  # (B, V)
-            token = self._draw(logp)  # (B,)
+            probabilities = logp.exp()
+            token = self._draw(probabilities) if self.temperature else logp.argmax(-1)  # (B,)
             ids[rows, t] = token
             logprobs[rows, t] = logp.gather(-1, token[:, None])[:, 0]
-            entropies[rows] -= (logp.exp() * logp).nan_to_num().sum(-1) * running  # 0 * -inf is 0
+            # 0 * -inf is 0 here
+            entropy = -torch.linalg.vecdot(probabilities, logp.clamp(min=LOWEST))
+            entropies[rows] += entropy.nan_to_num() * running
             stopped = running & torch.isin(token, self.stop_ids)
             lengths[rows[stopped]] = t + 1
             running &= ~stopped
@@ -176,28 +182,29 @@ class Decoder:
             total += logp.gather(-1, ids[:, t].expand(n, -1)[:, :, None])[:, :, 0] * valid[:, t]
         return total
 
-    def _draw(self, logp: torch.Tensor) -> torch.Tensor:
-        """(B, V) -> (B,): greedy at temperature 0, else by the inverse of the
-        cumulative distribution.
+    def _draw(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """(B, V) -> (B,), by the inverse of the cumulative distribution.
 
         One uniform number a stream; torch.multinomial draws one for every entry of the vocabulary.
         """
-        if self.temperature == 0:
-            return logp.argmax(-1)
-        # float64: 150k float32 terms would lose the rare tokens
-        cumulative = logp.double().exp().cumsum(-1)
+        # float64: the sum of 150k float32 terms would lose the rare tokens
+        cumulative = probabilities.cumsum(-1, dtype=torch.float64)
         uniform = torch.rand(
-            len(logp), 1, dtype=torch.float64, generator=self.generator, device=logp.device
+            len(cumulative),
+            1,
+            dtype=torch.float64,
+            generator=self.generator,
+            device=cumulative.device,
         )
         found = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
         # NaN is found after the last: the loss will be NaN, and its step skipped
-        return found.clamp(max=logp.shape[1] - 1)
+        return found.clamp(max=cumulative.shape[1] - 1)
 
     def _forward(self, ids: torch.Tensor, valid: torch.Tensor) -> None:
         self.mask = torch.cat([self.mask, valid], dim=1)
         # (B, T), padding does not count
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        if self.lean and self.cache.layers:  # the model's own forward has made them
+        if self.lean:
             self.logits = lean.logits(self.model, self.cache, ids, self.mask, positions)
             return
         # layers compiled for training would compile again for each length

@@ -1,5 +1,5 @@
-"""Several processes, one training: torchrun --nproc-per-node 4 grpo.py ... With one process all
-of this is trivial.
+"""Several processes, one training: torchrun --nproc-per-node 4 grpo.py ..., or two on a CPU that
+grpo.py starts itself for a small model. With one process all of this is trivial.
 
 Each rank samples, judges and scores prompts of its own, so a group is never split. Then every rank
 gets all rollouts: advantages, weights and logs come from the same numbers everywhere, whatever
@@ -19,6 +19,7 @@ import os
 import sys
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
+from subprocess import Popen
 from types import MethodType
 from typing import Callable
 
@@ -33,14 +34,66 @@ from cli import UserError
 PATIENCE = timedelta(hours=2)  # for the slowest rank: rank 0 may be writing a checkpoint
 
 
+# environment of a copy of a program: its rank, and the port where rank 0 waits
+RANK, PORT = "CONFESSIONS_RANK", "CONFESSIONS_PORT"
+# whether on_cores() has started these ranks: then parameters are replicated, not sharded
+_on_cores = False
+
+
+@contextmanager
+def on_cores(ranks: int):
+    """Within it that many ranks run on this machine's CPU, one thread each: this process, and
+    copies of it with the same command line. A small model's operations are too short for threads
+    to share them.
+    """
+    global _on_cores
+    if ranks == 1 or dist.is_torchelastic_launched():
+        yield
+        return
+    _on_cores, copies, own = True, [], int(os.environ.get(RANK, 0))
+    torch.set_num_threads(1)
+    port = int(os.environ.get(PORT, 0))  # 0: any that is free
+    store = dist.TCPStore(
+        "127.0.0.1", port, ranks, is_master=own == 0, timeout=PATIENCE, wait_for_workers=False
+    )
+    try:
+        for other in range(1, ranks) if own == 0 else ():
+            variables = os.environ | {RANK: str(other), PORT: str(store.port)}
+            # a session of its own: Ctrl-C reaches this process alone, which tells the others
+            command = [sys.executable, *sys.orig_argv[1:]]
+            copies.append(Popen(command, env=variables, start_new_session=True))
+        dist.init_process_group("gloo", store=store, timeout=PATIENCE, rank=own, world_size=ranks)
+        yield
+    except UserError:
+        if own:
+            os._exit(2)  # rank 0 says the same
+        raise
+    finally:
+        for other in copies:
+            other.kill()
+
+
 @contextmanager
 def launched():
     """Join the ranks that torchrun has started, each with a GPU of its own where there are any;
-    rank 0 alone prints.
+    rank 0 alone prints, of those that on_cores() has started too.
     """
-    if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
+    if dist.is_torchelastic_launched() and os.environ["WORLD_SIZE"] != "1":
+        _join()
+    if world() == 1:
         yield
         return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if rank() else nullcontext():
+        yield
+    # not after an error: the others may be waiting, and torchrun ends them
+    dist.destroy_process_group()
+    sys.stdout.flush(), sys.stderr.flush()
+    # all is saved; one exit in thirty aborts in torch's own threads ("terminate called without
+    # an active exception")
+    os._exit(0)
+
+
+def _join() -> None:
     backend, local = "gloo", int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         if local >= torch.cuda.device_count():
@@ -51,14 +104,6 @@ def launched():
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=PATIENCE)
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if rank() else nullcontext():
-        yield
-    # not after an error: the others may be waiting, and torchrun ends them
-    dist.destroy_process_group()
-    sys.stdout.flush(), sys.stderr.flush()
-    # all is saved; one exit in thirty aborts in torch's own threads ("terminate called without
-    # an active exception")
-    os._exit(0)
 
 
 def rank() -> int:
@@ -117,10 +162,10 @@ def first_rank(function: Callable) -> Callable:
 
 
 def sharded(model):
-    """A copy of the model for full-parameter training, sharded over the ranks;
-    with one process the model itself.
+    """A copy of the model for full-parameter training, sharded over the ranks; with one process,
+    or ranks of on_cores(), the model itself.
     """
-    if world() == 1:
+    if world() == 1 or _on_cores:
         return model
     learner = copy.deepcopy(model)
     mesh = init_device_mesh(model.device.type, (world(),))

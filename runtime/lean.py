@@ -67,7 +67,9 @@ def attend(attention, x, asked: int, rotary, keys, values, bias) -> torch.Tensor
     k, v = (p(x).view(b, new, -1, size) for p in (attention.k_proj, attention.v_proj))
     if hasattr(attention, "q_norm"):
         q, k = normed(attention.q_norm, q), normed(attention.k_norm, k)
-    q = rotated(q.transpose(1, 2), cos[:, :, -asked:], sin[:, :, -asked:])  # (B, heads, asked, size)
+    q = rotated(
+        q.transpose(1, 2), cos[:, :, -asked:], sin[:, :, -asked:]
+    )  # (B, heads, asked, size)
     keys[:, :, -new:] = rotated(k.transpose(1, 2), cos, sin)
     values[:, :, -new:] = v.transpose(1, 2)
     bias = bias[:, :, -asked:]

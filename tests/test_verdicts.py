@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -169,14 +170,14 @@ def test_shared_beginning():
 def forwards(judge: Judge, rollouts: list) -> list[tuple[int, int, int]]:
     """(rows, new columns, slots with them) of every pass of the model, padding too."""
     shapes = []
-    hook = judge.model.register_forward_pre_hook(
-        lambda module, args, kwargs: shapes.append(
-            (*kwargs["input_ids"].shape, kwargs["attention_mask"].shape[1])
-        ),
-        with_kwargs=True,
-    )
-    judge(rollouts)
-    hook.remove()
+    forward = Decoder._forward
+
+    def noted(decoder, ids, valid):
+        forward(decoder, ids, valid)
+        shapes.append((*ids.shape, decoder.mask.shape[1]))
+
+    with mock.patch.object(Decoder, "_forward", noted):
+        judge(rollouts)
     return shapes
 
 
