@@ -63,9 +63,9 @@ class Decoder:
                 "the KV cache"
             )
         self.model, self.temperature, self.generator = model, temperature, generator
-        self.lean = False  # whether lean.logits() goes on where the model's forward began
         self.stop_ids = torch.tensor(stop_ids, device=model.device)
-        self.cache = Cache(layer_class_to_replicate=GrowingLayer)
+        self.lean = lean.supports(model)  # it goes on where the model's forward began
+        self.cache = Cache(layer_class_to_replicate=SlotsLast if self.lean else GrowingLayer)
         self.mask = None  # (B, S) which cache slots hold a token of the stream
         self.logits = None  # (B, V) of the next token
         self.unfed = None  # per stream, sampled ids that the model has not seen yet
@@ -88,7 +88,6 @@ class Decoder:
                 self._close_gaps()
                 blocks = [block[k:] for block, k in zip(blocks, extra)]
         self._feed(blocks, left=True)
-        self.lean = bool(self.cache.layers) and lean.supports(self.model)
         self.unfed = [[]] * len(blocks)
 
     @torch.inference_mode()
@@ -204,7 +203,7 @@ class Decoder:
         self.mask = torch.cat([self.mask, valid], dim=1)
         # (B, T), padding does not count
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        if self.lean:
+        if self.lean and self.cache.layers:
             self.logits = lean.logits(self.model, self.cache, ids, self.mask, positions)
             return
         # layers compiled for training would compile again for each length
@@ -235,13 +234,13 @@ class GrowingLayer(DynamicLayer):
     """
 
     room = 128  # slots
+    slots_last = False  # whether memory holds (..., head size, slots)
 
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            b, h, _, d = key_states.shape
-            self.buffers = key_states.new_empty(2, b, h, 0, d)
-            self._view(0)
+            self.buffers = key_states.new_empty(0)
+            self.keys = self.values = key_states[:, :, :0]
         new = key_states.shape[2]
         self.extend(new)
         self.keys[:, :, -new:], self.values[:, :, -new:] = key_states, value_states
@@ -249,12 +248,14 @@ class GrowingLayer(DynamicLayer):
 
     def extend(self, slots: int) -> None:
         """Add slots at the end, which hold nothing yet."""
-        start, end = self.keys.shape[2], self.keys.shape[2] + slots
-        if end > self.buffers.shape[3]:
-            _, b, h, _, d = self.buffers.shape
-            buffers = self.buffers.new_empty(2, b, h, end + self.room, d)
-            buffers[:, :, :, :start] = self.buffers[:, :, :, :start]
-            self.buffers = buffers
+        keys, values = self.keys, self.values
+        b, h, start, d = keys.shape
+        end = start + slots
+        if not start or end > self.buffers.shape[self.axis]:
+            shape = (d, end + self.room) if self.slots_last else (end + self.room, d)
+            self.buffers = keys.new_empty(2, b, h, *shape)
+            self._view(start)
+            self.keys.copy_(keys), self.values.copy_(values)
         self._view(end)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
@@ -262,11 +263,26 @@ class GrowingLayer(DynamicLayer):
         self._view(self.keys.shape[2])
 
     def reorder_slots(self, order: torch.Tensor) -> None:
-        index = order[None, :, None, :, None].expand(
-            2, -1, self.buffers.shape[2], -1, self.buffers.shape[4]
-        )
-        self.buffers = self.buffers.gather(3, index)
+        """order (B, S'): the slots that each stream keeps."""
+        index = order[None, :, None, None] if self.slots_last else order[None, :, None, :, None]
+        shape = [*self.buffers.shape]
+        shape[self.axis] = order.shape[1]
+        self.buffers = self.buffers.gather(self.axis, index.expand(shape))
         self._view(order.shape[1])
 
     def _view(self, end: int) -> None:
-        self.keys, self.values = self.buffers[0, :, :, :end], self.buffers[1, :, :, :end]
+        filled = self.buffers.narrow(self.axis, 0, end)
+        self.keys, self.values = filled.transpose(3, 4) if self.slots_last else filled
+
+    @property
+    def axis(self) -> int:
+        """Of the slots in `buffers`."""
+        return 4 if self.slots_last else 3
+
+
+class SlotsLast(GrowingLayer):
+    """The order in which one query's product with all keys is fastest on a CPU: each of its terms
+    is a stretch of memory.
+    """
+
+    slots_last = True

@@ -19,8 +19,8 @@ def supports(model) -> bool:
     """Whether logits() computes this model's forward: float32 on a CPU, of a type that the
     engine knows.
     """
-    on_cpu = model.device.type == "cpu" and model.dtype == torch.float32
-    return on_cpu and unsupported(model) is None
+    on_cpu = model.device.type == "cpu"
+    return on_cpu and unsupported(model) is None and model.dtype == torch.float32
 
 
 def logits(model, cache, ids, mask, positions) -> torch.Tensor:
@@ -44,7 +44,7 @@ def last_hidden(decoder, cache, rows: slice, ids, mask, positions) -> torch.Tens
     new, slots = ids.shape[1], mask.shape[1]
     # (rows, 1, T, S): a token sees what is before it; not -inf, as padding sees nothing at all
     seen = mask[:, None, None] & torch.ones(new, slots, dtype=torch.bool).tril(slots - new)
-    bias = torch.zeros(seen.shape).masked_fill_(~seen, torch.finfo(torch.float32).min)
+    bias = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
     hidden = decoder.embed_tokens(ids)  # (rows, T, D)
     rotary = decoder.rotary_emb(hidden, positions)  # two of (rows, T, head size)
     for layer, store in zip(decoder.layers, cache.layers):
@@ -78,7 +78,12 @@ def attend(attention, x, asked: int, rotary, keys, values, bias) -> torch.Tensor
         out = (q @ keys.transpose(2, 3)).add_(bias).softmax(-1) @ values
     else:
         out = F.scaled_dot_product_attention(
-            q, keys, values, bias, scale=attention.scaling, enable_gqa=True
+            q,
+            keys.contiguous(),
+            values.contiguous(),
+            bias,
+            scale=attention.scaling,
+            enable_gqa=True,
         ).transpose(1, 2)
     return attention.o_proj(out.reshape(b, asked, -1))
 

@@ -304,7 +304,8 @@ class Script:
     """
 
     device, training, generation_config = torch.device("cpu"), False, GenerationConfig()
-    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=1_024))
+    text_config = SimpleNamespace(max_position_embeddings=1_024, model_type="script")
+    config = SimpleNamespace(get_text_config=lambda: Script.text_config)
 
     def __init__(self, tokenizer, *turns: list[int]):
         self.vocabulary, self.turns, self.fed = len(tokenizer), list(turns), []
