@@ -64,10 +64,6 @@ def on_cores(ranks: int):
             copies.append(Popen(command, env=variables, start_new_session=True))
         dist.init_process_group("gloo", store=store, timeout=PATIENCE, rank=own, world_size=ranks)
         yield
-    except UserError:
-        if own:
-            os._exit(2)  # rank 0 says the same
-        raise
     finally:
         for other in copies:
             other.kill()
@@ -83,8 +79,14 @@ def launched():
     if world() == 1:
         yield
         return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if rank() else nullcontext():
-        yield
+    try:
+        with open(os.devnull, "w") as nowhere:
+            with redirect_stdout(nowhere) if rank() else nullcontext():
+                yield
+    except UserError:
+        if _on_cores and rank():
+            os._exit(2)  # rank 0 says it
+        raise
     # not after an error: the others may be waiting, and torchrun ends them
     dist.destroy_process_group()
     sys.stdout.flush(), sys.stderr.flush()
