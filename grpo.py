@@ -433,7 +433,7 @@ def ranks(config: Config) -> int:
     if config.resume:
         config = run_folder.resumed_config(config, "grpo.py")
     on_cpu = models.device_of(config.device).type == "cpu"
-    small = models.is_embedded(config.model) and config.prompts_per_step > 1
+    small = models.is_embedded(config.model) and config.prompts_per_step != 1
     return 2 if on_cpu and small and torch.get_num_threads() > 1 else 1
 
 

@@ -33,7 +33,6 @@ from cli import UserError
 
 PATIENCE = timedelta(hours=2)  # for the slowest rank: rank 0 may be writing a checkpoint
 
-
 # environment of a copy of a program: its rank, and the port where rank 0 waits
 RANK, PORT = "CONFESSIONS_RANK", "CONFESSIONS_PORT"
 # whether on_cores() has started these ranks: then parameters are replicated, not sharded
@@ -52,6 +51,8 @@ def on_cores(ranks: int):
         return
     _on_cores, copies, own = True, [], int(os.environ.get(RANK, 0))
     torch.set_num_threads(1)
+    # the loopback interface: a laptop's own name may lead nowhere, or to a firewall's question
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     port = int(os.environ.get(PORT, 0))  # 0: any that is free
     store = dist.TCPStore(
         "127.0.0.1", port, ranks, is_master=own == 0, timeout=PATIENCE, wait_for_workers=False
