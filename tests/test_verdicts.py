@@ -225,6 +225,7 @@ def fixed_model(table: torch.Tensor):
 
     class Fixed(torch.nn.Module):
         device = torch.device("cpu")
+        config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(model_type="fixed"))
 
         def forward(self, input_ids, **_):
             return SimpleNamespace(logits=table[input_ids])
