@@ -56,6 +56,13 @@ def suffix_ids(tokenizer, xc: str, thinking: str = "auto") -> list[int]:
     return ids
 
 
+def joint(answer: list[int], suffix: list[int]) -> list[int]:
+    """Ids between an answer and its confession: a sampled closing token is not fed twice,
+    a truncated answer is closed by it, untrained.
+    """
+    return suffix[1:] if answer[-1] == suffix[0] else suffix
+
+
 def transcript_ids(tokenizer, x: str, y: str, xc: str, thinking: str = "auto") -> list[int]:
     """Ids of a new conversation that tells of an answer:
     x, y as text without its thought, xc, generation prompt.

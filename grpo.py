@@ -44,6 +44,7 @@ Differences from GRPO as published (DeepSeekMath, https://arxiv.org/abs/2402.033
 
 import math
 import random
+import sys
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -54,6 +55,7 @@ import numpy
 import torch
 
 import cli
+import models
 import run_folder
 from cli import UserError
 from evaluate import sample_in_memory, show_table
@@ -433,5 +435,18 @@ def main() -> None:
             report(run)
 
 
+def ranks(config: Config) -> int:
+    """Processes that this program starts of itself: 2 where an embedded model trains on a CPU with
+    two threads or more (OMP_NUM_THREADS), else 1.
+    """
+    if config.resume:
+        config = run_folder.resumed_config(config, "grpo.py")
+    small = models.is_embedded(config.model) and config.prompts_per_step != 1
+    on_cpu = models.device_of(config.device).type == "cpu" and torch.get_num_threads() > 1
+    # elsewhere a fork of a process with the system's libraries is not safe
+    return 2 if small and on_cpu and sys.platform == "linux" else 1
+
+
 if __name__ == "__main__":
-    main()
+    with cli.user_errors(), distributed.on_cores(ranks(cli.parse(Config, __doc__))):
+        main()

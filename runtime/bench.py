@@ -24,7 +24,8 @@ small      a GRPO step of grpo.py with LoRA and its defaults for a GPU at the sh
            first step
 judge      64 committed answers before the Judge of a GRPO step, at Qwen3-4B's shape. Random weights
            do not stop by themselves: all new tokens are generated, which a real judge seldom does
-embedded   grpo.py itself on the embedded models, with the judge
+embedded   grpo.py itself on the embedded models, with the judge, in as many processes as it
+           starts; peak memory is the first one's
 trl        GRPOTrainer, its reward taking no time. On CUDA: the tokens of `step`. On a CPU:
            the embedded policy and one turn of as many tokens as `embedded` has in two, all of one
            length, so that no row waits for another
@@ -60,6 +61,8 @@ import multiprocessing
 import re
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -647,29 +650,28 @@ def in_own_process(function, *args) -> SimpleNamespace:
         return SimpleNamespace(**pool.submit(function, *args).result())
 
 
-def embedded(config: Config) -> dict:
-    """Seconds of each counted step of our own training loop, run as it is;
-    its phases, tokens and peak memory.
+def embedded(config: Config) -> SimpleNamespace:
+    """Seconds of each counted step of `python grpo.py`, run as it is, in as many processes as it
+    starts; its phases, rollouts, tokens and peak memory.
     """
-    output = io.StringIO()
-    with (
-        tempfile.TemporaryDirectory() as run,
-        contextlib.redirect_stdout(output),
-        contextlib.redirect_stderr(output),
-    ):
-        training = grpo.Config(
-            steps=config.embedded_steps + 1, eval_n=1, checkpoint_every=10**6, device=config.device
-        )
-        grpo.train(grpo.resolve(training), Path(run))
-        rows = run_folder.read_rows(Path(run) / "timing.jsonl")[1:]
+    steps = config.embedded_steps + 1
+    options = f"--steps {steps} --eval-n 1 --checkpoint-every {steps} --name bench".split()
+    command = [sys.executable, Path(grpo.__file__).resolve(), *options, "--device", config.device]
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        run = Path(folder) / "runs/bench"
+        rows = run_folder.read_rows(run / "timing.jsonl")[1:]
+        training = run_folder.read_config(run)
     phases = {
         name: statistics.median(row[name] for row in rows)
         for name in ("sample", "judge", "score", "train")
     }
-    seconds = [sum(row[name] for name in phases) for row in rows]
-    tokens = statistics.median(row["sampled_tokens"] for row in rows)
-    return dict(
-        seconds=seconds, phases=phases, tokens=tokens, gib=peak_gib(models.device_of(config.device))
+    return SimpleNamespace(
+        seconds=[sum(row[name] for name in phases) for row in rows],
+        phases=phases,
+        rollouts=training["prompts_per_step"] * training["group_size"],
+        tokens=statistics.median(row["sampled_tokens"] for row in rows),
+        gib=rows[-1]["peak_gib"],
     )
 
 
@@ -849,10 +851,8 @@ def bench(config: Config) -> None:
             del model
 
     if "embedded" in rows:
-        ours, n = (
-            in_own_process(embedded, config),
-            grpo.Config.prompts_per_step * grpo.Config.group_size,
-        )
+        ours = embedded(config)
+        n = ours.rollouts
         phases = ", ".join(f"{name} {seconds:.2f}" for name, seconds in ours.phases.items())
         show_steps(
             f"embedded: {n} x {ours.tokens / n:.0f}, two turns",

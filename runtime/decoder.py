@@ -8,6 +8,11 @@ does faster, and its reference.
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from chat_template import joint
+from runtime import lean
+
+LOWEST = torch.finfo(torch.float32).min
+
 
 def two_turns(
     model, prompts, suffixes, stop_ids, sampling, generator, confessions: int = 1
@@ -40,13 +45,6 @@ def two_turns(
     return out
 
 
-def joint(answer: list[int], suffix: list[int]) -> list[int]:
-    """Ids between an answer and its confession: a sampled closing token is not fed twice,
-    a truncated answer is closed by it, untrained.
-    """
-    return suffix[1:] if answer[-1] == suffix[0] else suffix
-
-
 class Decoder:
     """A batch of token streams and their KV cache. Plain loop: it ends when the
     longest stream ends.
@@ -66,7 +64,8 @@ class Decoder:
             )
         self.model, self.temperature, self.generator = model, temperature, generator
         self.stop_ids = torch.tensor(stop_ids, device=model.device)
-        self.cache = Cache(layer_class_to_replicate=GrowingLayer)
+        self.lean = lean.supports(model)  # it goes on where the model's forward began
+        self.cache = Cache(layer_class_to_replicate=SlotsLast if self.lean else GrowingLayer)
         self.mask = None  # (B, S) which cache slots hold a token of the stream
         self.logits = None  # (B, V) of the next token
         self.unfed = None  # per stream, sampled ids that the model has not seen yet
@@ -135,10 +134,13 @@ class Decoder:
             logp = torch.log_softmax(
                 self.logits.float() / (self.temperature or 1.0), dim=-1
             )  # (B, V)
-            token = self._draw(logp)  # (B,)
+            probabilities = logp.exp()
+            token = self._draw(probabilities) if self.temperature else logp.argmax(-1)  # (B,)
             ids[rows, t] = token
             logprobs[rows, t] = logp.gather(-1, token[:, None])[:, 0]
-            entropies[rows] -= (logp.exp() * logp).nan_to_num().sum(-1) * running  # 0 * -inf is 0
+            # 0 * -inf is 0 here
+            entropy = -torch.linalg.vecdot(probabilities, logp.clamp(min=LOWEST))
+            entropies[rows] += entropy.nan_to_num() * running
             stopped = running & torch.isin(token, self.stop_ids)
             lengths[rows[stopped]] = t + 1
             running &= ~stopped
@@ -179,27 +181,31 @@ class Decoder:
             total += logp.gather(-1, ids[:, t].expand(n, -1)[:, :, None])[:, :, 0] * valid[:, t]
         return total
 
-    def _draw(self, logp: torch.Tensor) -> torch.Tensor:
-        """(B, V) -> (B,): greedy at temperature 0, else by the inverse of the
-        cumulative distribution.
+    def _draw(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """(B, V) -> (B,), by the inverse of the cumulative distribution.
 
         One uniform number a stream; torch.multinomial draws one for every entry of the vocabulary.
         """
-        if self.temperature == 0:
-            return logp.argmax(-1)
-        # float64: 150k float32 terms would lose the rare tokens
-        cumulative = logp.double().exp().cumsum(-1)
+        # float64: the sum of 150k float32 terms would lose the rare tokens
+        cumulative = probabilities.cumsum(-1, dtype=torch.float64)
         uniform = torch.rand(
-            len(logp), 1, dtype=torch.float64, generator=self.generator, device=logp.device
+            len(cumulative),
+            1,
+            dtype=torch.float64,
+            generator=self.generator,
+            device=cumulative.device,
         )
         found = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
         # NaN is found after the last: the loss will be NaN, and its step skipped
-        return found.clamp(max=logp.shape[1] - 1)
+        return found.clamp(max=cumulative.shape[1] - 1)
 
     def _forward(self, ids: torch.Tensor, valid: torch.Tensor) -> None:
         self.mask = torch.cat([self.mask, valid], dim=1)
         # (B, T), padding does not count
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        if self.lean and self.cache.layers:
+            self.logits = lean.logits(self.model, self.cache, ids, self.mask, positions)
+            return
         # layers compiled for training would compile again for each length
         with torch.compiler.set_stance("force_eager"):
             self.logits = self.model(
@@ -228,34 +234,55 @@ class GrowingLayer(DynamicLayer):
     """
 
     room = 128  # slots
+    slots_last = False  # whether memory holds (..., head size, slots)
 
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start, end = self.get_seq_length(), self.get_seq_length() + key_states.shape[2]
-        if start == 0 or end > self.buffers.shape[3]:
-            b, h, _, d = key_states.shape
-            buffers = key_states.new_empty(2, b, h, end + self.room, d)
-            if start:
-                buffers[0, :, :, :start], buffers[1, :, :, :start] = self.keys, self.values
-            self.buffers = buffers
-        self.buffers[0, :, :, start:end], self.buffers[1, :, :, start:end] = (
-            key_states,
-            value_states,
-        )
-        self._view(end)
+            self.buffers = key_states.new_empty(0)
+            self.keys = self.values = key_states[:, :, :0]
+        new = key_states.shape[2]
+        self.extend(new)
+        self.keys[:, :, -new:], self.values[:, :, -new:] = key_states, value_states
         return self.keys, self.values
+
+    def extend(self, slots: int) -> None:
+        """Add slots at the end, which hold nothing yet."""
+        keys, values = self.keys, self.values
+        b, h, start, d = keys.shape
+        end = start + slots
+        if not start or end > self.buffers.shape[self.axis]:
+            shape = (d, end + self.room) if self.slots_last else (end + self.room, d)
+            self.buffers = keys.new_empty(2, b, h, *shape)
+            self._view(start)
+            self.keys.copy_(keys), self.values.copy_(values)
+        self._view(end)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         self.buffers = self.buffers[:, indices]
         self._view(self.keys.shape[2])
 
     def reorder_slots(self, order: torch.Tensor) -> None:
-        index = order[None, :, None, :, None].expand(
-            2, -1, self.buffers.shape[2], -1, self.buffers.shape[4]
-        )
-        self.buffers = self.buffers.gather(3, index)
+        """order (B, S'): the slots that each stream keeps."""
+        index = order[None, :, None, None] if self.slots_last else order[None, :, None, :, None]
+        shape = [*self.buffers.shape]
+        shape[self.axis] = order.shape[1]
+        self.buffers = self.buffers.gather(self.axis, index.expand(shape))
         self._view(order.shape[1])
 
     def _view(self, end: int) -> None:
-        self.keys, self.values = self.buffers[0, :, :, :end], self.buffers[1, :, :, :end]
+        filled = self.buffers.narrow(self.axis, 0, end)
+        self.keys, self.values = filled.transpose(3, 4) if self.slots_last else filled
+
+    @property
+    def axis(self) -> int:
+        """Of the slots in `buffers`."""
+        return 4 if self.slots_last else 3
+
+
+class SlotsLast(GrowingLayer):
+    """The order in which one query's product with all keys is fastest on a CPU: each of its terms
+    is a stretch of memory.
+    """
+
+    slots_last = True

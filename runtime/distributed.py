@@ -1,5 +1,5 @@
-"""Several processes, one training: torchrun --nproc-per-node 4 grpo.py ... With one process all
-of this is trivial.
+"""Several processes, one training: torchrun --nproc-per-node 4 grpo.py ..., or two on a CPU that
+grpo.py starts itself for a small model. With one process all of this is trivial.
 
 Each rank samples, judges and scores prompts of its own, so a group is never split. Then every rank
 gets all rollouts: advantages, weights and logs come from the same numbers everywhere, whatever
@@ -16,6 +16,7 @@ all of them see.
 import copy
 import functools
 import os
+import signal
 import sys
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
@@ -32,15 +33,69 @@ from cli import UserError
 
 PATIENCE = timedelta(hours=2)  # for the slowest rank: rank 0 may be writing a checkpoint
 
+# whether on_cores() has started these ranks: then parameters are replicated, not sharded
+_on_cores = False
+
+
+@contextmanager
+def on_cores(ranks: int):
+    """Within it that many ranks run on this machine's CPU, one thread each: this process and forks
+    of it, before it has threads. A small model's operations are too short for threads to share.
+    """
+    global _on_cores
+    if ranks == 1 or dist.is_torchelastic_launched():
+        yield
+        return
+    _on_cores, own, others = True, 0, []
+    ends = [os.pipe() for _ in range(1, ranks)]
+    for other, (receive, _) in enumerate(ends, start=1):
+        others.append(os.fork())
+        if not others[-1]:
+            os.setsid()  # Ctrl-C reaches rank 0 alone, which tells the others
+            own, others, port = other, [], int(os.read(receive, 9))
+            break
+    torch.set_num_threads(1)
+    # a laptop's own name may lead nowhere, or to a firewall's question
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    master = dict(world_size=ranks, is_master=not own, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", port if own else 0, timeout=PATIENCE, **master)
+    for _, send in ends if not own else ():
+        os.write(send, str(store.port).encode())
+    dist.init_process_group("gloo", store=store, timeout=PATIENCE, rank=own, world_size=ranks)
+    try:
+        yield
+    finally:
+        for other in others:
+            os.kill(other, signal.SIGKILL)
+
 
 @contextmanager
 def launched():
     """Join the ranks that torchrun has started, each with a GPU of its own where there are any;
-    rank 0 alone prints.
+    rank 0 alone prints, of those that on_cores() has started too.
     """
-    if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
+    if dist.is_torchelastic_launched() and os.environ["WORLD_SIZE"] != "1":
+        _join()
+    if world() == 1:
         yield
         return
+    try:
+        with open(os.devnull, "w") as nowhere:
+            with redirect_stdout(nowhere) if rank() else nullcontext():
+                yield
+    except UserError:
+        if _on_cores and rank():
+            os._exit(2)  # rank 0 says it
+        raise
+    # not after an error: the others may be waiting, and torchrun ends them
+    dist.destroy_process_group()
+    sys.stdout.flush(), sys.stderr.flush()
+    # all is saved; one exit in thirty aborts in torch's own threads ("terminate called without
+    # an active exception")
+    os._exit(0)
+
+
+def _join() -> None:
     backend, local = "gloo", int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         if local >= torch.cuda.device_count():
@@ -51,14 +106,6 @@ def launched():
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=PATIENCE)
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if rank() else nullcontext():
-        yield
-    # not after an error: the others may be waiting, and torchrun ends them
-    dist.destroy_process_group()
-    sys.stdout.flush(), sys.stderr.flush()
-    # all is saved; one exit in thirty aborts in torch's own threads ("terminate called without
-    # an active exception")
-    os._exit(0)
 
 
 def rank() -> int:
@@ -117,10 +164,10 @@ def first_rank(function: Callable) -> Callable:
 
 
 def sharded(model):
-    """A copy of the model for full-parameter training, sharded over the ranks;
-    with one process the model itself.
+    """A copy of the model for full-parameter training, sharded over the ranks; with one process,
+    or ranks of on_cores(), the model itself.
     """
-    if world() == 1:
+    if world() == 1 or _on_cores:
         return model
     learner = copy.deepcopy(model)
     mesh = init_device_mesh(model.device.type, (world(),))

@@ -30,9 +30,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from chat_template import joint
 from cli import UserError
 from runtime.compiled import compiled
-from runtime.decoder import joint
 from runtime.optimizer import rounded
 
 BLOCK = 64  # tokens in a block of the cache

@@ -109,7 +109,8 @@ class Script:
     """A model that says given ids, turn by turn."""
 
     device, training = torch.device("cpu"), False
-    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=4_096))
+    text_config = SimpleNamespace(max_position_embeddings=4_096, model_type="script")
+    config = SimpleNamespace(get_text_config=lambda: Script.text_config)
 
     def __init__(self, tokenizer, generation_config: GenerationConfig, *turns: list[int]):
         self.vocabulary, self.generation_config, self.turns = (

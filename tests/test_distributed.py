@@ -247,17 +247,18 @@ def forked(folder: Path, *options: str) -> None:
     fork_ranks(grpo_rank, folder, store.port, options)
 
 
+OPTIONS = (
+    "--model organism/policy --steps 2 --prompts-per-step 3 --group-size 2 --checkpoint-every 1 "
+    "--eval-n 3 --name two --confessions-per-answer 2 --max-confession-tokens 200 "
+    "--confession-reward rewards.information_reward"
+)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """Two steps in two processes, full-parameter training."""
     folder = tmp_path_factory.mktemp("torchrun")
-    options = (
-        "--model organism/policy --steps 2 --prompts-per-step 3 --group-size 2 "
-        "--checkpoint-every 1 --eval-n 3 --name two"
-    )
-    options += " --confessions-per-answer 2 --confession-reward rewards.information_reward"
-    options += " --max-confession-tokens 200"
-    done = torchrun(folder, *options.split())
+    done = torchrun(folder, *OPTIONS.split())
     assert done.returncode == 0, done.stderr[-2_000:]
     assert done.stdout.count("figure: ") >= 1  # rank 0 alone prints
     return folder / "runs" / "two"
@@ -321,6 +322,35 @@ def test_another_number_of_processes_goes_on(run, tmp_path):
     assert run_folder.checkpoint_steps(again) == [0, 1, 2]
     rows, before = (run_folder.read_rows(folder / "metrics.jsonl") for folder in (again, run))
     assert rows[0] == before[0] and [row["step"] for row in rows] == [1, 2]
+
+
+def on_two_cores(folder: Path, *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, Path(grpo.__file__), *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_two_processes_of_its_own_train_like_two_of_torchrun(run, tmp_path):
+    """A small model on two cores: a rank trains alone, or on its own gradients."""
+    done = on_two_cores(tmp_path, *OPTIONS.split())
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert done.stdout.count("step    1 |") == 1  # rank 0 alone prints
+    ours, theirs = (
+        run_folder.read_rows(folder / "metrics.jsonl") for folder in (tmp_path / "runs/two", run)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        for name, value in b.items():
+            # differences of sums that round otherwise in sharded gradients
+            close = dict(rel=1e-3, abs=1e-6) if isinstance(value, float) else {}
+            assert a[name] == (pytest.approx(value, **close) if close else value), name
+
+
+def test_what_ends_a_run_is_said_once(tmp_path):
+    """Each process says it, or one of them stays and waits for the other."""
+    done = on_two_cores(tmp_path, *"--steps 1 --max-answer-tokens 9999".split())
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_rounding_at_random_keeps_small_steps():

@@ -304,7 +304,8 @@ class Script:
     """
 
     device, training, generation_config = torch.device("cpu"), False, GenerationConfig()
-    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=1_024))
+    text_config = SimpleNamespace(max_position_embeddings=1_024, model_type="script")
+    config = SimpleNamespace(get_text_config=lambda: Script.text_config)
 
     def __init__(self, tokenizer, *turns: list[int]):
         self.vocabulary, self.turns, self.fed = len(tokenizer), list(turns), []
@@ -571,8 +572,8 @@ def test_dropping_finished_rows_changes_nothing(tiny):
     prompts = [prompt_ids(tokenizer, word_count.make_prompt(seed)) for seed in range(12)]
     stop_ids = list(range(0, len(tokenizer), 8))  # many, so that streams end one after another
     outputs, sizes = {}, []
-    hook = model.register_forward_pre_hook(
-        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    hook = model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, args: sizes.append(len(args[0]))
     )
     for last in (True, False):
         decoder = Decoder(model, stop_ids, temperature=0.0, generator=None)

@@ -7,6 +7,7 @@ import functools
 import json
 import math
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -174,14 +175,14 @@ def test_shared_beginning():
 def forwards(judge: Judge, rollouts: list) -> list[tuple[int, int, int]]:
     """(rows, new columns, slots with them) of every pass of the model, padding too."""
     shapes = []
-    hook = judge.model.register_forward_pre_hook(
-        lambda module, args, kwargs: shapes.append(
-            (*kwargs["input_ids"].shape, kwargs["attention_mask"].shape[1])
-        ),
-        with_kwargs=True,
-    )
-    judge(rollouts)
-    hook.remove()
+    forward = Decoder._forward
+
+    def noted(decoder, ids, valid):
+        forward(decoder, ids, valid)
+        shapes.append((*ids.shape, decoder.mask.shape[1]))
+
+    with mock.patch.object(Decoder, "_forward", noted):
+        judge(rollouts)
     return shapes
 
 
@@ -229,6 +230,7 @@ def fixed_model(table: torch.Tensor):
 
     class Fixed(torch.nn.Module):
         device = torch.device("cpu")
+        config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(model_type="fixed"))
 
         def forward(self, input_ids, **_):
             return SimpleNamespace(logits=table[input_ids])

@@ -1,0 +1,55 @@
+"""The plain sampler's short way on a CPU computes what the model's own forward does. A mistake here
+shows in a run's first steps as a gap between sampler and trainer, and ends it.
+"""
+
+import copy
+
+import pytest
+import torch
+
+from runtime import lean
+from runtime.decoder import Decoder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# left padding, a stream that begins later, long and short blocks
+BLOCKS = ([[5, 6, 7, 8], [9], [10, 11]], [[12] * 9, [13, 14, 15], [16] * 7])
+
+
+@torch.inference_mode()
+def seen(model, temperature: float = 1.0) -> list:
+    """Everything that a Decoder gives out in two turns, three streams made of two, and scores."""
+    decoder = Decoder(model, [3], temperature, torch.Generator().manual_seed(0))
+    out = []
+    for blocks in BLOCKS:
+        decoder.append(blocks)
+        out += [decoder.logits, *decoder.sample(12)]
+    decoder.append([[17], [18, 19], [20]])
+    decoder.branch([0, 2, 2])
+    return [*out, decoder.logits, decoder.score([[4, 5], [6], [7, 8, 9]])]
+
+
+def test_the_short_way_changes_nothing(tiny, monkeypatch):
+    """Positions, masks, heads, or the cache of a stream are mixed up."""
+    model, known = tiny[0], tiny[0].config.model_type in ("qwen3", "llama")
+    assert lean.supports(model) == known
+    calls, logits = [], lean.logits
+    monkeypatch.setattr(lean, "logits", lambda *args: calls.append(1) or logits(*args))
+    monkeypatch.setattr(lean, "TOKENS", 10)  # so that long blocks go through in parts
+    short = seen(model)
+    assert bool(calls) == known
+    monkeypatch.setattr(lean, "supports", lambda model: False)
+    for a, b in zip(short, seen(model), strict=True):
+        if isinstance(a, torch.Tensor):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+        elif isinstance(a[0], list) and isinstance(a[0][0], int):
+            assert a == b
+        else:
+            for x, y in zip(a, b):
+                assert x == pytest.approx(y, abs=1e-5)
+
+
+@pytest.mark.parametrize("tiny", ["qwen3"], indirect=True)
+def test_other_precisions_take_the_models_own_forward(tiny):
+    """bfloat16 products would round the attention's weights, which the model's forward does not."""
+    assert not lean.supports(copy.deepcopy(tiny[0]).bfloat16())
