@@ -141,7 +141,9 @@ def train(run: Path, model: str, arguments: list[str], steps: int, n: int) -> No
                 "ask for as many"
             )
     if not (run / "evals" / f"step_{steps:04d}.json").exists():
-        fresh = ["--steps", steps, "--name", run.relative_to(RUNS), "--model", model, *arguments]
+        # as the committed runs have it, also where grpo.py's default for embedded models is 4
+        common = ["--prompts-per-step", 8, "--name", run.relative_to(RUNS), "--model", model]
+        fresh = ["--steps", steps, *common, *arguments]
         call("grpo.py", *(["--resume", run] if exists else fresh))
     if not last_evaluation(run, steps, n).exists():
         call("evaluate.py", "--run", run, "--steps", steps, "--n", n)

@@ -100,6 +100,7 @@ class Config:
     ragged_rollouts: str | None = cli.option(
         None, 'numbers of rollouts of the ragged rows [on CUDA "64 256"]'
     )
+    small_models: str | None = cli.option(None, "of the small rows, with commas between them [all]")
     rollouts: int = cli.option(64, "of a GRPO step, on all GPUs together")
     ckpt_tokens: int = cli.option(16_384, "tokens of a micro-batch with gradient checkpointing")
     nockpt_tokens: int = cli.option(
@@ -750,8 +751,8 @@ def trl(config: Config, shape: dict | None, rollouts: int, prompt: int, tokens: 
 # ---------------------------------------------------------------------------------------- the table
 
 
-def chosen_rows(config: Config, size) -> list[str]:
-    rows = (config.rows or size.rows).split()
+def chosen_rows(config: Config, on_gpu: bool) -> list[str]:
+    rows = (config.rows or (ON_GPU if on_gpu else ON_CPU).rows).split()
     known = [*ON_CPU.rows.split(), "trl", "trl-small"]
     for name in rows:
         if name not in known:
@@ -763,7 +764,7 @@ def chosen_rows(config: Config, size) -> list[str]:
             raise UserError(f"the row trl needs {names}: pip install trl==1.16.0 peft==0.21.2")
     if config.vs_trl or "trl" in rows:
         # on a CPU it gets the tokens that embedded counted
-        rows += ["trl"] if size is ON_GPU else ["trl", "embedded"]
+        rows += ["trl"] if on_gpu else ["trl", "embedded"]
     return [r for r in rows if r.startswith(("step", "full"))] if distributed.world() > 1 else rows
 
 
@@ -773,18 +774,94 @@ def numbers(option: str, text: str) -> list[int]:
     return [int(word) for word in text.split()]
 
 
+def decode_rows(model, limit: Limit, size, config: Config) -> None:
+    for context in numbers("--contexts", config.contexts or size.contexts):
+        with row(label := f"decode: {config.slots} rows at context {context:,}"):
+            seconds, gib = decode(model, config.slots, context, size.decode_steps)
+            tokens = config.slots * size.decode_steps
+            least = limit.decoding(size.decode_steps, tokens * context)
+            note = f"{1e3 * seconds / size.decode_steps:.2f} ms a step"
+            show(label, seconds, tokens, least, gib, note)
+
+
+def ragged_rows(model, limit: Limit, size, config: Config) -> None:
+    sizes = numbers("--ragged-rollouts", config.ragged_rollouts or size.ragged_rollouts)
+    for k, n in enumerate(sizes):
+        with row(label := f"ragged: {n} rollouts through {config.slots} slots"):
+            lengths = ragged_lengths(n, size.turns)
+            if not k:  # compiles all kernels
+                short = [[max(1, a // 16), max(1, c // 16)] for a, c in lengths[: config.slots]]
+                ragged(model, short, size, config.slots)
+            refilled, seconds, gib = measured(
+                model.device, lambda: ragged(model, lengths, size, config.slots)
+            )
+            tokens, least = sum(map(sum, lengths)), limit.sampling(lengths, size, config.slots)
+            note = f"{tokens / n:,.0f} tokens a rollout, {max(map(sum, lengths)):,} the longest"
+            show(label, seconds, tokens, least, gib, note)
+            if refilled[1]:
+                show("    up to the last refill", *refilled, least * refilled[1] / tokens, gib)
+
+
+def embedded_rows(config: Config, with_trl: bool) -> None:
+    """grpo.py on the embedded models, and TRL's tokens as many as it has counted."""
+    ours = embedded(config)
+    n = ours.rollouts
+    phases = ", ".join(f"{name} {seconds:.2f}" for name, seconds in ours.phases.items())
+    label = f"embedded: {n} x {ours.tokens / n:.0f}, two turns"
+    show_steps(label, ours, ours.tokens, None, f"; {phases} s")
+    if with_trl:
+        length = round(ours.tokens / n)
+        theirs = in_own_process(trl, config, None, n, 0, length)
+        ratio = statistics.median(theirs.seconds) / statistics.median(ours.seconds)
+        label = f"trl: {n} x {length}, one turn"
+        show_steps(label, theirs, n * length, None, f"; TRL / ours: {ratio:.2f}")
+
+
+def trl_rows(rows: list[str], limits, ours: dict[str, float], size, config: Config) -> None:
+    """limits(model); ours: seconds of our rows of the same tokens, where measured."""
+    cases = {}  # {name: (our row, shape, number, tokens of the prompt, sampled tokens)}
+    if "trl" in rows:
+        cases["trl"] = "step", size.policy, config.rollouts, size.prompt, size.answer
+    if "trl-small" in rows:
+        n = size.small_rollouts[0]
+        stored = run_folder.load_rollouts(STORED, word_count)[:n]
+        *_, shape = size.small.values()
+        prompt = round(sum(vars(prompt_lengths(stored)).values()))
+        length = round(statistics.mean(sum(tokens_of(r)) for r in stored))
+        cases["trl-small"] = "small", shape, n, prompt, length
+    for name, (own, shape, n, prompt, length) in cases.items():
+        with row(name):
+            theirs = in_own_process(trl, config, shape, n, prompt, length)
+            tokens = n * (prompt + length)
+            limit = limits(random_model(shape, size.dtype, models.device_of(config.device)))
+            least = limit.sampling([[length, 0]] * n, SimpleNamespace(prompt=prompt, xc=0), n)
+            least += limit.training(tokens, all_parameters=False)
+            ratio = (
+                f"; TRL / ours: {statistics.median(theirs.seconds) / ours[own]:.2f}"
+                if ours.get(own)
+                else ""
+            )
+            label = f"{name}: {n} x {length:,}, LoRA, 8 rows ckpt"
+            show_steps(label, theirs, tokens, least, ratio)
+
+
+def sizes(config: Config, on_gpu: bool) -> SimpleNamespace:
+    size = ON_GPU if on_gpu else ON_CPU
+    names = cli.some_of("--small-models", config.small_models or "", size.small)
+    return SimpleNamespace(**vars(size) | dict(small={name: size.small[name] for name in names}))
+
+
 def bench(config: Config) -> None:
     device = models.device_of(config.device)
     on_gpu = device.type == "cuda"
-    size = ON_GPU if on_gpu else ON_CPU
-    rows = chosen_rows(config, size)
-    contexts = numbers("--contexts", config.contexts or size.contexts)
-    ragged_sizes = numbers("--ragged-rollouts", config.ragged_rollouts or size.ragged_rollouts)
+    size = sizes(config, on_gpu)
+    rows = chosen_rows(config, on_gpu)
     # these rows make more than 8 variants of a layer: the ninth would run uncompiled
     torch._dynamo.config.recompile_limit = 64
     read, product = rates(device, size)
+    limits = lambda model: Limit(model, read, product)
     model = random_model(size.policy, size.dtype, device)
-    limit = Limit(model, read, product)
+    limit = limits(model)
     where = torch.cuda.get_device_name() if on_gpu else f"CPU, threads: {torch.get_num_threads()}"
     dtype = str(size.dtype).removeprefix("torch.")
     rate = f"measured: reads {read / 1e12:.3g} TB/s, {dtype} product {product / 1e12:.3g} TFLOP/s"
@@ -793,105 +870,33 @@ def bench(config: Config) -> None:
         f"{model.num_parameters() / 1e9:.3g} B parameters, {model.config.num_hidden_layers} layers "
         f"of {model.config.hidden_size}"
     )
-    print(
-        f"model of random weights in {dtype}: {shape}; {config.slots} "
-        f"slots{' a GPU' if distributed.world() > 1 else ''}\n"
-    )
+    slots = f"{config.slots} slots{' a GPU' if distributed.world() > 1 else ''}"
+    print(f"model of random weights in {dtype}: {shape}; {slots}\n")
     print(f"{'':46} seconds  tokens/s         limit  of it  peak GiB  note", flush=True)
 
-    for context in contexts if "decode" in rows else []:
-        with row(label := f"decode: {config.slots} rows at context {context:,}"):
-            seconds, gib = decode(model, config.slots, context, size.decode_steps)
-            tokens = config.slots * size.decode_steps
-            least = limit.decoding(size.decode_steps, tokens * context)
-            show(
-                label,
-                seconds,
-                tokens,
-                least,
-                gib,
-                f"{1e3 * seconds / size.decode_steps:.2f} ms a step",
-            )
-
-    for k, n in enumerate(ragged_sizes if "ragged" in rows else []):
-        with row(label := f"ragged: {n} rollouts through {config.slots} slots"):
-            lengths = ragged_lengths(n, size.turns)
-            if not k:  # compiles all kernels
-                ragged(
-                    model,
-                    [[max(1, a // 16), max(1, c // 16)] for a, c in lengths[: config.slots]],
-                    size,
-                    config.slots,
-                )
-            refilled, seconds, gib = measured(
-                device, lambda: ragged(model, lengths, size, config.slots)
-            )
-            tokens, least = sum(map(sum, lengths)), limit.sampling(lengths, size, config.slots)
-            note = f"{tokens / n:,.0f} tokens a rollout, {max(map(sum, lengths)):,} the longest"
-            show(label, seconds, tokens, least, gib, note)
-            if refilled[1]:
-                show("    up to the last refill", *refilled, least * refilled[1] / tokens, gib)
-
-    totals = {}
+    if "decode" in rows:
+        decode_rows(model, limit, size, config)
+    if "ragged" in rows:
+        ragged_rows(model, limit, size, config)
+    ours = {}  # seconds of a step by row
     if lora := [name for name in rows if name.startswith("step")]:
         with row(" ".join(lora)):
-            totals = grpo_rows(lora, model, limit, size, config)
+            ours = grpo_rows(lora, model, limit, size, config)
     del model
     if "full" in rows:
         with row("full"):
             grpo_rows(["full"], random_model(size.policy, size.dtype, device), limit, size, config)
     if "small" in rows:
-        totals["small"] = small_rows(size, lambda m: Limit(m, read, product), config, device)
+        ours["small"] = small_rows(size, limits, config, device)
     if "judge" in rows:
         with row("judge"):
             model = random_model(size.judge, size.dtype, device)
-            judge_row(
-                model, Limit(model, read, product), totals.get("step", totals.get("step-nockpt"))
-            )
+            judge_row(model, limits(model), ours.get("step", ours.get("step-nockpt")))
             del model
-
     if "embedded" in rows:
-        ours = embedded(config)
-        n = ours.rollouts
-        phases = ", ".join(f"{name} {seconds:.2f}" for name, seconds in ours.phases.items())
-        show_steps(
-            f"embedded: {n} x {ours.tokens / n:.0f}, two turns",
-            ours,
-            ours.tokens,
-            None,
-            f"; {phases} s",
-        )
-    if "trl" in rows and not on_gpu:
-        length = round(ours.tokens / n)
-        theirs = in_own_process(trl, config, None, n, 0, length)
-        ratio = (
-            "; TRL / ours: "
-            f"{statistics.median(theirs.seconds) / statistics.median(ours.seconds):.2f}"
-        )
-        show_steps(f"trl: {n} x {length}, one turn", theirs, n * length, None, ratio)
-    trl_rows = {}  # {name: (our row, shape, number, tokens of the prompt, sampled tokens)}
-    if "trl" in rows and on_gpu:
-        trl_rows["trl"] = "step", size.policy, config.rollouts, size.prompt, size.answer
-    if "trl-small" in rows:
-        n, stored = size.small_rollouts[0], run_folder.load_rollouts(STORED, word_count)
-        stored, (*_, shape) = stored[:n], size.small.values()
-        prompt = round(sum(vars(prompt_lengths(stored)).values()))
-        length = round(statistics.mean(sum(tokens_of(r)) for r in stored))
-        trl_rows["trl-small"] = "small", shape, n, prompt, length
-    for name, (ours, shape, n, prompt, length) in trl_rows.items():
-        with row(name):
-            theirs = in_own_process(trl, config, shape, n, prompt, length)
-            tokens = n * (prompt + length)
-            limit = Limit(random_model(shape, size.dtype, device), read, product)
-            least = limit.sampling([[length, 0]] * n, SimpleNamespace(prompt=prompt, xc=0), n)
-            least += limit.training(tokens, all_parameters=False)
-            ratio = (
-                f"; TRL / ours: {statistics.median(theirs.seconds) / totals[ours]:.2f}"
-                if totals.get(ours)
-                else ""
-            )
-            label = f"{name}: {n} x {length:,}, LoRA, 8 rows ckpt"
-            show_steps(label, theirs, tokens, least, ratio)
+        embedded_rows(config, with_trl="trl" in rows and not on_gpu)
+    # on a CPU embedded_rows() has that of trl
+    trl_rows([name for name in rows if on_gpu or name != "trl"], limits, ours, size, config)
 
 
 def show_steps(
