@@ -356,7 +356,8 @@ def test_confessions_alone_are_trained_on_each_task(tmp_path, monkeypatch):
     calls = trained_by(tmp_path, monkeypatch, *given)
     for task, (program, *options) in zip(("word_count", "short_count"), calls, strict=True):
         assert program.endswith("grpo.py") and options == [
-            *("--steps", "3", "--name", f"out/{task}", "--model", POLICY, "--task", task),
+            *("--steps", "3", "--prompts-per-step", "8", "--name", f"out/{task}"),
+            *("--model", POLICY, "--task", task),
             *("--task-weight", "0", "--confession-reward", "rewards.information_reward"),
             *("--confession-weight", "15", "--eval-n", "2", "--checkpoint-every", "3"),
             *("--temperature=0.5", "--device=auto", "--lr", "1e-3"),

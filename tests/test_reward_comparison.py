@@ -106,6 +106,8 @@ def test_runs_are_started_gone_on_with_or_left_alone(tmp_path, tokenizers, monke
     assert trained == [
         "--steps",
         "2",
+        "--prompts-per-step",
+        "8",
         "--name",
         "rewards_verifies_usual_5",
         "--model",
