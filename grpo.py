@@ -5,7 +5,7 @@
     torchrun --nproc-per-node 4 grpo.py --steps 100 ...   # on four GPUs (runtime/distributed.py)
     python grpo.py --resume runs/NAME                 # go on from the last checkpoint
 
-A step: sample 8 prompts x 8 two-turn rollouts, judge the answers, check the confessions against the
+A step: sample 8 prompts (embedded: 4) x 8 two-turn rollouts, judge the answers, check the confessions against the
 truth, turn each span's rewards into group-relative advantages, take one optimizer step. Checkpoints
 are evaluated on held-out prompts; at the end come the table and the figures (figures.py).
 
@@ -53,6 +53,7 @@ from typing import Iterator
 
 import numpy
 import torch
+from torch.distributed import is_torchelastic_launched
 
 import cli
 import models
@@ -216,7 +217,7 @@ def batch_loss(model, reference, batch: Batch, config: Config) -> tuple[torch.Te
 
 def span_statistics(logprobs, batch: Batch, config: Config) -> dict[str, tuple]:
     """{"approx_kl_answer": (sum over the span's trained tokens, their number), ...}, to add up;
-    the sums stay on the device.
+    tensors, so that nothing waits for the device.
     """
     log_ratio = logprobs - batch.old_logprobs
     ratio = log_ratio.exp()
@@ -228,10 +229,9 @@ def span_statistics(logprobs, batch: Batch, config: Config) -> dict[str, tuple]:
     }
     tokens_of = {"answer": ~batch.is_confession, "confession": batch.is_confession}
     return {
-        f"{name}_{span}": (of_span.double().sum(), len(of_span))
+        f"{name}_{span}": (torch.where(tokens, values, 0).double().sum(), tokens.sum())
         for span, tokens in tokens_of.items()
         for name, values in per_token.items()
-        for of_span in [values[tokens]]
     }
 
 
@@ -273,7 +273,7 @@ def update(
     # only now: the device computes a micro-batch while the next one is put together
     total_loss = sum(distributed.gather([sum((loss.item() for loss in losses), 0.0)]))
     statistics = [
-        {name: (total.item(), tokens) for name, (total, tokens) in sums.items()}
+        {name: (total.item(), tokens.item()) for name, (total, tokens) in sums.items()}
         for sums in statistics
     ]
     if passes:
@@ -439,12 +439,15 @@ def ranks(config: Config) -> int:
     """Processes that this program starts of itself: 2 where an embedded model trains on a CPU with
     two threads or more (OMP_NUM_THREADS), else 1.
     """
+    # elsewhere a fork of a process with the system's libraries is not safe
+    if sys.platform != "linux" or torch.get_num_threads() == 1 or is_torchelastic_launched():
+        return 1
     if config.resume:
         config = run_folder.resumed_config(config, "grpo.py")
     small = models.is_embedded(config.model) and config.prompts_per_step != 1
-    on_cpu = models.device_of(config.device).type == "cpu" and torch.get_num_threads() > 1
-    # elsewhere a fork of a process with the system's libraries is not safe
-    return 2 if small and on_cpu and sys.platform == "linux" else 1
+    # each rank rounds bfloat16 weights by noise of its own
+    small = small and config.dtype in (None, "float32")
+    return 2 if small and models.device_of(config.device).type == "cpu" else 1
 
 
 if __name__ == "__main__":

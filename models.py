@@ -474,7 +474,7 @@ def compile_layers(model) -> None:
 
     The forward alone, and not the whole call: FSDP gathers a layer's parameters in hooks around it.
     One graph serves all layers and batches: frozen embeddings have a gradient too, or the first
-    layer would need its own, and so would a lone row.
+    layer would need a graph of its own. So would a lone row: a short one runs eagerly.
     """
     model.enable_input_require_grads()
     for layer in model.get_decoder().layers:

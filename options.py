@@ -55,7 +55,8 @@ class SamplingOptions:
     )
 
 
-# {parameters below: steps}; compiling takes about as long as it saves in so many (LOG.md)
+# {parameters below: steps}; compiling took about as long as it saved in so many when a first step
+# needed a minute more (LOG.md)
 COMPILE_FROM = {2e9: 40, math.inf: 12}
 INFORMATION, BRIER = "rewards.information_reward", "rewards.brier_reward"
 JUDGED = "rewards.judged_confession_reward"
@@ -156,8 +157,8 @@ class Config(SamplingOptions):
     gradient_checkpointing: bool | None = option(
         None,
         (
-            "recompute activations in the backward pass [embedded, on the CPU, or below 2B without "
-            "thoughts no, else yes]"
+            "recompute activations in the backward pass; true on several GPUs of less than 80 GB "
+            "[embedded, on the CPU, or below 2B without thoughts no, else yes]"
         ),
     )
     micro_batch_tokens: int | None = option(

@@ -71,12 +71,11 @@ class Training(SamplingOptions):
         8, "LoRA rank on all projections, 0 = all parameters", at_least=0
     )
     gradient_checkpointing: bool | None = option(
-        None, "recompute activations in the backward pass [on a GPU yes, below 2B no]"
+        None,
+        "recompute activations in the backward pass [on a GPU yes, below 2B without thoughts no]",
     )
     micro_batch_tokens: int | None = option(
-        None,
-        "tokens of a forward/backward pass [on the CPU 2048, else 16384]",
-        at_least=1,
+        None, "tokens of a forward/backward pass [on the CPU 2048, else 16384]", at_least=1
     )
     confession: str = option(
         "default",

@@ -91,7 +91,9 @@ def others(rollouts: list[Rollout]) -> list[Rollout]:
         of_prompt.setdefault(rollout.seed, []).append(rollout)
     first, *rest = of_prompt
     if not rest:
-        raise UserError("answers pay for reports to another prompt: give 2 --prompts-per-step")
+        raise UserError(
+            "answers pay for reports to another prompt: give each process 2 --prompts-per-step"
+        )
     following = {seed: cycle(of_prompt[after]) for seed, after in zip(of_prompt, [*rest, first])}
     return [next(following[rollout.seed]) for rollout in rollouts]
 

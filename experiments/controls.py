@@ -59,14 +59,20 @@ import cli
 import figures
 import run_folder
 from cells import Cells
-from chat_template import cut_thought, opens_thought, suffix_ids, tokens_until, transcript_ids
+from chat_template import (
+    cut_thought,
+    joint,
+    opens_thought,
+    suffix_ids,
+    tokens_until,
+    transcript_ids,
+)
 from cli import UserError, option
 from confession_schema import REPORT_START, confession_prompt
 from evaluate import chosen_steps, confess_again, stored
 from metrics import differences, format_table, metrics
 from rewards import honesty_reward
 from rollout import Rollout, Sampling
-from runtime.decoder import joint
 
 CONTROLS = ("frozen", "fresh", "compute", "swapped", "asked")
 ASKED = ("default", "forced_count", "reviewed")  # confession prompts that want the same report

@@ -54,7 +54,7 @@ import figures
 import run_folder
 from baselines import SHUFFLES, baselines, shuffles
 from cells import Cells, OwnSampling
-from chat_template import suffix_ids
+from chat_template import joint, suffix_ids
 from cli import UserError, option
 from confession_schema import VALUE, ConfessionReport
 from evaluate import ANSWERS, confess_again, evaluate_in_memory, stored
@@ -62,7 +62,6 @@ from intervals import estimate, percentiles, rate_interval, ratio, resample, wit
 from metrics import differences, format_table, metrics
 from rollout import Rollout, Sampling
 from run_folder import RUNS
-from runtime.decoder import joint
 from stress_test import systems
 from tasks.system_prompts import SYSTEM_PROMPTS
 

@@ -659,7 +659,9 @@ def embedded(config: Config) -> SimpleNamespace:
     options = f"--steps {steps} --eval-n 1 --checkpoint-every {steps} --name bench".split()
     command = [sys.executable, Path(grpo.__file__).resolve(), *options, "--device", config.device]
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"grpo.py ended with {done.returncode}: {done.stderr[-2_000:]}")
         run = Path(folder) / "runs/bench"
         rows = run_folder.read_rows(run / "timing.jsonl")[1:]
         training = run_folder.read_config(run)
@@ -775,6 +777,7 @@ def numbers(option: str, text: str) -> list[int]:
 
 
 def decode_rows(model, limit: Limit, size, config: Config) -> None:
+    """A row a context."""
     for context in numbers("--contexts", config.contexts or size.contexts):
         with row(label := f"decode: {config.slots} rows at context {context:,}"):
             seconds, gib = decode(model, config.slots, context, size.decode_steps)
@@ -785,6 +788,7 @@ def decode_rows(model, limit: Limit, size, config: Config) -> None:
 
 
 def ragged_rows(model, limit: Limit, size, config: Config) -> None:
+    """Two rows a number of rollouts, where slots are refilled."""
     sizes = numbers("--ragged-rollouts", config.ragged_rollouts or size.ragged_rollouts)
     for k, n in enumerate(sizes):
         with row(label := f"ragged: {n} rollouts through {config.slots} slots"):
@@ -846,6 +850,7 @@ def trl_rows(rows: list[str], limits, ours: dict[str, float], size, config: Conf
 
 
 def sizes(config: Config, on_gpu: bool) -> SimpleNamespace:
+    """What is measured on this kind of device, of the small models those that are asked for."""
     size = ON_GPU if on_gpu else ON_CPU
     names = cli.some_of("--small-models", config.small_models or "", size.small)
     return SimpleNamespace(**vars(size) | dict(small={name: size.small[name] for name in names}))

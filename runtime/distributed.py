@@ -31,10 +31,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from cli import UserError
 
+ERROR = "error"  # key of the store: what ended a rank of on_cores()
 PATIENCE = timedelta(hours=2)  # for the slowest rank: rank 0 may be writing a checkpoint
 
-# whether on_cores() has started these ranks: then parameters are replicated, not sharded
-_on_cores = False
+# of the ranks that on_cores() has started: then parameters are replicated, not sharded
+_store = None
 
 
 @contextmanager
@@ -42,28 +43,35 @@ def on_cores(ranks: int):
     """Within it that many ranks run on this machine's CPU, one thread each: this process and forks
     of it, before it has threads. A small model's operations are too short for threads to share.
     """
-    global _on_cores
-    if ranks == 1 or dist.is_torchelastic_launched():
+    global _store
+    if ranks == 1:
         yield
         return
-    _on_cores, own, others = True, 0, []
-    ends = [os.pipe() for _ in range(1, ranks)]
-    for other, (receive, _) in enumerate(ends, start=1):
-        others.append(os.fork())
-        if not others[-1]:
-            os.setsid()  # Ctrl-C reaches rank 0 alone, which tells the others
-            own, others, port = other, [], int(os.read(receive, 9))
-            break
-    torch.set_num_threads(1)
-    # a laptop's own name may lead nowhere, or to a firewall's question
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    master = dict(world_size=ranks, is_master=not own, wait_for_workers=False)
-    store = dist.TCPStore("127.0.0.1", port if own else 0, timeout=PATIENCE, **master)
-    for _, send in ends if not own else ():
-        os.write(send, str(store.port).encode())
-    dist.init_process_group("gloo", store=store, timeout=PATIENCE, rank=own, world_size=ranks)
+    own, others, ends = 0, [], [os.pipe() for _ in range(1, ranks)]
     try:
+        for other, (receive, send) in enumerate(ends, start=1):
+            others.append(os.fork())
+            if not others[-1]:
+                os.setsid()  # Ctrl-C reaches rank 0 alone, which tells the others
+                own, others = other, []
+                for _, end in ends:
+                    os.close(end)
+                port = int(os.read(receive, 9))
+                break
+        torch.set_num_threads(1)
+        # a laptop's own name may lead nowhere, or to a firewall's question
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        master = dict(world_size=ranks, is_master=not own, wait_for_workers=False)
+        _store = dist.TCPStore("127.0.0.1", port if own else 0, timeout=PATIENCE, **master)
+        for _, send in ends if not own else ():
+            os.write(send, str(_store.port).encode())
+        group = dict(store=_store, timeout=PATIENCE, rank=own, world_size=ranks)
+        dist.init_process_group("gloo", **group)
         yield
+    except RuntimeError:  # another rank is gone: what it said before is the reason
+        if own or not _store or not _store.check([ERROR]):
+            raise
+        raise UserError(_store.get(ERROR).decode()) from None
     finally:
         for other in others:
             os.kill(other, signal.SIGKILL)
@@ -71,8 +79,8 @@ def on_cores(ranks: int):
 
 @contextmanager
 def launched():
-    """Join the ranks that torchrun has started, each with a GPU of its own where there are any;
-    rank 0 alone prints, of those that on_cores() has started too.
+    """Join the ranks that torchrun has started, each with a GPU of its own where there are any.
+    Of these and of the ranks of on_cores() rank 0 alone prints.
     """
     if dist.is_torchelastic_launched() and os.environ["WORLD_SIZE"] != "1":
         _join()
@@ -83,9 +91,10 @@ def launched():
         with open(os.devnull, "w") as nowhere:
             with redirect_stdout(nowhere) if rank() else nullcontext():
                 yield
-    except UserError:
-        if _on_cores and rank():
-            os._exit(2)  # rank 0 says it
+    except UserError as error:
+        if _store and rank():
+            _store.set(ERROR, str(error))  # rank 0 says it
+            os._exit(2)
         raise
     # not after an error: the others may be waiting, and torchrun ends them
     dist.destroy_process_group()
@@ -167,7 +176,7 @@ def sharded(model):
     """A copy of the model for full-parameter training, sharded over the ranks; with one process,
     or ranks of on_cores(), the model itself.
     """
-    if world() == 1 or _on_cores:
+    if world() == 1 or _store:
         return model
     learner = copy.deepcopy(model)
     mesh = init_device_mesh(model.device.type, (world(),))

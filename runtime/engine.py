@@ -403,7 +403,9 @@ class Engine:
         return True
 
     def small(self, model) -> bool:
-        """Whether its weights and its cache leave the device to what comes next."""
+        """Whether its cache is whole, and with its weights leaves the device to what comes next."""
+        if self.cache[0].shape[1] < self.slots * self.table.shape[1] + 1:
+            return False
         total = torch.cuda.get_device_properties(self.device).total_memory if self.on_gpu else 2**33
         weights = sum(parameter.nbytes for parameter in model.parameters())
         return weights + sum(layer.nbytes for layer in self.cache) < KEEP * total

@@ -89,9 +89,11 @@ def attend(attention, x, asked: int, rotary, keys, values, bias) -> torch.Tensor
 
 
 def rotated(x, cos, sin) -> torch.Tensor:
+    """x (B, heads, T, size) at positions whose angles have these cosines and sines."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 def normed(norm, x: torch.Tensor) -> torch.Tensor:
+    """What a module of RMSNorm makes of x."""
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)

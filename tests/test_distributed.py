@@ -4,10 +4,12 @@ the same gradients and statistics, the same run folder, and resuming from it.
 
 import copy
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+import time
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -326,19 +328,25 @@ def test_another_number_of_processes_goes_on(run, tmp_path):
 
 def on_two_cores(folder: Path, *options: str) -> subprocess.CompletedProcess:
     command = [sys.executable, Path(grpo.__file__), *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).parent)}
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
 
 
-def test_two_processes_of_its_own_train_like_two_of_torchrun(run, tmp_path):
-    """A small model on two cores: a rank trains alone, or on its own gradients."""
-    done = on_two_cores(tmp_path, *OPTIONS.split())
+@pytest.fixture(scope="module")
+def two_of_its_own(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("forked")
+    done = on_two_cores(folder, *OPTIONS.split())
     assert done.returncode == 0, done.stderr[-2_000:]
     assert done.stdout.count("step    1 |") == 1  # rank 0 alone prints
+    return folder / "runs/two"
+
+
+def test_two_processes_of_its_own_train_like_two_of_torchrun(run, two_of_its_own):
+    """A small model on two cores: a rank trains alone, or on its own gradients."""
     ours, theirs = (
-        run_folder.read_rows(folder / "metrics.jsonl") for folder in (tmp_path / "runs/two", run)
+        run_folder.read_rows(folder / "metrics.jsonl") for folder in (two_of_its_own, run)
     )
     for a, b in zip(ours, theirs, strict=True):
         for name, value in b.items():
@@ -347,10 +355,57 @@ def test_two_processes_of_its_own_train_like_two_of_torchrun(run, tmp_path):
             assert a[name] == (pytest.approx(value, **close) if close else value), name
 
 
-def test_what_ends_a_run_is_said_once(tmp_path):
-    """Each process says it, or one of them stays and waits for the other."""
-    done = on_two_cores(tmp_path, *"--steps 1 --max-answer-tokens 9999".split())
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+def no_number_for_the_second_prompt(rollouts) -> list[float]:
+    return [math.nan if rollout.seed % 3 == 2 else 0.0 for rollout in rollouts]
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        ("--max-answer-tokens 9999", "9999 answer"),
+        # of which the second process alone knows
+        ("--answer-reward test_distributed.no_number_for_the_second_prompt", "nan"),
+    ],
+)
+def test_what_ends_a_run_is_said_once(tmp_path, options, reason):
+    """Each process says it, or none, or one of them stays and waits for the other."""
+    done = on_two_cores(tmp_path, *OPTIONS.split(), *options.split())
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(said) == 1 and reason in said[0], done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_killed_run_of_two_processes_leaves_none_and_goes_on(two_of_its_own, tmp_path):
+    """The second process stays for ever, or the resumed run draws other noise."""
+    killed = subprocess.Popen(
+        [sys.executable, Path(grpo.__file__), *OPTIONS.split()],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    run = tmp_path / "runs/two"
+    waited_for = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < waited_for:
+        time.sleep(0.05)
+    children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+    killed.kill(), killed.wait()
+    while any(Path("/proc", child).exists() for child in children):
+        assert time.monotonic() < waited_for, "the second process is still there"
+        time.sleep(0.05)
+    assert len(children) == 1
+    done = on_two_cores(tmp_path, "--resume", "runs/two")
+    assert done.returncode == 0, done.stderr[-2_000:]
+    metrics = lambda folder: run_folder.read_rows(folder / "metrics.jsonl")
+    assert metrics(run) == metrics(two_of_its_own)
+
+
+def test_two_processes_only_where_they_are_one(monkeypatch):
+    """Weights in bfloat16 are rounded by the noise of each process: they would part."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    ranks = lambda **options: grpo.ranks(grpo.Config(device="cpu", **options))
+    assert ranks() == (2 if sys.platform == "linux" else 1)
+    assert ranks(dtype="bfloat16") == ranks(prompts_per_step=1) == ranks(model="someone/1B") == 1
 
 
 def test_rounding_at_random_keeps_small_steps():

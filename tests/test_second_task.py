@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+import chat_template
 import cli
 import evaluate
 import figures
@@ -29,7 +30,6 @@ import transcripts
 from confession_schema import ConfessionReport, confession_prompt
 from experiments import controls
 from models import token_logprobs
-from runtime import decoder
 from tiny_runs import run_grpo
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick_collection")
@@ -104,7 +104,7 @@ def told(model, prompts, suffixes, stop_ids, sampling, generator, confessions=1)
             spans = [
                 prompt,
                 y,
-                decoder.joint(y, suffixes[i]),
+                chat_template.joint(y, suffixes[i]),
                 say(confession(rng, x), sampling.max_confession_tokens),
             ]
         trained = torch.tensor([[k % 2 == 1 for k, ids in enumerate(spans) for _ in ids]])
