@@ -246,8 +246,8 @@ def test_a_kept_engine_samples_as_a_new_one():
 
 
 def test_an_engine_is_kept_while_it_fits(tiny_models):
-    """A longer prompt is written past its table, or a large model's engine leaves no memory to
-    training.
+    """A longer prompt is written past its table, or an engine stays whose cache leaves no memory to
+    training, or was cut short where memory lacked.
     """
     model, tokenizer = tiny_models["llama"]
     prompts, *rest = stream(tokenizer, 4, (8, 8), 4)
@@ -255,8 +255,11 @@ def test_an_engine_is_kept_while_it_fits(tiny_models):
     kept = engine.KEPT[model]
     engine.two_turns(model, [prompts[0] + [5] * 2 * engine.BLOCK, *prompts[1:]], *rest)
     assert engine.KEPT[model] is not kept
-    engine.KEPT[model].cache[0] = torch.empty(2**31, dtype=torch.uint8, device="meta")
-    assert not engine.KEPT[model].small(model)
+    last = engine.KEPT[model]
+    last.cache[0] = last.cache[0][:, 1:]  # as where memory lacked
+    assert not last.small(model)
+    last.cache[0] = torch.empty(2, 2**30, dtype=torch.uint8, device="meta")
+    assert not last.small(model)
 
 
 # --------------------------------------------------------------------------------- slots and blocks
