@@ -5,9 +5,10 @@
     torchrun --nproc-per-node 4 grpo.py --steps 100 ...   # on four GPUs (runtime/distributed.py)
     python grpo.py --resume runs/NAME                 # go on from the last checkpoint
 
-A step: sample 8 prompts (embedded: 4) x 8 two-turn rollouts, judge the answers, check the confessions against the
-truth, turn each span's rewards into group-relative advantages, take one optimizer step. Checkpoints
-are evaluated on held-out prompts; at the end come the table and the figures (figures.py).
+A step: sample 8 prompts (embedded: 4) x 8 two-turn rollouts, judge the answers, check the
+confessions against the truth, turn each span's rewards into group-relative advantages, take one
+optimizer step. Checkpoints are evaluated on held-out prompts; at the end come the table and the
+figures (figures.py).
 
 The seal: the coefficient of a token's log-probability in the loss is weight * advantage of its own
 span (without a KL term, and where the ratio is not clipped). Rewards, parse results, lengths and
@@ -217,7 +218,7 @@ def batch_loss(model, reference, batch: Batch, config: Config) -> tuple[torch.Te
 
 def span_statistics(logprobs, batch: Batch, config: Config) -> dict[str, tuple]:
     """{"approx_kl_answer": (sum over the span's trained tokens, their number), ...}, to add up;
-    tensors, so that nothing waits for the device.
+    tensors, as reading a number waits for the device.
     """
     log_ratio = logprobs - batch.old_logprobs
     ratio = log_ratio.exp()
@@ -270,7 +271,7 @@ def update(
         loss.backward()
         losses.append(loss.detach())
         statistics.append(sums)
-    # only now: the device computes a micro-batch while the next one is put together
+    # only now, as each number that is read waits for the device
     total_loss = sum(distributed.gather([sum((loss.item() for loss in losses), 0.0)]))
     statistics = [
         {name: (total.item(), tokens.item()) for name, (total, tokens) in sums.items()}
@@ -435,21 +436,21 @@ def main() -> None:
             report(run)
 
 
-def ranks(config: Config) -> int:
-    """Processes that this program starts of itself: 2 where an embedded model trains on a CPU with
-    two threads or more (OMP_NUM_THREADS), else 1.
+def in_two(config: Config) -> bool:
+    """Whether this program starts a second process of itself: where an embedded model trains on a
+    CPU with two threads or more (OMP_NUM_THREADS).
     """
     # elsewhere a fork of a process with the system's libraries is not safe
     if sys.platform != "linux" or torch.get_num_threads() == 1 or is_torchelastic_launched():
-        return 1
+        return False
     if config.resume:
         config = run_folder.resumed_config(config, "grpo.py")
     small = models.is_embedded(config.model) and config.prompts_per_step != 1
-    # each rank rounds bfloat16 weights by noise of its own
-    small = small and config.dtype in (None, "float32")
-    return 2 if small and models.device_of(config.device).type == "cpu" else 1
+    # each rank would round bfloat16 weights by noise of its own
+    exact = config.dtype in (None, "float32")
+    return small and exact and models.device_of(config.device).type == "cpu"
 
 
 if __name__ == "__main__":
-    with cli.user_errors(), distributed.on_cores(ranks(cli.parse(Config, __doc__))):
+    with cli.user_errors(), distributed.on_two_cores(in_two(cli.parse(Config, __doc__))):
         main()

@@ -789,8 +789,8 @@ def decode_rows(model, limit: Limit, size, config: Config) -> None:
 
 def ragged_rows(model, limit: Limit, size, config: Config) -> None:
     """Two rows a number of rollouts, where slots are refilled."""
-    sizes = numbers("--ragged-rollouts", config.ragged_rollouts or size.ragged_rollouts)
-    for k, n in enumerate(sizes):
+    rollouts = numbers("--ragged-rollouts", config.ragged_rollouts or size.ragged_rollouts)
+    for k, n in enumerate(rollouts):
         with row(label := f"ragged: {n} rollouts through {config.slots} slots"):
             lengths = ragged_lengths(n, size.turns)
             if not k:  # compiles all kernels

@@ -11,8 +11,6 @@ from transformers.cache_utils import Cache, DynamicLayer
 from chat_template import joint
 from runtime import lean
 
-LOWEST = torch.finfo(torch.float32).min
-
 
 def two_turns(
     model, prompts, suffixes, stop_ids, sampling, generator, confessions: int = 1
@@ -139,7 +137,7 @@ class Decoder:
             ids[rows, t] = token
             logprobs[rows, t] = logp.gather(-1, token[:, None])[:, 0]
             # 0 * -inf is 0 here
-            entropy = -torch.linalg.vecdot(probabilities, logp.clamp(min=LOWEST))
+            entropy = -torch.linalg.vecdot(probabilities, logp.clamp(min=lean.LOWEST))
             entropies[rows] += entropy.nan_to_num() * running
             stopped = running & torch.isin(token, self.stop_ids)
             lengths[rows[stopped]] = t + 1

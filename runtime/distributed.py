@@ -31,56 +31,52 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from cli import UserError
 
-ERROR = "error"  # key of the store: what ended a rank of on_cores()
+ERROR = "error"  # key of the store: what ended rank 1 of on_two_cores()
 PATIENCE = timedelta(hours=2)  # for the slowest rank: rank 0 may be writing a checkpoint
 
-# of the ranks that on_cores() has started: then parameters are replicated, not sharded
+# of the two ranks of on_two_cores(): their parameters are replicated, not sharded
 _store = None
 
 
 @contextmanager
-def on_cores(ranks: int):
-    """Within it that many ranks run on this machine's CPU, one thread each: this process and forks
-    of it, before it has threads. A small model's operations are too short for threads to share.
+def on_two_cores(wanted: bool):
+    """Within it, if wanted, two ranks run on this machine's CPU, one thread each: this process and a
+    fork of it, before it has threads. A small model's operations are too short for threads to share.
     """
     global _store
-    if ranks == 1:
+    if not wanted:
         yield
         return
-    own, others, ends = 0, [], [os.pipe() for _ in range(1, ranks)]
+    receive, send = os.pipe()
+    other = os.fork()  # 0 in the fork, which is rank 1
     try:
-        for other, (receive, send) in enumerate(ends, start=1):
-            others.append(os.fork())
-            if not others[-1]:
-                os.setsid()  # Ctrl-C reaches rank 0 alone, which tells the others
-                own, others = other, []
-                for _, end in ends:
-                    os.close(end)
-                port = int(os.read(receive, 9))
-                break
+        if not other:
+            os.setsid()  # Ctrl-C reaches rank 0 alone, which tells the other
+            os.close(send)
         torch.set_num_threads(1)
         # a laptop's own name may lead nowhere, or to a firewall's question
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        master = dict(world_size=ranks, is_master=not own, wait_for_workers=False)
-        _store = dist.TCPStore("127.0.0.1", port if own else 0, timeout=PATIENCE, **master)
-        for _, send in ends if not own else ():
+        port = 0 if other else int(os.read(receive, 9))
+        master = dict(is_master=bool(other), wait_for_workers=False)
+        _store = dist.TCPStore("127.0.0.1", port, 2, timeout=PATIENCE, **master)
+        if other:
             os.write(send, str(_store.port).encode())
-        group = dict(store=_store, timeout=PATIENCE, rank=own, world_size=ranks)
-        dist.init_process_group("gloo", **group)
+        group = dict(rank=int(not other), world_size=2, timeout=PATIENCE)
+        dist.init_process_group("gloo", store=_store, **group)
         yield
-    except RuntimeError:  # another rank is gone: what it said before is the reason
-        if own or not _store or not _store.check([ERROR]):
+    except RuntimeError:  # the other rank is gone: what it said before is the reason
+        if not other or not _store or not _store.check([ERROR]):
             raise
         raise UserError(_store.get(ERROR).decode()) from None
     finally:
-        for other in others:
+        if other:
             os.kill(other, signal.SIGKILL)
 
 
 @contextmanager
 def launched():
     """Join the ranks that torchrun has started, each with a GPU of its own where there are any.
-    Of these and of the ranks of on_cores() rank 0 alone prints.
+    Of these and of the ranks of on_two_cores() rank 0 alone prints.
     """
     if dist.is_torchelastic_launched() and os.environ["WORLD_SIZE"] != "1":
         _join()
@@ -174,7 +170,7 @@ def first_rank(function: Callable) -> Callable:
 
 def sharded(model):
     """A copy of the model for full-parameter training, sharded over the ranks; with one process,
-    or ranks of on_cores(), the model itself.
+    or the ranks of on_two_cores(), the model itself.
     """
     if world() == 1 or _store:
         return model

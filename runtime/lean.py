@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from runtime.engine import unsupported
 
 TOKENS = 2_048  # of a block that go through the layers together
+LOWEST = torch.finfo(torch.float32).min
 
 
 def supports(model) -> bool:
@@ -44,7 +45,7 @@ def last_hidden(decoder, cache, rows: slice, ids, mask, positions) -> torch.Tens
     new, slots = ids.shape[1], mask.shape[1]
     # (rows, 1, T, S): a token sees what is before it; not -inf, as padding sees nothing at all
     seen = mask[:, None, None] & torch.ones(new, slots, dtype=torch.bool).tril(slots - new)
-    bias = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+    bias = torch.where(seen, 0.0, LOWEST)
     hidden = decoder.embed_tokens(ids)  # (rows, T, D)
     rotary = decoder.rotary_emb(hidden, positions)  # two of (rows, T, head size)
     for layer, store in zip(decoder.layers, cache.layers):
@@ -67,9 +68,8 @@ def attend(attention, x, asked: int, rotary, keys, values, bias) -> torch.Tensor
     k, v = (p(x).view(b, new, -1, size) for p in (attention.k_proj, attention.v_proj))
     if hasattr(attention, "q_norm"):
         q, k = normed(attention.q_norm, q), normed(attention.k_norm, k)
-    q = rotated(
-        q.transpose(1, 2), cos[:, :, -asked:], sin[:, :, -asked:]
-    )  # (B, heads, asked, size)
+    # (B, heads, asked, size)
+    q = rotated(q.transpose(1, 2), cos[:, :, -asked:], sin[:, :, -asked:])
     keys[:, :, -new:] = rotated(k.transpose(1, 2), cos, sin)
     values[:, :, -new:] = v.transpose(1, 2)
     bias = bias[:, :, -asked:]

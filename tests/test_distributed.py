@@ -413,9 +413,10 @@ def test_a_killed_run_of_two_processes_leaves_none_and_goes_on(two_of_its_own, t
 def test_two_processes_only_where_they_are_one(monkeypatch):
     """Weights in bfloat16 are rounded by the noise of each process: they would part."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    ranks = lambda **options: grpo.ranks(grpo.Config(device="cpu", **options))
-    assert ranks() == (2 if sys.platform == "linux" else 1)
-    assert ranks(dtype="bfloat16") == ranks(prompts_per_step=1) == ranks(model="someone/1B") == 1
+    in_two = lambda **options: grpo.in_two(grpo.Config(device="cpu", **options))
+    assert in_two() == (sys.platform == "linux")
+    assert not in_two(dtype="bfloat16") and not in_two(prompts_per_step=1)
+    assert not in_two(model="someone/1B")
 
 
 def test_rounding_at_random_keeps_small_steps():
