@@ -63,7 +63,8 @@ class Decoder:
         self.model, self.temperature, self.generator = model, temperature, generator
         self.stop_ids = torch.tensor(stop_ids, device=model.device)
         self.lean = lean.supports(model)  # it goes on where the model's forward began
-        self.cache = Cache(layer_class_to_replicate=SlotsLast if self.lean else GrowingLayer)
+        self.one_token = lean.OneToken(model) if lean.OneToken.suits(model) else None
+        self.cache = Cache(layer_class_to_replicate=GrowingLayer)
         self.mask = None  # (B, S) which cache slots hold a token of the stream
         self.logits = None  # (B, V) of the next token
         self.unfed = None  # per stream, sampled ids that the model has not seen yet
@@ -129,9 +130,10 @@ class Decoder:
         rows = torch.arange(n, device=self.model.device)
         running = torch.ones_like(rows, dtype=torch.bool)  # (B,)
         for t in range(max_new_tokens):
-            logp = torch.log_softmax(
-                self.logits.float() / (self.temperature or 1.0), dim=-1
-            )  # (B, V)
+            logits = self.logits.float()
+            if self.temperature not in (0.0, 1.0):
+                logits = logits / self.temperature
+            logp = torch.log_softmax(logits, dim=-1)  # (B, V)
             probabilities = logp.exp()
             token = self._draw(probabilities) if self.temperature else logp.argmax(-1)  # (B,)
             ids[rows, t] = token
@@ -198,11 +200,13 @@ class Decoder:
         return found.clamp(max=cumulative.shape[1] - 1)
 
     def _forward(self, ids: torch.Tensor, valid: torch.Tensor) -> None:
-        self.mask = torch.cat([self.mask, valid], dim=1)
         # (B, T), padding does not count
-        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        positions = (self.mask.sum(1, keepdim=True) + valid.cumsum(1) - 1).clamp(min=0)
+        self.mask = torch.cat([self.mask, valid], dim=1)
         if self.lean and self.cache.layers:
-            self.logits = lean.logits(self.model, self.cache, ids, self.mask, positions)
+            where = self.cache, ids, self.mask, positions
+            one = ids.shape[1] == 1 and self.one_token
+            self.logits = one.logits(*where) if one else lean.logits(self.model, *where)
             return
         # layers compiled for training would compile again for each length
         with torch.compiler.set_stance("force_eager"):
@@ -232,55 +236,32 @@ class GrowingLayer(DynamicLayer):
     """
 
     room = 128  # slots
-    slots_last = False  # whether memory holds (..., head size, slots)
 
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.buffers = key_states.new_empty(0)
-            self.keys = self.values = key_states[:, :, :0]
+            b, h, _, d = key_states.shape
+            self.buffers = key_states.new_empty(2, b, h, 0, d)
+            self.hold(0)
         new = key_states.shape[2]
-        self.extend(new)
+        self.hold(self.keys.shape[2] + new)
         self.keys[:, :, -new:], self.values[:, :, -new:] = key_states, value_states
         return self.keys, self.values
 
-    def extend(self, slots: int) -> None:
-        """Add slots at the end, which hold nothing yet."""
-        keys, values = self.keys, self.values
-        b, h, start, d = keys.shape
-        end = start + slots
-        if not start or end > self.buffers.shape[self.axis]:
-            shape = (d, end + self.room) if self.slots_last else (end + self.room, d)
-            self.buffers = keys.new_empty(2, b, h, *shape)
-            self._view(start)
-            self.keys.copy_(keys), self.values.copy_(values)
-        self._view(end)
+    def hold(self, slots: int) -> None:
+        """Have so many slots in keys and values, the new ones with anything in them."""
+        if slots > self.buffers.shape[3]:
+            old = self.buffers
+            self.buffers = old.new_empty(*old.shape[:3], slots + self.room, old.shape[4])
+            self.buffers[:, :, :, : old.shape[3]] = old
+        self.keys, self.values = self.buffers[:, :, :, :slots]
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         self.buffers = self.buffers[:, indices]
-        self._view(self.keys.shape[2])
+        self.hold(self.keys.shape[2])
 
     def reorder_slots(self, order: torch.Tensor) -> None:
         """order (B, S'): the slots that each stream keeps."""
-        index = order[None, :, None, None] if self.slots_last else order[None, :, None, :, None]
-        shape = [*self.buffers.shape]
-        shape[self.axis] = order.shape[1]
-        self.buffers = self.buffers.gather(self.axis, index.expand(shape))
-        self._view(order.shape[1])
-
-    def _view(self, end: int) -> None:
-        filled = self.buffers.narrow(self.axis, 0, end)
-        self.keys, self.values = filled.transpose(3, 4) if self.slots_last else filled
-
-    @property
-    def axis(self) -> int:
-        """Of the slots in `buffers`."""
-        return 4 if self.slots_last else 3
-
-
-class SlotsLast(GrowingLayer):
-    """The order in which one query's product with all keys is fastest on a CPU: each of its terms
-    is a stretch of memory.
-    """
-
-    slots_last = True
+        index = order[None, :, None, :, None].expand(*self.buffers.shape[:3], -1, -1)
+        self.buffers = self.buffers.gather(3, index.expand(-1, -1, -1, -1, self.buffers.shape[4]))
+        self.hold(order.shape[1])

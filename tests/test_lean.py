@@ -33,11 +33,13 @@ def test_the_short_way_changes_nothing(tiny, monkeypatch):
     """Positions, masks, heads, or the cache of a stream are mixed up."""
     model, known = tiny[0], tiny[0].config.model_type in ("qwen3", "llama")
     assert lean.supports(model) == known
-    calls, logits = [], lean.logits
-    monkeypatch.setattr(lean, "logits", lambda *args: calls.append(1) or logits(*args))
+    calls, blocks, tokens = set(), lean.logits, lean.OneToken.logits
+    monkeypatch.setattr(lean, "logits", lambda *args: calls.add("block") or blocks(*args))
+    one_token = lambda *args: calls.add("token") or tokens(*args)
+    monkeypatch.setattr(lean.OneToken, "logits", one_token)
     monkeypatch.setattr(lean, "TOKENS", 10)  # so that long blocks go through in parts
     short = seen(model)
-    assert bool(calls) == known
+    assert calls == ({"block", "token"} if known else set())
     monkeypatch.setattr(lean, "supports", lambda model: False)
     for a, b in zip(short, seen(model), strict=True):
         if isinstance(a, torch.Tensor):
@@ -53,3 +55,23 @@ def test_the_short_way_changes_nothing(tiny, monkeypatch):
 def test_other_precisions_take_the_models_own_forward(tiny):
     """bfloat16 products would round the attention's weights, which the model's forward does not."""
     assert not lean.supports(copy.deepcopy(tiny[0]).bfloat16())
+
+
+class Adapted(torch.nn.Linear):
+    """Stands for a projection with an adapter: more than its weight."""
+
+    def forward(self, x):
+        return super().forward(x) + 1.0
+
+
+@pytest.mark.parametrize("tiny", ["qwen3"], indirect=True)
+def test_adapters_are_not_left_out(tiny, monkeypatch):
+    """One token a stream goes through weights without their modules."""
+    model = copy.deepcopy(tiny[0])
+    attention = model.get_decoder().layers[0].self_attn
+    adapted = Adapted(attention.q_proj.in_features, attention.q_proj.out_features, bias=False)
+    adapted.weight = attention.q_proj.weight
+    attention.q_proj = adapted
+    short = seen(model)
+    monkeypatch.setattr(lean, "supports", lambda model: False)
+    assert short[1] == seen(model)[1]
