@@ -191,10 +191,12 @@ def split_thinking(tokenizer, ids: list[int], opened: bool) -> tuple[str, str]:
 
 def tokens_until(tokenizer, ids: list[int], tag: str) -> int:
     """The fewest first ids whose text holds the tag; len(ids) + 1 if all of them do not."""
-    low, high = 0, len(ids) + 1
+    if tag not in tokenizer.decode(ids):
+        return len(ids) + 1
+    low, high = 0, len(ids)
     while low < high:
         middle = (low + high) // 2
-        if middle > len(ids) or tag in tokenizer.decode(ids[:middle]):
+        if tag in tokenizer.decode(ids[:middle]):
             high = middle
         else:
             low = middle + 1

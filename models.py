@@ -426,25 +426,38 @@ def logits_of(model, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def token_logprobs(model, ids, trained, temperature: float, chunk: int = 2_048) -> torch.Tensor:
-    """Log-probabilities (N,) of the trained tokens.
+    """Log-probabilities (N,) of the tokens ids (B, T) that are trained (B, T), in row-major order.
 
     Only trained positions pass the LM head, in chunks that are recomputed in the backward pass:
     full logits of an 8B model would take more memory than its weights.
     """
     # (B, T, D); causal, so no mask
     hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    places = trained.flatten().nonzero()[:, 0].to(ids.device, non_blocking=True)  # (N,)
     # (N, D), (N,): position t - 1 predicts token t
-    hidden, targets = hidden[:, :-1][trained[:, 1:]], ids[trained]
+    hidden, targets = hidden.flatten(0, 1).index_select(0, places - 1), ids.flatten()[places]
+
+    pick = compiled_logprobs() if ids.is_cuda else logprobs_of
 
     def score(hidden, targets):
-        logits = logits_of(model, hidden).float()  # (chunk, V), a gigabyte and more
-        logits = logits if temperature == 1 else logits / temperature
-        return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        return pick(logits_of(model, hidden), targets, temperature)  # (chunk, V) -> (chunk,)
 
     chunks = list(zip(hidden.split(chunk), targets.split(chunk)))
     if torch.is_grad_enabled() and len(chunks) > 1:
         return torch.cat([recompute(score, *part, use_reentrant=False) for part in chunks])
     return torch.cat([score(*part) for part in chunks])
+
+
+def logprobs_of(logits, targets, temperature: float) -> torch.Tensor:
+    """Log-probabilities (N,) of the targets (N,), in float32, from logits (N, V)."""
+    logits = logits.float() if temperature == 1 else logits.float() / temperature
+    return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+@functools.cache
+def compiled_logprobs():
+    """logprobs_of() without a float32 copy of logits and gradients, a gigabyte and more each."""
+    return compiled(logprobs_of)
 
 
 @torch.no_grad()

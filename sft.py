@@ -401,7 +401,7 @@ def step_loss(
         weights[name] = [weight / tokens if span.advantage else 0.0 for span in spans]
     optimizer.zero_grad()  # of an attempt that ran out of memory
     model.train()
-    total = 0.0
+    losses = []
     for rows in micro_batches(trained_lengths(rollouts, weights), max_tokens):
         batch = make_batch(
             [rollouts[i] for i in rows],
@@ -410,7 +410,8 @@ def step_loss(
         )
         loss = -(batch.weights * token_logprobs(model, batch.ids, batch.trained, 1.0)).sum()
         loss.backward()
-        total += loss.item()
+        losses.append(loss.detach())
+    total = sum(loss.item() for loss in losses)  # only now, as reading waits for the device
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
     if not math.isfinite(total + norm):
         raise UserError(f"loss {total} or gradient {norm} is not finite: lower --lr")

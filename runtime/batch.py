@@ -27,7 +27,8 @@ class Batch:
     """Right-padded token streams, and one entry per trained token in row-major order (N,)."""
 
     ids: torch.Tensor  # (B, T)
-    # (B, T) bool, the sampled tokens of trained spans, from positions and never from a pad id
+    # (B, T) bool, the sampled tokens of trained spans, from positions and never from a pad id;
+    # on the CPU, which has to know their number
     trained: torch.Tensor
     is_confession: torch.Tensor  # (N,) bool
     old_logprobs: torch.Tensor  # (N,)
@@ -60,13 +61,15 @@ def make_batch(
                     (name == "confession", logprob, span.advantage, weights[name][i])
                     for logprob in span.logprobs
                 ]
-    is_confession, old, advantages, token_weights = (
-        torch.tensor(c, device=device) for c in zip(*per_token)
+    assert trained.sum() == len(per_token), (
+        f"{int(trained.sum())} trained positions, {len(per_token)} sampled log-probabilities"
     )
-    assert trained.sum() == len(old), (
-        f"{int(trained.sum())} trained positions, {len(old)} sampled log-probabilities"
+    # to a device that still computes the last batch: what waits for it lets it idle afterwards
+    ids, *columns = (
+        tensor.to(device, non_blocking=True)
+        for tensor in (ids, *map(torch.tensor, zip(*per_token)))
     )
-    return Batch(ids.to(device), trained.to(device), is_confession, old, advantages, token_weights)
+    return Batch(ids, trained, *columns)
 
 
 def micro_batches(lengths: dict[int, int], max_tokens: int) -> list[list[int]]:

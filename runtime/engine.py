@@ -38,6 +38,7 @@ from runtime.optimizer import rounded
 BLOCK = 64  # tokens in a block of the cache
 WINDOW = 16  # decode steps between two looks: a finished rollout idles for half as many on average
 FEED = 2_048  # prompt tokens in one forward pass
+FEED_STEP = 512  # CUDA graphs of such passes are for multiples of this
 TILE = 16  # of them, consecutive ones of a rollout that read its cache together
 SPLITS = 8  # stretches of a row's context that are read side by side, where it pays
 HEADROOM = 3 * 2**30  # bytes of GPU memory left to activations and logits
@@ -362,7 +363,8 @@ class Engine:
             torch.empty(shape, dtype=dtype, device=self.device)
             for _ in range(config.num_hidden_layers)
         ]
-        self.graphs = {}
+        self.graphs = {}  # by what they do: (graph, its input)
+        self.stays = self.small(model)  # for the next call
         self._begin(prompts, suffixes, generator)
 
     def _longest(self, prompts, suffixes) -> int:
@@ -403,7 +405,9 @@ class Engine:
         return True
 
     def small(self, model) -> bool:
-        """Whether its cache is whole, and with its weights leaves the device to what comes next."""
+        """Whether it can stay: its cache is whole, and with its weights leaves the device to what
+        comes next.
+        """
         if self.cache[0].shape[1] < self.slots * self.table.shape[1] + 1:
             return False
         total = torch.cuda.get_device_properties(self.device).total_memory if self.on_gpu else 2**33
@@ -574,11 +578,35 @@ class Engine:
             job.fed = end
         if not ids:
             return
-        tokens = torch.tensor([ids, slots, positions], device=self.device)
-        for part in tokens.split(FEED, dim=1):
-            ids, self.rows, self.positions = part.contiguous()
-            self.tile, self.splits = TILE, 1
-            forward(self.model, ids, self.positions)
+        for part in torch.tensor([ids, slots, positions]).split(FEED, dim=1):
+            if self.on_gpu and self.stays:
+                self._replay_feed(part)
+            else:
+                self._feed_tokens(part.to(self.device))
+
+    def _feed_tokens(self, tokens) -> None:
+        """Tokens (3, N): id, slot and position of each."""
+        ids, self.rows, self.positions = tokens.contiguous()
+        self.tile, self.splits = TILE, 1
+        forward(self.model, ids, self.positions)
+
+    def _replay_feed(self, part) -> None:
+        """Feed tokens (3, N) by a CUDA graph for as many or more: to launch a small model's layers
+        takes longer than to compute them.
+        """
+        n = part.shape[1]
+        size = -(-n // FEED_STEP) * FEED_STEP
+        if size in self.graphs:
+            graph, tokens = self.graphs[size]
+        else:
+            graph, tokens = None, torch.zeros(3, size, dtype=torch.long, device=self.device)
+        tokens[2, n:] = -1  # padding
+        tokens[:, :n] = part
+        if graph:
+            graph.replay()
+            return
+        self._feed_tokens(tokens)  # compiles
+        self.graphs[size] = self._captured(lambda: self._feed_tokens(tokens)), tokens
 
     def _decode(self) -> None:
         live = list(self.jobs)
@@ -606,11 +634,15 @@ class Engine:
         # the idle slot: nothing is sampled while capturing
         slots = torch.full((rows,), self.slots, device=self.device)
         self._step(slots, splits)  # compiles
+        return self._captured(lambda: self._step(slots, splits)), slots
+
+    def _captured(self, work) -> torch.cuda.CUDAGraph:
+        """What work() launches."""
         graph = torch.cuda.CUDAGraph()
         pool = next(iter(self.graphs.values()))[0].pool() if self.graphs else None
         with torch.cuda.graph(graph, pool=pool):
-            self._step(slots, splits)
-        return graph, slots
+            work()
+        return graph
 
     def _step(self, slots, splits: int) -> None:
         """Feed and draw one token for each of `slots` (B,); everything stays on the device."""
@@ -680,7 +712,7 @@ def two_turns(
         release()
         engine = Engine(*arguments)
     out = engine.run()
-    if engine.small(model):
+    if engine.stays:
         KEPT[model] = engine
     else:
         del engine
