@@ -1,10 +1,10 @@
 """The fast sampler: both turns of many rollouts by continuous batching on a paged KV cache.
 
 Rollouts are decoded in slots, which are refilled as rollouts finish. two_turns() does what
-decoder.two_turns, the plain reference, does. The model's own forward runs over a flat list of
-tokens, each a row of length one that knows its slot and position; an attention function registered
-with transformers writes their keys and values into a cache of blocks and attends there. So one code
-path both decodes (one token a slot) and feeds prompts (many tokens a slot). A rollout takes blocks
+decoder.two_turns, the plain reference, does. The model's own layers run over a flat list of
+tokens, each of which has a slot and a position; an attention module in place of theirs writes keys
+and values into a cache of blocks and attends there. So one code path both decodes (one token a
+slot) and feeds prompts (many tokens a slot). A rollout takes blocks
 as it grows; where none is left, the one that started last gives up its blocks and goes on later
 from the tokens it has. Rollouts share the blocks that their streams begin with: a group its prompt,
 the confessions of one answer the answer too.
@@ -78,7 +78,7 @@ class FusedLinear(nn.Module):
     and large reads are faster.
     """
 
-    def __init__(self, projections: list[nn.Linear], names: list[str]):
+    def __init__(self, projections: tuple[nn.Linear, ...], names: list[str]):
         super().__init__()
         self.names = names
         self.weight = torch.cat([p.weight for p in projections])
@@ -86,23 +86,37 @@ class FusedLinear(nn.Module):
             None if projections[0].bias is None else torch.cat([p.bias for p in projections])
         )
         self.sizes = [p.out_features for p in projections]
-        self.rest: list[torch.Tensor] = []
 
     def forward(self, x):
-        first, *rest = nn.functional.linear(x, self.weight, self.bias).split(self.sizes, -1)
-        self.rest += rest
-        return first
+        return nn.functional.linear(x, self.weight, self.bias).split(self.sizes, -1)
 
 
-class FusedOutput(nn.Module):
-    """Hands out the next of the products that a FusedLinear has computed."""
+class Attention(nn.Module):
+    """Attention of the KNOWN models, in place of a layer's own: rotation and cache are attend()'s."""
 
-    def __init__(self, fused: FusedLinear):
+    def __init__(self, theirs, qkv: FusedLinear):
         super().__init__()
-        self.rest = fused.rest
+        self.qkv, self.o_proj = qkv, theirs.o_proj
+        self.head_dim, self.scaling = theirs.head_dim, theirs.scaling
+        normed = hasattr(theirs, "q_norm")  # Qwen3
+        self.q_norm = theirs.q_norm if normed else nn.Identity()
+        self.k_norm = theirs.k_norm if normed else nn.Identity()
+
+    def forward(self, hidden_states, position_embeddings, **kwargs):
+        """(N, hidden), two of (N, D) -> (N, hidden), and no weights."""
+        q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in self.qkv(hidden_states))
+        out = attend(self.q_norm(q), self.k_norm(k), v, *position_embeddings, self.scaling)
+        return self.o_proj(out.flatten(1)), None
+
+
+class MLP(nn.Module):
+    def __init__(self, theirs, gate_up: FusedLinear):
+        super().__init__()
+        self.gate_up, self.down_proj, self.act_fn = gate_up, theirs.down_proj, theirs.act_fn
 
     def forward(self, x):
-        return self.rest.pop(0)
+        gate, up = self.gate_up(x)
+        return self.down_proj(self.act_fn(gate) * up)
 
 
 def sampling_copy(model):
@@ -110,14 +124,8 @@ def sampling_copy(model):
     all other weights are the model's own tensors.
     """
     base = model.get_base_model() if hasattr(model, "peft_config") else model
-    config = copy.deepcopy(base.config)
-    # seconds to import, and nothing before needs it
-    from transformers import AttentionInterface
-
-    AttentionInterface.register("confessions_engine", attention_function)
-    config._attn_implementation = "confessions_engine"
     with torch.device("meta"):
-        out = type(base)(config)
+        out = type(base)(copy.deepcopy(base.config))
     # a tied head has no entry of its own
     out.load_state_dict(merged_weights(model), assign=True, strict=False)
     for name, _ in list(out.named_buffers()):
@@ -128,15 +136,11 @@ def sampling_copy(model):
         "a weight has no value"
     )
     name_of = {module: name for name, module in out.named_modules()}
+    fused = lambda *modules: FusedLinear(modules, [name_of[module] for module in modules])
     for layer in out.get_decoder().layers:
-        for owner, names in (
-            (layer.self_attn, ("q_proj", "k_proj", "v_proj")),
-            (layer.mlp, ("gate_proj", "up_proj")),
-        ):
-            projections = [getattr(owner, name) for name in names]
-            fused = FusedLinear(projections, [name_of[p] for p in projections])
-            for name in names:
-                setattr(owner, name, fused if name == names[0] else FusedOutput(fused))
+        theirs, mlp = layer.self_attn, layer.mlp
+        layer.self_attn = Attention(theirs, fused(theirs.q_proj, theirs.k_proj, theirs.v_proj))
+        layer.mlp = MLP(mlp, fused(mlp.gate_proj, mlp.up_proj))
         if model.device.type == "cuda":
             layer.forward = compiled(layer.forward)
     return out.eval()
@@ -210,32 +214,41 @@ def running(engine: "Engine"):
 
 
 @torch.library.custom_op("confessions::attend", mutates_args=())
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """q (N, Hq, D), k and v (N, H, D) of N tokens -> (N, Hq, D); see Engine.attend."""
-    return RUNNING.attend(q, k, v, scale)
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """q (N, Hq, D), k and v (N, H, D), cos and sin (N, D) of N tokens -> (N, Hq, D);
+    see Engine.attend.
+    """
+    return RUNNING.attend(q, k, v, cos, sin, scale)
 
 
 @attend.register_fake
-def _(q, k, v, scale):
+def _(q, k, v, cos, sin, scale):
     return q.new_empty(q.shape)
 
 
-def attention_function(module, query, key, value, attention_mask, scaling, **kwargs):
-    """(N, heads, 1, D) each -> (N, 1, query heads, D),
-    as transformers' AttentionInterface wants it.
+def rotated(x, cos, sin) -> torch.Tensor:
+    """Rotary embedding of x (..., D) at positions whose angles have these cosines and sines, as
+    apply_rotary_pos_emb of the KNOWN models.
     """
-    q, k, v = (x.squeeze(2) for x in (query, key, value))
-    return attend(q, k, v, scaling).unsqueeze(1), None
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 def forward(model, ids, positions):
-    """Last hidden state (N, hidden) of N tokens, each a row of its own;
-    those at position -1 are padding.
-    """
-    positions = positions.clamp(min=0)[:, None]
-    return model.get_decoder()(
-        input_ids=ids[:, None], position_ids=positions, use_cache=False
-    ).last_hidden_state[:, 0]
+    """Last hidden state (N, hidden) of N tokens; those at position -1 are padding."""
+    decoder = model.get_decoder()
+    hidden = decoder.embed_tokens(ids)
+    cos, sin = decoder.rotary_emb(hidden, positions.clamp(min=0)[:, None])  # (N, 1, D) each
+    for layer in decoder.layers:
+        hidden = layer(hidden, position_embeddings=(cos[:, 0], sin[:, 0]))
+    return decoder.norm(hidden)
 
 
 def draw(head, hidden, uniform, temperature: float):
@@ -302,6 +315,11 @@ def key_of(model, prompts, suffixes, stop_ids, sampling, confessions: int) -> tu
     return *kind, len(prompts), bool(suffixes), tuple(stop_ids), sampling, confessions
 
 
+def row_count(slots: int) -> int:
+    """Rows of the graph that decodes so many slots: a power of 2, so that there are few graphs."""
+    return max(8, 1 << (slots - 1).bit_length())
+
+
 class Engine:
     @torch.no_grad()
     def __init__(
@@ -365,6 +383,10 @@ class Engine:
         ]
         self.graphs = {}  # by what they do: (graph, its input)
         self.stays = self.small(model)  # for the next call
+        # of a token and KV head, programs that have attended to their stretch
+        self.arrived = torch.zeros(
+            row_count(self.slots) * heads, dtype=torch.int32, device=self.device
+        )
         self._begin(prompts, suffixes, generator)
 
     def _longest(self, prompts, suffixes) -> int:
@@ -612,7 +634,7 @@ class Engine:
         live = list(self.jobs)
         _, position, cursor, limit, *_ = self.host_state[:, live]
         steps = min(WINDOW, int((limit - cursor).max()))
-        rows = max(8, 1 << (len(live) - 1).bit_length())  # a power of 2: few graphs
+        rows = row_count(len(live))
         if not self.on_gpu:
             for _ in range(steps):
                 self._step(torch.tensor(live), splits=1)
@@ -668,19 +690,18 @@ class Engine:
             [token, position + live, cursor + live, limit, state[ROLLOUT], going.long()]
         )
 
-    def attend(self, q, k, v, scale: float) -> torch.Tensor:
-        """Attention of one layer for N tokens at self.rows, self.positions (N,): first their own K
-        and V enter the cache.
+    def attend(self, q, k, v, cos, sin, scale: float) -> torch.Tensor:
+        """Attention of one layer for N tokens at self.rows, self.positions (N,), after their
+        rotation: first their own K and V enter the cache.
         """
         keys, values = self.cache[self.layer]  # (blocks, H, BLOCK, D)
         self.layer = (self.layer + 1) % len(self.cache)
         if self.on_gpu:
             from runtime import paged_attention  # needs Triton, which CPU builds of torch lack
 
-            where = keys, values, self.table, self.rows, self.positions
-            return paged_attention.attend(
-                q.contiguous(), k, v, *where, scale, self.tile, self.splits
-            )
+            where = keys, values, self.table, self.rows, self.positions, self.arrived
+            return paged_attention.attend(q, k, v, cos, sin, *where, scale, self.tile, self.splits)
+        q, k = (rotated(x, cos[:, None], sin[:, None]) for x in (q, k))
         real = self.positions >= 0
         block = self.table[self.rows, self.positions // BLOCK][real]
         keys[block, :, self.positions[real] % BLOCK] = k[real]

@@ -13,7 +13,7 @@ import numpy
 import torch
 from torch.nn import functional as F
 
-from runtime.engine import unsupported
+from runtime.engine import rotated, unsupported
 
 TOKENS = 2_048  # of a block that go through the layers together
 LOWEST = torch.finfo(torch.float32).min
@@ -89,12 +89,6 @@ def attend(attention, x, asked: int, rotary, keys, values, bias) -> torch.Tensor
             enable_gqa=True,
         ).transpose(1, 2)
     return attention.o_proj(out.reshape(b, asked, -1))
-
-
-def rotated(x, cos, sin) -> torch.Tensor:
-    """x (B, heads, T, size) at positions whose angles have these cosines and sines."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 def normed(norm, x: torch.Tensor) -> torch.Tensor:

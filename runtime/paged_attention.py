@@ -1,4 +1,5 @@
-"""Triton kernels of runtime/engine.py: attention over a KV cache in blocks. Imported on CUDA only.
+"""Triton kernels of runtime/engine.py: rotary embedding, and attention over a KV cache in blocks.
+Imported on CUDA only.
 
 Each program serves one tile of tokens, one KV head and one stretch of the context, and reads that
 stretch's keys and values once for all query heads of the group: what a decode step costs is reading
@@ -10,14 +11,31 @@ import torch
 import triton
 import triton.language as tl
 
-LEAST = 256  # tokens of context that are worth a program of their own
+LEAST = 256  # tokens of context that are worth a program of their own, a multiple of the block
+WARPS, STAGES = 4, 2  # of a program that decodes, and of its loads
 LOG2_E = 1.4426950408889634  # the kernels compute 2 ** x
+
+
+@triton.jit
+def _rotated(x, cos, sin, token, d, real, D: tl.constexpr):
+    """Elements d of the head at x after the rotary embedding at the angles of `token`, computed in
+    float32 and rounded once.
+    """
+    first = d < D // 2
+    own = tl.load(x + d, mask=real, other=0.0).to(tl.float32)
+    partner = tl.load(x + tl.where(first, d + D // 2, d - D // 2), mask=real, other=0.0)
+    c = tl.load(cos + token * D + d, mask=real, other=0.0).to(tl.float32)
+    s = tl.load(sin + token * D + d, mask=real, other=0.0).to(tl.float32)
+    turned = own * c + tl.where(first, -1.0, 1.0) * partner.to(tl.float32) * s
+    return turned.to(x.dtype.element_ty)
 
 
 @triton.jit
 def _write(
     k,
     v,
+    cos,
+    sin,
     keys,
     values,
     table,
@@ -29,29 +47,39 @@ def _write(
     D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Put K and V of one token and head into its row's block; tokens at position -1 are padding."""
+    """Put K, rotated, and V of one token and head into its row's block;
+    tokens at position -1 are padding.
+    """
     i, head, heads = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     position = tl.load(positions + i)
     if position >= 0:
         block = tl.load(table + tl.load(rows + i) * table_width + position // BLOCK).to(tl.int64)
         d = tl.arange(0, D)
         to = ((block * heads + head) * BLOCK + position % BLOCK) * D + d
-        tl.store(keys + to, tl.load(k + i * k_stride + head * D + d))
+        tl.store(keys + to, _rotated(k + i * k_stride + head * D, cos, sin, i, d, d >= 0, D))
         tl.store(values + to, tl.load(v + i * v_stride + head * D + d))
 
 
 @triton.jit
 def _attend(
     q,
+    k,
+    v,
+    cos,
+    sin,
     keys,
     values,
     table,
     rows,
     positions,
+    arrived,
     out,
     partial,
     stats,
     scale,
+    q_stride,
+    k_stride,
+    v_stride,
     table_width,
     GROUP: tl.constexpr,
     D: tl.constexpr,
@@ -61,100 +89,154 @@ def _attend(
     SPLITS: tl.constexpr,
     LEAST: tl.constexpr,
 ):
-    """Softmax attention of TILE tokens x GROUP query heads,
-    as R >= TILE * GROUP rows of one product.
+    """Softmax attention of TILE tokens x GROUP query heads, rotated here, as R >= TILE * GROUP rows
+    of one product.
+
+    Decoding (TILE = 1) is this kernel alone: rotating, writing and joining as kernels of their own
+    cost half as much again. The first program of a token takes the token's own K and V from
+    registers and puts them into the cache. That is no race: no other token of the pass is of this
+    row, and whichever value this token's programs read at its place has weight 0.
     """
-    tile, head, split, heads = (
-        tl.program_id(0),
-        tl.program_id(1),
-        tl.program_id(2),
-        tl.num_programs(1),
-    )
+    tile, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    heads = tl.num_programs(1)
     r, d, n = tl.arange(0, R), tl.arange(0, D), tl.arange(0, BLOCK)
-    token = tile * TILE + r // GROUP
+    token = tile * TILE + r // GROUP  # (R,)
     real = r < TILE * GROUP
+    query_head = head * GROUP + r % GROUP  # (R,)
     position = tl.load(positions + token, mask=real, other=-1)  # (R,)
-    at = (token.to(tl.int64) * heads + head) * GROUP + r % GROUP  # (R,) in (tokens, query heads)
-    x = tl.load(q + at[:, None] * D + d[None, :], mask=real[:, None], other=0.0)  # (R, D)
-    end = tl.max(position) + 1
-    chunk = end if SPLITS == 1 else tl.maximum(tl.cdiv(tl.cdiv(end, SPLITS), BLOCK) * BLOCK, LEAST)
-    start, end = split * chunk, tl.minimum(end, (split + 1) * chunk)
+    seen = position if TILE == 1 else position + 1  # tokens to read in the cache
+    length = tl.maximum(tl.max(seen), 0)
+    # the context is split into stretches of `chunk` tokens, one for each of `used` programs
+    chunk = tl.maximum(tl.cdiv(tl.cdiv(length, SPLITS), BLOCK) * BLOCK, LEAST)
+    used = tl.maximum(tl.cdiv(length, chunk), 1)
+    if SPLITS == 1:
+        chunk, used = length, 1
+    if split >= used:
+        return
+    start, end = split * chunk, tl.minimum(length, (split + 1) * chunk)
     blocks = table + tl.load(rows + tile * TILE) * table_width
+    x = q + (token * q_stride + query_head * D)[:, None]
+    x = _rotated(x, cos, sin, token[:, None], d[None, :], real[:, None], D)  # (R, D)
     top = tl.full((R,), -1e30, tl.float32)
     total = tl.zeros((R,), tl.float32)
     acc = tl.zeros((R, D), tl.float32)
+    if TILE == 1:
+        if split == 0:
+            own_k = _rotated(k + tile * k_stride + head * D, cos, sin, tile, d, d >= 0, D)  # (D,)
+            own_v = tl.load(v + tile * v_stride + head * D + d)
+            if tl.max(position) >= 0:  # it is `length`
+                block = tl.load(blocks + length // BLOCK).to(tl.int64)
+                to = ((block * heads + head) * BLOCK + length % BLOCK) * D + d
+                tl.store(keys + to, own_k)
+                tl.store(values + to, own_v)
+            top = tl.sum(x.to(tl.float32) * own_k.to(tl.float32)[None, :], 1) * scale
+            total += 1.0
+            acc += own_v.to(tl.float32)[None, :]
     for first in range(start, end, BLOCK):
         base = (tl.load(blocks + first // BLOCK).to(tl.int64) * heads + head) * BLOCK * D
-        k = tl.load(keys + base + n[None, :] * D + d[:, None])  # (D, BLOCK)
-        v = tl.load(values + base + n[:, None] * D + d[None, :])  # (BLOCK, D)
-        s = tl.dot(x, k, input_precision="ieee") * scale
-        s = tl.where(first + n[None, :] <= position[:, None], s, float("-inf"))
+        block_k = tl.load(keys + base + n[None, :] * D + d[:, None])  # (D, BLOCK)
+        block_v = tl.load(values + base + n[:, None] * D + d[None, :])  # (BLOCK, D)
+        s = tl.dot(x, block_k, input_precision="ieee") * scale
+        s = tl.where(first + n[None, :] < seen[:, None], s, float("-inf"))
         new_top = tl.maximum(top, tl.max(s, 1))
         p = tl.exp2(s - new_top[:, None])
         keep = tl.exp2(top - new_top)
         total = total * keep + tl.sum(p, 1)
-        acc = tl.dot(p.to(v.dtype), v, acc * keep[:, None], input_precision="ieee")
+        acc = tl.dot(p.to(block_v.dtype), block_v, acc * keep[:, None], input_precision="ieee")
         top = new_top
-    if SPLITS == 1:
+    at = token * heads * GROUP + query_head  # (R,) in (tokens, query heads)
+    to = out + at[:, None] * D + d[None, :]
+    if used == 1:
         result = acc / tl.where(total == 0, 1.0, total)[:, None]
-        tl.store(
-            out + at[:, None] * D + d[None, :], result.to(out.dtype.element_ty), mask=real[:, None]
-        )
+        tl.store(to, result.to(out.dtype.element_ty), mask=real[:, None])
     else:
-        to = at * SPLITS + split
-        tl.store(partial + to[:, None] * D + d[None, :], acc, mask=real[:, None] & (start < end))
-        tl.store(stats + to * 2, top, mask=real)
-        tl.store(stats + to * 2 + 1, total, mask=real)
-
-
-@triton.jit
-def _merge(partial, stats, out, D: tl.constexpr, SPLITS: tl.constexpr):
-    """Join the stretches of one token and query head."""
-    i = tl.program_id(0).to(tl.int64)
-    s, d = tl.arange(0, SPLITS), tl.arange(0, D)
-    top, total = tl.load(stats + (i * SPLITS + s) * 2), tl.load(stats + (i * SPLITS + s) * 2 + 1)
-    weight = tl.exp2(top - tl.max(top, 0))
-    total = tl.sum(weight * total, 0)
-    acc = tl.load(
-        partial + (i * SPLITS + s[:, None]) * D + d[None, :],
-        mask=(total * weight > 0)[:, None],
-        other=0.0,
-    )
-    result = tl.sum(acc * weight[:, None], 0) / tl.where(total == 0, 1.0, total)
-    tl.store(out + i * D + d, result.to(out.dtype.element_ty))
+        place = at * SPLITS + split
+        tl.store(partial + place[:, None] * D + d[None, :], acc, mask=real[:, None])
+        tl.store(stats + place * 2, top, mask=real)
+        tl.store(stats + place * 2 + 1, total, mask=real)
+        # The last program to arrive joins the stretches. It sees what the others stored: all
+        # threads of each had stored (barrier) before one of them counted it (release), and what
+        # follows the count (acquire) is read past the cache of the program's own processor.
+        tl.debug_barrier()
+        counter = arrived + tile * heads + head
+        if tl.atomic_add(counter, 1, sem="acq_rel") == used - 1:
+            tl.store(counter, 0)  # for the next layer
+            top = tl.full((R,), -1e30, tl.float32)
+            total = tl.zeros((R,), tl.float32)
+            acc = tl.zeros((R, D), tl.float32)
+            for i in tl.static_range(SPLITS):
+                place = at * SPLITS + i
+                mask = real & (place < at * SPLITS + used)
+                top_i = tl.load(stats + place * 2, mask=mask, other=-1e30, cache_modifier=".cg")
+                total_i = tl.load(stats + place * 2 + 1, mask=mask, other=0.0, cache_modifier=".cg")
+                acc_i = tl.load(
+                    partial + place[:, None] * D + d[None, :],
+                    mask=mask[:, None],
+                    other=0.0,
+                    cache_modifier=".cg",
+                )
+                new_top = tl.maximum(top, top_i)
+                keep, weight = tl.exp2(top - new_top), tl.exp2(top_i - new_top)
+                total = total * keep + total_i * weight
+                acc = acc * keep[:, None] + acc_i * weight[:, None]
+                top = new_top
+            result = acc / tl.where(total == 0, 1.0, total)[:, None]
+            tl.store(to, result.to(out.dtype.element_ty), mask=real[:, None])
 
 
 def attend(
-    q, k, v, keys, values, table, rows, positions, scale: float, tile: int, splits: int
+    q,
+    k,
+    v,
+    cos,
+    sin,
+    keys,
+    values,
+    table,
+    rows,
+    positions,
+    arrived,
+    scale: float,
+    tile: int,
+    splits: int,
 ) -> torch.Tensor:
-    """Write K and V of N tokens into the cache, then attend to it.
+    """Rotate Q and K of N tokens, put K and V into the cache, then attend to it.
 
-    q (N, Hq, D), k and v (N, H, D) -> (N, Hq, D); keys and values (blocks, H, BLOCK, D), table
-    (slots, blocks a slot) int32, rows and positions (N,): the tokens' slots and places. `tile`
-    consecutive tokens belong to one slot.
+    q (N, Hq, D), k and v (N, H, D), cos and sin (N, D) -> (N, Hq, D); keys and values
+    (blocks, H, BLOCK, D), table (slots, blocks a slot) int32, rows and positions (N,): the tokens'
+    slots and places. `tile` consecutive tokens belong to one slot, and if it is 1, no two tokens
+    do. `arrived`: N * H zeros (int32), and zeros again afterwards.
     """
     tokens, query_heads, d = q.shape
     _, heads, block, _ = keys.shape
     group = query_heads // heads
-    assert heads == 1 or k.stride()[1:] == v.stride()[1:] == (d, 1), (
-        f"heads of a token side by side, not strides {k.stride()}, {v.stride()}"
-    )
+    for x in (q, k, v):
+        assert x.shape[1] == 1 or x.stride()[1:] == (d, 1), (
+            f"heads of a token side by side, not strides {x.stride()}"
+        )
+    new = k, v, cos.contiguous(), sin.contiguous()
     where = keys, values, table, rows, positions
-    _write[(tokens, heads)](
-        k, v, *where, k.stride(0), v.stride(0), table.stride(0), D=d, BLOCK=block, num_warps=1
-    )
-    out = torch.empty_like(q)
+    if tile > 1:  # tokens of the same pass are read, so all are written before
+        _write[(tokens, heads)](
+            *new, *where, k.stride(0), v.stride(0), table.stride(0), D=d, BLOCK=block, num_warps=1
+        )
+    out = q.new_empty(q.shape)
     partial = stats = out
     if splits > 1:
         partial = torch.empty(tokens, query_heads, splits, d, device=q.device)
         stats = torch.empty(tokens, query_heads, splits, 2, device=q.device)
     _attend[(tokens // tile, heads, splits)](
         q,
+        *new,
         *where,
+        arrived,
         out,
         partial,
         stats,
         scale * LOG2_E,
+        q.stride(0),
+        k.stride(0),
+        v.stride(0),
         table.stride(0),
         GROUP=group,
         D=d,
@@ -163,9 +245,7 @@ def attend(
         R=max(16, triton.next_power_of_2(tile * group)),
         SPLITS=splits,
         LEAST=LEAST,
-        num_warps=4,
-        num_stages=2,
+        num_warps=WARPS if tile == 1 else 4,
+        num_stages=STAGES if tile == 1 else 2,
     )
-    if splits > 1:
-        _merge[(tokens * query_heads,)](partial, stats, out, D=d, SPLITS=splits, num_warps=1)
     return out
