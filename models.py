@@ -381,6 +381,12 @@ def _adapted(module, x: torch.Tensor) -> torch.Tensor:
     return out + linear(linear(x, a), b) * module.scaling[name]
 
 
+def is_plain(module) -> bool:
+    """Whether a module is W x + s B A x with one adapter, as plain_adapters() leaves it, and on."""
+    plain = getattr(module.forward, "__func__", None) is _adapted
+    return plain and not module.disable_adapters and len(module.active_adapters) == 1
+
+
 def with_lora(model, rank: int):
     """The model with adapters of that rank to train; as it is if it has some, or with rank 0."""
     return add_lora(model, rank) if rank and not hasattr(model, "peft_config") else model
@@ -492,6 +498,11 @@ def compile_layers(model) -> None:
     model.enable_input_require_grads()
     for layer in model.get_decoder().layers:
         layer.forward = _compiled(layer.forward)
+
+
+def are_compiled(model) -> bool:
+    """Whether compile_layers() was here."""
+    return hasattr(model.get_decoder().layers[0].forward, "__wrapped__")
 
 
 def _compiled(forward):

@@ -126,15 +126,7 @@ def sampling_copy(model):
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     with torch.device("meta"):
         out = type(base)(copy.deepcopy(base.config))
-    # a tied head has no entry of its own
-    out.load_state_dict(merged_weights(model), assign=True, strict=False)
-    for name, _ in list(out.named_buffers()):
-        parent, _, leaf = name.rpartition(".")
-        out.get_submodule(parent)._buffers[leaf] = base.get_buffer(name)
-    out.tie_weights()
-    assert not any(tensor.is_meta for tensor in (*out.parameters(), *out.buffers())), (
-        "a weight has no value"
-    )
+    fill(out, merged_weights(model), base)
     name_of = {module: name for name, module in out.named_modules()}
     fused = lambda *modules: FusedLinear(modules, [name_of[module] for module in modules])
     for layer in out.get_decoder().layers:
@@ -144,6 +136,19 @@ def sampling_copy(model):
         if model.device.type == "cuda":
             layer.forward = compiled(layer.forward)
     return out.eval()
+
+
+def fill(out, weights: dict[str, torch.Tensor], base) -> None:
+    """Give a module like the model `base` these weights by their names, and base's buffers."""
+    # a tied head has no entry of its own
+    out.load_state_dict(weights, assign=True, strict=False)
+    for name, _ in list(out.named_buffers()):
+        parent, _, leaf = name.rpartition(".")
+        out.get_submodule(parent)._buffers[leaf] = base.get_buffer(name)
+    out.tie_weights()
+    assert not any(tensor.is_meta for tensor in (*out.parameters(), *out.buffers())), (
+        "a weight has no value"
+    )
 
 
 def merged_weights(model) -> dict[str, torch.Tensor]:
@@ -181,6 +186,12 @@ def renew(copy, model) -> bool:
                 if (kept := getattr(module, kind)) is not None:
                     torch.cat([weights[f"{name}.{kind}"] for name in module.names], out=kept)
     return True
+
+
+def version(model) -> tuple:
+    """Another one whenever a parameter has changed in place, or adapters were switched."""
+    off = [module.disable_adapters for module in model.modules() if hasattr(module, "lora_A")]
+    return sum(parameter._version for parameter in model.parameters()), off
 
 
 def merged(module) -> torch.Tensor:
@@ -344,7 +355,7 @@ class Engine:
         self.budgets = sampling.max_answer_tokens, sampling.max_confession_tokens
         self.device = model.device
         self.on_gpu = self.device.type == "cuda"
-        self.model = sampling_copy(model)
+        self.model, self.version = sampling_copy(model), version(model)
         self.stop_ids = torch.tensor(stop_ids, device=self.device)
 
         # one rollout and one slot more than there are, for idle rows
@@ -423,8 +434,15 @@ class Engine:
         fits = same and self._longest(prompts, suffixes) <= self.table.shape[1] * BLOCK
         if not fits or not renew(self.model, model):
             return False
+        self.version = version(model)
         self._begin(prompts, suffixes, generator)
         return True
+
+    @torch.no_grad()
+    def refresh(self, model) -> bool:
+        """Have the model's present weights, if they changed since; False as renew()."""
+        last, self.version = self.version, version(model)
+        return last == self.version or renew(self.model, model)
 
     def small(self, model) -> bool:
         """Whether it can stay: its cache is whole, and with its weights leaves the device to what

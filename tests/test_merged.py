@@ -1,0 +1,116 @@
+"""LoRA trained on the weights in which the sampler has merged it. A mistake here gives adapters
+wrong gradients, which nothing in a run's log would show.
+"""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+import models
+from handmade import VOCABULARY, distance, gradients, random_rollouts, tiny_model
+from rollout import Sampling
+from runtime import engine, merged
+
+pytest.importorskip("peft")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHAPE = dict(
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    initializer_range=0.2,
+)
+
+
+def adapted(kind: str):
+    """A model with adapters that are not zero; Qwen2 has biases, Qwen3 normalises heads."""
+    torch.manual_seed(0)
+    model = {
+        "qwen3": tiny_model,
+        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE)),
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
+    }[kind]()
+    for name, parameter in model.named_parameters():
+        if "bias" in name or "norm" in name:
+            parameter.data.normal_(1.0, 0.3)
+    model = models.add_lora(model.eval(), rank=4)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.2)
+    return model
+
+
+def keep_engine(model):
+    engine.two_turns(model, [[5, 6, 7], [8, 9]], [[1, 2], [4]], [-1], Sampling(1.0, 4, 4), None)
+    return engine.KEPT[model]
+
+
+def adapters_gradients(model, **options) -> tuple[dict, dict]:
+    found, statistics = gradients(model, random_rollouts(6), micro_batch_tokens=60, **options)
+    return {name: g for name, g in found.items() if g is not None}, statistics
+
+
+def without_engine(model, **options) -> tuple[dict, dict]:
+    kept = engine.KEPT.pop(model)
+    out = adapters_gradients(model, **options)
+    engine.KEPT[model] = kept
+    return out
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen2", "llama"])
+def test_the_same_gradients(kind):
+    """Factors of another projection, a scale, a bias or the weights of an earlier step."""
+    model = adapted(kind)
+    keep_engine(model)
+    for _ in range(2):
+        found, statistics = adapters_gradients(model)
+        expected, plain = without_engine(model)
+        assert len(found) == 2 * 7 * len(model.get_decoder().layers)
+        assert distance(found, expected) < 1e-4
+        assert statistics == pytest.approx(plain, rel=1e-4)
+        with torch.no_grad():  # as the optimizer's step
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:
+                    parameter += 0.1 * torch.randn_like(parameter)
+    assert model in merged.NETWORKS
+
+
+def test_where_the_model_itself_is_trained(monkeypatch):
+    """Without an engine, with a KL term, adapters switched off or of another kind, or activations
+    recomputed, what is trained has to be the model.
+    """
+    model = adapted("qwen3")
+
+    def network():
+        with merged.merged_adapters(model) as out:
+            return out
+
+    assert network() is model
+    keep_engine(model)
+    assert network() is not model
+    with model.disable_adapter():
+        assert network() is model
+    assert network() is not model
+    models.recompute_activations(model)
+    assert network() is model
+    model.gradient_checkpointing_disable()
+    assert network() is not model
+    found, _ = adapters_gradients(model, reference=model, kl_coef=0.3)
+    assert distance(found, without_engine(model, reference=model, kl_coef=0.3)[0]) < 1e-6
+    layer = model.get_decoder().layers[1].mlp.up_proj
+    monkeypatch.setattr(layer, "forward", type(layer).forward.__get__(layer))  # as DoRA's
+    assert network() is model
+
+
+def test_an_engine_made_with_adapters_off(monkeypatch):
+    """Its weights lack them, and some are the model's own, which must not be written to."""
+    model = adapted("llama")
+    with model.disable_adapter():
+        keep_engine(model)
+    before = [parameter.clone() for parameter in model.parameters()]
+    found, _ = adapters_gradients(model)
+    assert distance(found, without_engine(model)[0]) < 1e-6
+    assert all(map(torch.equal, before, model.parameters()))
