@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from chat_template import joint
 from runtime import lean
+from runtime.engine import unsupported
 
 
 def two_turns(
@@ -62,6 +63,8 @@ class Decoder:
             )
         self.model, self.temperature, self.generator = model, temperature, generator
         self.stop_ids = torch.tensor(stop_ids, device=model.device)
+        # a sliding window, which the engine does not know, is measured in slots of the cache
+        self.gapless = unsupported(model) is not None
         self.lean = lean.supports(model)  # it goes on where the model's forward began
         self.one_token = lean.OneToken(model) if lean.OneToken.suits(model) else None
         self.cache = Cache(layer_class_to_replicate=GrowingLayer)
@@ -80,9 +83,9 @@ class Decoder:
             blocks = [unfed + block for unfed, block in zip(self.unfed, blocks)]
             self._close_gaps()
             extra = [len(block) - min(map(len, blocks)) for block in blocks]
-            # padding would be a gap between cache and block: what longer blocks begin
-            # with goes first
-            if any(extra):
+            # padding is a gap between cache and block; where that must not be, what longer blocks
+            # begin with goes first
+            if any(extra) and self.gapless:
                 self._feed([block[:k] for block, k in zip(blocks, extra)], left=False)
                 self._close_gaps()
                 blocks = [block[k:] for block, k in zip(blocks, extra)]
@@ -219,8 +222,8 @@ class Decoder:
             ).logits[:, -1]
 
     def _close_gaps(self) -> None:
-        """Move every stream's tokens to the right end of the cache:
-        a sliding window is measured in slots.
+        """Move every stream's tokens to the right end of the cache, which then holds the fewest
+        slots.
         """
         # (B, S') empty slots first
         order = self.mask.int().argsort(dim=1, stable=True)[:, -int(self.mask.sum(1).max()) :]
