@@ -81,13 +81,13 @@ def _attend(
     k_stride,
     v_stride,
     table_width,
+    least,
     GROUP: tl.constexpr,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
     R: tl.constexpr,
     SPLITS: tl.constexpr,
-    LEAST: tl.constexpr,
 ):
     """Softmax attention of TILE tokens x GROUP query heads, rotated here, as R >= TILE * GROUP rows
     of one product.
@@ -107,7 +107,7 @@ def _attend(
     seen = position if TILE == 1 else position + 1  # tokens to read in the cache
     length = tl.maximum(tl.max(seen), 0)
     # the context is split into stretches of `chunk` tokens, one for each of `used` programs
-    chunk = tl.maximum(tl.cdiv(tl.cdiv(length, SPLITS), BLOCK) * BLOCK, LEAST)
+    chunk = tl.maximum(tl.cdiv(tl.cdiv(length, SPLITS), BLOCK) * BLOCK, least)
     used = tl.maximum(tl.cdiv(length, chunk), 1)
     if SPLITS == 1:
         chunk, used = length, 1
@@ -238,13 +238,13 @@ def attend(
         k.stride(0),
         v.stride(0),
         table.stride(0),
+        LEAST,
         GROUP=group,
         D=d,
         BLOCK=block,
         TILE=tile,
         R=max(16, triton.next_power_of_2(tile * group)),
         SPLITS=splits,
-        LEAST=LEAST,
         num_warps=WARPS if tile == 1 else 4,
         num_stages=STAGES if tile == 1 else 2,
     )
