@@ -262,9 +262,9 @@ def update(
     losses, grad_norm, statistics, passes = [], 0.0, [], 0
     max_tokens = max_tokens or config.micro_batch_tokens
     optimizer.zero_grad()  # of an attempt that ran out of memory
-    model.train()  # models.load() leaves no dropout; this only lets gradient checkpointing act
     # a KL term switches the model's adapters off, so it needs the model
     with nullcontext(model) if config.kl_coef else merged_adapters(model) as network:
+        network.train()  # models.load() leaves no dropout; this only lets activations be recomputed
         for _, batch in trained_batches(rollouts, config, max_tokens, model.device):
             passes += 1
             if batch is None:
@@ -274,6 +274,7 @@ def update(
             loss.backward()
             losses.append(loss.detach())
             statistics.append(sums)
+        network.eval()
     # only now, as each number that is read waits for the device
     total_loss = sum(distributed.gather([sum((loss.item() for loss in losses), 0.0)]))
     statistics = [
@@ -289,7 +290,6 @@ def update(
     if passes and not skipped:
         take_step(optimizer)
     optimizer.zero_grad()
-    model.eval()
     stats = {"loss": total_loss, "grad_norm": math.nan if skipped else grad_norm}
     stats |= means(distributed.gather(statistics))
     return {k: v if math.isfinite(v) else None for k, v in stats.items()} | {"skipped": skipped}

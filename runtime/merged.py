@@ -11,6 +11,7 @@ import copy
 import weakref
 from contextlib import contextmanager
 from itertools import accumulate
+from types import MethodType, SimpleNamespace
 
 import torch
 from torch import nn
@@ -76,6 +77,7 @@ def network_of(model, sampler) -> nn.Module:
         ours.mlp = engine.MLP(ours.mlp, Adapted(mlp.gate_proj, mlp.up_proj))
         ours.mlp.down_proj = Adapted(mlp.down_proj)
     engine.fill(out, sampler.state_dict(), base)
+    out.get_decoder().forward = MethodType(forward, out.get_decoder())
     for name, parameter in out.named_parameters():
         parameter.requires_grad_(name.endswith((".of_a", ".of_b")))
     if are_compiled(model):
@@ -83,11 +85,23 @@ def network_of(model, sampler) -> nn.Module:
     return out.eval()
 
 
+def forward(decoder, input_ids, use_cache: bool) -> SimpleNamespace:
+    """Last hidden states of whole streams (B, T); to make a mask, which none needs, transformers'
+    own forward waits for the device.
+    """
+    hidden = decoder.embed_tokens(input_ids)
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    angles = decoder.rotary_emb(hidden, positions)  # two of (1, T, D)
+    for layer in decoder.layers:
+        hidden = layer(hidden, position_embeddings=angles)
+    return SimpleNamespace(last_hidden_state=decoder.norm(hidden))
+
+
 class Attention(engine.Attention):
     """Of whole streams, padded on the right, so that none needs a mask."""
 
     def forward(self, hidden_states, position_embeddings, **kwargs):
-        """(B, T, hidden), two of (B, T, D) -> (B, T, hidden), and no weights."""
+        """(B, T, hidden), two of (1, T, D) -> (B, T, hidden), and no weights."""
         q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in self.qkv(hidden_states))
         cos, sin = (part[:, :, None] for part in position_embeddings)
         q, k = (engine.rotated(x, cos, sin) for x in (self.q_norm(q), self.k_norm(k)))

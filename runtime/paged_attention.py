@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-LEAST = 256  # tokens of context that are worth a program of their own, a multiple of the block
+LEAST = 128  # tokens of context that are worth a program of their own, a multiple of the block
 WARPS, STAGES = 4, 2  # of a program that decodes, and of its loads
 LOG2_E = 1.4426950408889634  # the kernels compute 2 ** x
 
