@@ -179,7 +179,7 @@ ON_GPU = SimpleNamespace(
     rows="decode ragged step step-nockpt step-long step-ragged full small judge",
     small={"SmolLM2-135M": SHAPE_135M, "Qwen2.5-0.5B": SHAPE_05B, "Qwen2.5-1.5B": SHAPE_15B},
     small_rollouts=(64, 256),
-    defaults=models.SMALL_GPU,
+    defaults=models.small_gpu,
     contexts="384 3040",
     ragged_rollouts="64 256",
     decode_steps=128,
@@ -196,7 +196,7 @@ ON_CPU = SimpleNamespace(
     rows="decode ragged step step-nockpt step-long step-ragged full small judge embedded",
     small={"tiny": SHAPE_TINY | dict(model_type="qwen2")},
     small_rollouts=(8,),
-    defaults=models.CPU,
+    defaults=lambda parameters: models.CPU,
     turns=((30, 120), (18, 80)),
     contexts="128 512",
     ragged_rollouts="64 128",
@@ -518,14 +518,14 @@ def grpo_rows(names: list[str], model, limit: Limit, size, config: Config) -> di
 
 def small_job(shape: dict, n: int, size, device: torch.device) -> grpo.Job:
     """What grpo.py loads for steps of n rollouts, with random weights of a shape."""
+    policy, judge = (random_model(shape, size.dtype, device) for _ in range(2))
     config = grpo.Config(
         prompts_per_step=n // 8,
         confession_advantage_scale="group",
         batch_size=n,
         sampler="engine",
-        **models.PLAIN | size.defaults,
+        **models.PLAIN | size.defaults(policy.num_parameters()),
     )
-    policy, judge = (random_model(shape, size.dtype, device) for _ in range(2))
     model = models.add_lora(policy.requires_grad_(False), config.lora_rank)
     if config.gradient_checkpointing:
         models.recompute_activations(model)
