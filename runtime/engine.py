@@ -441,8 +441,13 @@ class Engine:
     @torch.no_grad()
     def refresh(self, model) -> bool:
         """Have the model's present weights, if they changed since; False as renew()."""
-        last, self.version = self.version, version(model)
-        return last == self.version or renew(self.model, model)
+        present = version(model)
+        if present != self.version:
+            self.version = None  # of no model, while it is half renewed or if it cannot be
+            if not renew(self.model, model):
+                return False
+            self.version = present
+        return True
 
     def small(self, model) -> bool:
         """Whether it can stay: its cache is whole, and with its weights leaves the device to what

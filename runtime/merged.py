@@ -39,21 +39,27 @@ def merged_adapters(model):
     samplers = [one for layer in kept.model.get_decoder().layers for one in projections_of(layer)]
     for ours, sampler in zip(projections, samplers, strict=True):
         ours.take(sampler)
-    yield NETWORKS[model]
-    for ours in projections:
-        ours.hand_back()
+    try:
+        yield NETWORKS[model]
+        for ours in projections:
+            ours.hand_back()
+    finally:  # the engine may go before the network is wanted again
+        for ours in projections:
+            ours.let_go()
 
 
 def suits(model) -> bool:
-    """Whether each projection has adapters as models.add_lora() makes them, switched on, and no
-    activations are recomputed.
+    """Whether each projection has adapters as models.add_lora() makes them, switched on, nothing
+    else is trained, and no activations are recomputed.
     """
     modules = dict(model.get_decoder().layers.named_modules())
     targets = [module for name, module in modules.items() if name.split(".")[-1] in LORA_TARGETS]
     recomputes = any(
         getattr(module, "gradient_checkpointing", False) for module in modules.values()
     )
-    return all(map(is_plain, targets)) and not recomputes
+    trained = sum(parameter.requires_grad for parameter in model.parameters())
+    only = trained == 2 * len(targets)  # no adapters of the head, no biases
+    return all(map(is_plain, targets)) and only and not recomputes
 
 
 def projections_of(layer) -> tuple:
@@ -135,7 +141,6 @@ class Adapted(nn.Module):
         for (lora, name), (rows, columns) in zip(self.loras, self.places):
             self.of_a[columns] = lora.lora_A[name].weight
             self.of_b[rows, columns] = lora.lora_B[name].weight * lora.scaling[name]
-        self.of_a.grad = self.of_b.grad = None
         self.a, self.b = (part.detach().to(self.weight.dtype) for part in (self.of_a, self.of_b))
 
     def hand_back(self) -> None:
@@ -145,6 +150,10 @@ class Adapted(nn.Module):
         for (lora, name), (rows, columns) in zip(self.loras, self.places):
             lora.lora_A[name].weight.grad = self.of_a.grad[columns]
             lora.lora_B[name].weight.grad = self.of_b.grad[rows, columns] * lora.scaling[name]
+
+    def let_go(self) -> None:
+        """Keep no memory but that of the factors."""
+        self.weight = self.bias = self.a = self.b = self.of_a.grad = self.of_b.grad = None
 
     def forward(self, x):
         """(..., in) -> (..., out), or one of these for each of several projections."""
