@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from runtime import lean
-from runtime.decoder import Decoder
+from runtime.decoder import Decoder, GrowingLayer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,6 +38,7 @@ def test_the_short_way_changes_nothing(tiny, monkeypatch):
     one_token = lambda *args: calls.add("token") or tokens(*args)
     monkeypatch.setattr(lean.OneToken, "logits", one_token)
     monkeypatch.setattr(lean, "TOKENS", 10)  # so that long blocks go through in parts
+    monkeypatch.setattr(GrowingLayer, "room", 5)  # so that the cache grows while tokens are drawn
     short = seen(model)
     assert calls == ({"block", "token"} if known else set())
     monkeypatch.setattr(lean, "supports", lambda model: False)

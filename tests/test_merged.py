@@ -111,6 +111,58 @@ def test_an_engine_made_with_adapters_off(monkeypatch):
     with model.disable_adapter():
         keep_engine(model)
     before = [parameter.clone() for parameter in model.parameters()]
-    found, _ = adapters_gradients(model)
-    assert distance(found, without_engine(model)[0]) < 1e-6
+    for _ in range(2):  # the second time nothing has changed since the first
+        found, _ = adapters_gradients(model)
+        assert distance(found, without_engine(model)[0]) < 1e-6
     assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_memory_runs_out_while_weights_are_merged(monkeypatch):
+    """The next attempt trains on the weights of an earlier step, or on some of both."""
+    model, renew = adapted("qwen3"), engine.renew
+    keep_engine(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter += 0.1
+
+    def runs_out(*args):
+        monkeypatch.setattr(engine, "renew", renew)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(engine, "renew", runs_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        adapters_gradients(model)
+    assert distance(adapters_gradients(model)[0], without_engine(model)[0]) < 1e-4
+
+
+def test_other_parameters_are_trained_too():
+    """Adapters of the head, or biases, which the network does not train, stay as they are."""
+    torch.manual_seed(0)
+    for options in ({"target_modules": [*models.LORA_TARGETS, "lm_head"]}, {"bias": "all"}):
+        options = {"target_modules": models.LORA_TARGETS} | options
+        base = LlamaForCausalLM(LlamaConfig(**SHAPE, attention_bias=True)).eval()
+        adapters = models.peft().LoraConfig(r=4, task_type="CAUSAL_LM", **options)
+        model = models.plain_adapters(models.peft().get_peft_model(base, adapters)).eval()
+        keep_engine(model)
+        found, _ = adapters_gradients(model)
+        assert found.keys() == without_engine(model)[0].keys()
+
+
+def test_an_engine_that_goes_is_gone():
+    """The network keeps its weights, a copy of the model's, while the next one is made."""
+    model = adapted("qwen2")
+    keep_engine(model)
+    adapters_gradients(model)
+    parts = [m for m in merged.NETWORKS[model].modules() if isinstance(m, merged.Adapted)]
+    assert parts and all(part.weight is None for part in parts)
+
+
+def test_layers_that_are_not_compiled():
+    """--compile false compiles the network all the same; some forwards are wrapped by themselves."""
+    model = adapted("llama")
+    keep_engine(model)
+    adapters_gradients(model)
+    assert not models.are_compiled(model) and not models.are_compiled(merged.NETWORKS[model])
+    models.compile_layers(model)
+    assert models.are_compiled(model)
