@@ -363,7 +363,9 @@ def learn(job: Job, step: int, rollouts: list[Rollout]) -> dict[str, float | boo
         stats, job.micro_batch_tokens = halving("training", attempt, largest, smallest)
         if repeat == 0:
             gaps = {k: gap for k, gap in stats.items() if k.startswith("logprob_gap")}
-            if step <= 2:  # also 2: at 1 LoRA's B is 0, so an error in merging cannot show
+            # also 2: at 1 LoRA's B is 0, so an error in merging cannot show (nor does it later where
+            # the merged weights themselves are trained: runtime/merged.py)
+            if step <= 2:
                 check_gap(stats, job.config)
         if stats["skipped"]:
             run_folder.save_nonfinite(job.run, step, rollouts)

@@ -389,9 +389,10 @@ def _adapted(module, x: torch.Tensor) -> torch.Tensor:
 
 
 def is_plain(module) -> bool:
-    """Whether a module is W x + s B A x with one adapter, as plain_adapters() leaves it, and on."""
+    """Whether a module is W x + s B A x with its only adapter, as plain_adapters() leaves it, and on.
+    """
     plain = getattr(module.forward, "__func__", None) is _adapted
-    return plain and not module.disable_adapters and len(module.active_adapters) == 1
+    return plain and not module.disable_adapters and [*module.lora_A] == module.active_adapters
 
 
 def with_lora(model, rank: int):

@@ -189,7 +189,7 @@ def renew(copy, model) -> bool:
 
 
 def version(model) -> tuple:
-    """Another one whenever a parameter has changed in place, or adapters were switched."""
+    """Another one whenever a parameter has changed in place, or adapters were switched off or on."""
     off = [module.disable_adapters for module in model.modules() if hasattr(module, "lora_A")]
     return sum(parameter._version for parameter in model.parameters()), off
 

@@ -205,7 +205,7 @@ def attend(
     q (N, Hq, D), k and v (N, H, D), cos and sin (N, D) -> (N, Hq, D); keys and values
     (blocks, H, BLOCK, D), table (slots, blocks a slot) int32, rows and positions (N,): the tokens'
     slots and places. `tile` consecutive tokens belong to one slot, and if it is 1, no two tokens
-    do. `arrived`: N * H zeros (int32), and zeros again afterwards.
+    do. `arrived`: with `splits` N * H zeros (int32), and zeros again afterwards.
     """
     tokens, query_heads, d = q.shape
     _, heads, block, _ = keys.shape

@@ -100,6 +100,10 @@ def test_where_the_model_itself_is_trained(monkeypatch):
     assert network() is not model
     found, _ = adapters_gradients(model, reference=model, kl_coef=0.3)
     assert distance(found, without_engine(model, reference=model, kl_coef=0.3)[0]) < 1e-6
+    model.add_adapter("other", model.peft_config["default"])  # its gradients would be the first's
+    assert network() is model
+    model.delete_adapter("other")
+    assert network() is not model
     layer = model.get_decoder().layers[1].mlp.up_proj
     monkeypatch.setattr(layer, "forward", type(layer).forward.__get__(layer))  # as DoRA's
     assert network() is model
