@@ -308,6 +308,19 @@ def check_gap(stats: dict[str, float | None], config: Config) -> None:
         )
 
 
+@torch.no_grad()
+def merging_gap(model, rollouts: list[Rollout], config: Config) -> float:
+    """Nats a token, mean over the shortest rollout, between its sampler and the model with its
+    adapters apart: where merged weights are sampled and trained, an error in merging shows here.
+    """
+    rollout = min(rollouts, key=lambda rollout: len(rollout.token_ids))
+    weights = {name: [float(span.end > span.start)] for name, span in rollout.spans.items()}
+    batch = make_batch([rollout], weights, model.device)
+    with torch.compiler.set_stance("force_eager"):  # two rollouts are worth no graph
+        logprobs = token_logprobs(model, batch.ids, batch.trained, config.temperature)
+    return (logprobs - batch.old_logprobs).abs().mean().item()
+
+
 # ---------------------------------------------------------------------------------- the training
 
 
@@ -358,13 +371,15 @@ def learn(job: Job, step: int, rollouts: list[Rollout]) -> dict[str, float | boo
     alone = distributed.world() == 1  # one rank of several cannot repeat a part
     smallest = longest if alone else job.micro_batch_tokens
     attempt = partial(update, job.learner, job.reference, job.optimizer, rollouts, job.config)
+    if (
+        step <= 2 and job.config.lora_rank
+    ):  # also 2: at 1 LoRA's B is 0, and merging changes nothing
+        check_gap({"logprob_gap": merging_gap(job.model, rollouts, job.config)}, job.config)
     for repeat in range(job.config.updates_per_batch):
         largest = job.micro_batch_tokens
         stats, job.micro_batch_tokens = halving("training", attempt, largest, smallest)
         if repeat == 0:
             gaps = {k: gap for k, gap in stats.items() if k.startswith("logprob_gap")}
-            # also 2: at 1 LoRA's B is 0, so an error in merging cannot show (nor does it later where
-            # the merged weights themselves are trained: runtime/merged.py)
             if step <= 2:
                 check_gap(stats, job.config)
         if stats["skipped"]:

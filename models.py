@@ -389,8 +389,7 @@ def _adapted(module, x: torch.Tensor) -> torch.Tensor:
 
 
 def is_plain(module) -> bool:
-    """Whether a module is W x + s B A x with its only adapter, as plain_adapters() leaves it, and on.
-    """
+    """Whether a module is W x + s B A x as plain_adapters() leaves it, its one adapter on."""
     plain = getattr(module.forward, "__func__", None) is _adapted
     return plain and not module.disable_adapters and [*module.lora_A] == module.active_adapters
 

@@ -40,8 +40,9 @@ _store = None
 
 @contextmanager
 def on_two_cores(wanted: bool):
-    """Within it, if wanted, two ranks run on this machine's CPU, one thread each: this process and a
-    fork of it, before it has threads. A small model's operations are too short for threads to share.
+    """Within it, if wanted, two ranks run on this machine's CPU, one thread each: this process and
+    a fork of it, before it has threads. A small model's operations are too short for threads to
+    share.
     """
     global _store
     if not wanted:

@@ -92,7 +92,7 @@ class FusedLinear(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of the KNOWN models, in place of a layer's own: rotation and cache are attend()'s."""
+    """Of the KNOWN models, in place of a layer's own: rotation and cache are attend()'s."""
 
     def __init__(self, theirs, qkv: FusedLinear):
         super().__init__()
@@ -189,7 +189,7 @@ def renew(copy, model) -> bool:
 
 
 def version(model) -> tuple:
-    """Another one whenever a parameter has changed in place, or adapters were switched off or on."""
+    """Another one when a parameter has changed in place or adapters were switched off or on."""
     off = [module.disable_adapters for module in model.modules() if hasattr(module, "lora_A")]
     return sum(parameter._version for parameter in model.parameters()), off
 

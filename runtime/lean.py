@@ -97,7 +97,7 @@ def normed(norm, x: torch.Tensor) -> torch.Tensor:
 
 
 class OneToken:
-    """logits() for one new token a stream; numpy where PyTorch's calls take longer than the work."""
+    """logits() for one new token a stream; numpy where PyTorch's calls are longer than the work."""
 
     @staticmethod
     def suits(model) -> bool:

@@ -1,10 +1,11 @@
 """LoRA's training pass on the sampler's own weights, in which the adapters are merged.
 
-A layer with adapters computes W x + s B A x and takes gradients both ways: seven products more for
-each projection, most of them narrow, and a step of a small model on a GPU is spent on launching them.
-Where the engine (runtime/engine.py) keeps W' = W + s B A, the forward pass is W' x alone, the
-gradient of x is that of W', and those of A and B take two narrow products each, which projections of
-one input (Q, K and V; gate and up) share. What is trained is what was sampled, rounded alike.
+A layer with adapters computes W x + s B A x and takes gradients both ways: six products more for
+each projection, narrow ones, and a small model's step on a GPU is spent on launching them. Where
+the engine (runtime/engine.py) keeps W' = W + s B A, the forward pass is W' x alone, the gradient of
+x is that of W', and those of A and B take two narrow products each, which projections of one input
+(Q, K and V; gate and up) share. What is trained is what was sampled, rounded alike; grpo.py's
+merging_gap() sees whether it is what the adapters say.
 """
 
 import copy

@@ -7,7 +7,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import models
-from handmade import VOCABULARY, distance, gradients, random_rollouts, tiny_model
+from cli import UserError
+from grpo import Config, check_gap, merging_gap
+from handmade import (
+    VOCABULARY,
+    distance,
+    gradients,
+    hand_rollout,
+    random_rollouts,
+    tiny_model,
+)
 from rollout import Sampling
 from runtime import engine, merged
 
@@ -163,10 +172,33 @@ def test_an_engine_that_goes_is_gone():
 
 
 def test_layers_that_are_not_compiled():
-    """--compile false compiles the network all the same; some forwards are wrapped by themselves."""
+    """The network is compiled all the same, as some forwards are wrapped by themselves."""
     model = adapted("llama")
     keep_engine(model)
     adapters_gradients(model)
     assert not models.are_compiled(model) and not models.are_compiled(merged.NETWORKS[model])
     models.compile_layers(model)
     assert models.are_compiled(model)
+
+
+def test_a_wrong_merge_ends_a_run(monkeypatch):
+    """Sampler and network share the merged weights, so their gap stays 0 whatever these are."""
+    model = adapted("qwen3")
+    config = Config(temperature=1.0, dtype="float32")
+
+    def gap() -> float:
+        engine.KEPT.clear()
+        arguments = [[5, 6, 7], [8, 9]], [[1, 2], [4]], [-1], Sampling(1.0, 4, 4), None
+        rollouts = [
+            hand_rollout([prompt, answer[0], joint, confession[0]], [answer[1], confession[1]])
+            for prompt, (answer, joint, confession) in zip(
+                arguments[0], engine.two_turns(model, *arguments)
+            )
+        ]
+        return merging_gap(model, rollouts, config)
+
+    assert gap() < 1e-4
+    merge = engine.merged
+    monkeypatch.setattr(engine, "merged", lambda m: 2 * merge(m) - m.base_layer.weight)
+    with pytest.raises(UserError, match="disagree"):
+        check_gap({"logprob_gap": gap()}, config)
