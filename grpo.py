@@ -310,10 +310,11 @@ def check_gap(stats: dict[str, float | None], config: Config) -> None:
 
 @torch.no_grad()
 def merging_gap(model, rollouts: list[Rollout], config: Config) -> float:
-    """Nats a token, mean over the shortest rollout, between its sampler and the model with its
+    """Nats a token, mean over the longest rollout, between its sampler and the model with its
     adapters apart: where merged weights are sampled and trained, an error in merging shows here.
+    (Of few tokens a mean would be too uncertain to end a run.)
     """
-    rollout = min(rollouts, key=lambda rollout: len(rollout.token_ids))
+    rollout = max(rollouts, key=lambda rollout: len(rollout.token_ids))
     weights = {name: [float(span.end > span.start)] for name, span in rollout.spans.items()}
     batch = make_batch([rollout], weights, model.device)
     with torch.compiler.set_stance("force_eager"):  # two rollouts are worth no graph
@@ -371,9 +372,8 @@ def learn(job: Job, step: int, rollouts: list[Rollout]) -> dict[str, float | boo
     alone = distributed.world() == 1  # one rank of several cannot repeat a part
     smallest = longest if alone else job.micro_batch_tokens
     attempt = partial(update, job.learner, job.reference, job.optimizer, rollouts, job.config)
-    if (
-        step <= 2 and job.config.lora_rank
-    ):  # also 2: at 1 LoRA's B is 0, and merging changes nothing
+    if step <= 2 and job.config.lora_rank:
+        # also at 2: before the first update LoRA's B is 0, and merging changes nothing
         check_gap({"logprob_gap": merging_gap(job.model, rollouts, job.config)}, job.config)
     for repeat in range(job.config.updates_per_batch):
         largest = job.micro_batch_tokens

@@ -333,8 +333,8 @@ SMALL = 2e9  # parameters; below them, and with short budgets, small_gpu()
 
 
 def small_gpu(parameters: int) -> dict:
-    """Nothing is recomputed: 46 GiB at 1.5B, 40 at .5B, whose layers take longer to launch than to
-    compute (halved where memory runs out).
+    """Nothing is recomputed: 46 GiB at 1.5B (58 where layers are not compiled), 40 at .5B,
+    whose layers take longer to launch than to compute (halved where memory runs out).
     """
     tokens = 16_384 if parameters > 8e8 else 32_768
     return GPU | dict(gradient_checkpointing=False, micro_batch_tokens=tokens)

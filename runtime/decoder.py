@@ -5,6 +5,8 @@ A Decoder holds a batch of token streams and their KV cache; two_turns() is what
 does faster, and its reference.
 """
 
+import functools
+
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -66,11 +68,15 @@ class Decoder:
         # a sliding window, which the engine does not know, is measured in slots of the cache
         self.gapless = unsupported(model) is not None
         self.lean = lean.supports(model)  # it goes on where the model's forward began
-        self.one_token = lean.OneToken(model) if lean.OneToken.suits(model) else None
         self.cache = Cache(layer_class_to_replicate=GrowingLayer)
         self.mask = None  # (B, S) which cache slots hold a token of the stream
         self.logits = None  # (B, V) of the next token
         self.unfed = None  # per stream, sampled ids that the model has not seen yet
+
+    @functools.cached_property
+    def one_token(self) -> lean.OneToken | None:
+        """It copies weights, so it is made when a first token is fed alone."""
+        return lean.OneToken(self.model) if lean.OneToken.suits(self.model) else None
 
     @torch.inference_mode()
     def append(self, blocks: list[list[int]]) -> None:

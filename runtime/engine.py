@@ -257,8 +257,15 @@ def forward(model, ids, positions):
     decoder = model.get_decoder()
     hidden = decoder.embed_tokens(ids)
     cos, sin = decoder.rotary_emb(hidden, positions.clamp(min=0)[:, None])  # (N, 1, D) each
+    return through_layers(decoder, hidden, (cos[:, 0], sin[:, 0]))
+
+
+def through_layers(decoder, hidden, angles):
+    """Last hidden states, from embeddings and the cosines and sines of their positions; no mask is
+    made, as attention here needs none.
+    """
     for layer in decoder.layers:
-        hidden = layer(hidden, position_embeddings=(cos[:, 0], sin[:, 0]))
+        hidden = layer(hidden, position_embeddings=angles)
     return decoder.norm(hidden)
 
 

@@ -99,9 +99,7 @@ def forward(decoder, input_ids, use_cache: bool) -> SimpleNamespace:
     hidden = decoder.embed_tokens(input_ids)
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
     angles = decoder.rotary_emb(hidden, positions)  # two of (1, T, D)
-    for layer in decoder.layers:
-        hidden = layer(hidden, position_embeddings=angles)
-    return SimpleNamespace(last_hidden_state=decoder.norm(hidden))
+    return SimpleNamespace(last_hidden_state=engine.through_layers(decoder, hidden, angles))
 
 
 class Attention(engine.Attention):

@@ -26,23 +26,23 @@ from tasks import word_count
 VOCABULARY = 64
 
 
+SHAPE = dict(
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    initializer_range=0.2,
+)
+
+
 def tiny_model(seed: int = 0) -> Qwen3ForCausalLM:
     """Two layers in float32;
     weights large enough that attention and positions matter to the logits.
     """
     torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-    )
+    config = Qwen3Config(**SHAPE, head_dim=8, max_position_embeddings=256, tie_word_embeddings=True)
     return Qwen3ForCausalLM(config).eval()
 
 

@@ -10,7 +10,7 @@ import models
 from cli import UserError
 from grpo import Config, check_gap, merging_gap
 from handmade import (
-    VOCABULARY,
+    SHAPE,
     distance,
     gradients,
     hand_rollout,
@@ -22,16 +22,6 @@ from runtime import engine, merged
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SHAPE = dict(
-    vocab_size=VOCABULARY,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    initializer_range=0.2,
-)
 
 
 def adapted(kind: str):
