@@ -30,7 +30,7 @@ def merged_adapters(model):
     end; the model itself where no engine is kept, or adapters are not those of models.add_lora().
     """
     kept = engine.KEPT.get(model)
-    if kept is None or not suits(model) or not kept.refresh(model):
+    if kept is None or not suits(model) or not kept.refresh():
         yield model
         return
     if model not in NETWORKS:
