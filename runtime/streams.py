@@ -1,5 +1,5 @@
-"""Forward passes of whole streams (B, T), padded on the right, in few operations: projections of one
-input are one product, and attention is causal, without a mask or a KV cache.
+"""Forward passes of whole streams (B, T), padded on the right, in few operations: projections of
+one input are one product, and attention is causal, without a mask or a KV cache.
 
 LoRA is trained so (runtime/merged.py), and a small judge on a GPU judges so (scores()): the plain
 sampler's operations, thousands for a batch, take it longer to launch than to compute.
@@ -114,8 +114,7 @@ def scores(
 
     tokens: of a batch, with its padding; a prompt that is longer is a batch by itself.
     """
-    stems = len({tuple(reply[:-1]) for reply in replies})  # rows of a prompt
-    longest = max(map(len, replies))
+    stems, longest = len(rows_of(replies)[0]), max(map(len, replies))
     todo = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     net, order, out = network(model, compiles), [], []
     while todo:
@@ -131,21 +130,15 @@ def _scores(network, prompts: list[list[int]], replies: list[list[int]]) -> torc
     """scores() of a batch. In float32 from the last hidden states on, as rewards.float32_head();
     only at replies, and of the head what they need.
     """
-    # Replies that differ in their last token alone are read off one row.
-    stems = list(dict.fromkeys(tuple(reply[:-1]) for reply in replies))
-    rows = [prompt + [*stem] for prompt in prompts for stem in stems]
+    stems, of_reply = rows_of(replies)
+    rows = [prompt + stem for prompt in prompts for stem in stems]
     width, longest = max(map(len, rows)), max(map(len, replies))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])  # (B * stems, T)
-    first = torch.tensor(
-        [
-            [(i * len(stems) + stems.index(tuple(reply[:-1]))) * width for reply in replies]
-            for i in range(len(prompts))
-        ]
-    )  # (B, C) where the row begins
-    first += torch.tensor([len(prompt) - 1 for prompt in prompts])[:, None]
+    row = torch.arange(len(prompts))[:, None] * len(stems) + torch.tensor(of_reply)  # (B, C)
+    last = torch.tensor([[len(prompt) - 1] for prompt in prompts])  # (B, 1)
     targets = torch.tensor([reply + [0] * (longest - len(reply)) for reply in replies])  # (C, L)
     real = torch.tensor([[t < len(reply) for t in range(longest)] for reply in replies])  # (C, L)
-    places = first[..., None] + torch.arange(longest) * real  # (B, C, L)
+    places = (row * width + last)[..., None] + torch.arange(longest)  # (B, C, L)
 
     ids, places, targets, real = (x.to(network.device) for x in (ids, places, targets, real))
     hidden = network.get_decoder()(ids, use_cache=False).last_hidden_state
@@ -155,6 +148,22 @@ def _scores(network, prompts: list[list[int]], replies: list[list[int]]) -> torc
     if longest > 1:  # else all replies have the same normaliser
         logits = logits - normalisers(hidden, weight)
     return torch.where(real, logits, 0.0).sum(-1)
+
+
+def rows_of(replies: list[list[int]]) -> tuple[list[list[int]], list[int]]:
+    """(what each row of a prompt goes on with, the row that each reply is read off): a reply needs
+    its tokens but the last one, and no row of its own if another one begins with them.
+
+    >>> rows_of([[7], [8, 9], [6, 5, 4], [8, 3, 2]])
+    ([[6, 5], [8, 3]], [0, 1, 0, 1])
+    """
+    stems = [reply[:-1] for reply in replies]
+    begins = lambda row, stem: row[: len(stem)] == stem
+    rows = []
+    for stem in sorted(stems, key=len, reverse=True):
+        if not any(begins(row, stem) for row in rows):
+            rows.append(stem)
+    return rows, [[begins(row, stem) for row in rows].index(True) for stem in stems]
 
 
 def normalisers(hidden, weight) -> torch.Tensor:

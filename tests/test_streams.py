@@ -1,5 +1,5 @@
-"""A small judge on a GPU feeds whole streams to a network of its own, in place of the plain sampler.
-A mistake here pays answers for another text. What chooses it looks for CUDA; the network itself
+"""A small judge on a GPU feeds whole streams to a network of its own, not to the plain sampler. A
+mistake here pays answers for another text. What chooses it looks for CUDA; the network itself
 runs here, in float32.
 """
 
@@ -26,6 +26,7 @@ REPLIES = {
     "a token each": [[70], [71]],
     "one row for both": [[70, 80], [70, 81]],
     "of unlike lengths": [[70, 80, 90], [71]],
+    "rows of unlike lengths": [[70, 80, 90, 91], [71, 80]],
     "one is the other's beginning": [[70], [70, 80]],
 }
 
@@ -88,6 +89,29 @@ def test_verdicts_are_the_decoders(judge_model, monkeypatch, replies):
         assert (ours.state, ours.reply) == (theirs.state, theirs.reply)
         assert ours.margin == pytest.approx(theirs.margin, abs=1e-4)
     assert Judge(model, tokenizer).verdicts([]) == []
+
+
+def test_less_memory_makes_smaller_batches(tiny_models, monkeypatch):
+    """A judge that runs out of memory ends the run, or verdicts get lost on the way."""
+    model, tokenizer = copy.deepcopy(tiny_models["qwen3"][0]), tiny_models["qwen3"][1]
+    judge, shapes, within = Judge(model, tokenizer), [], streams.forward
+    cases = [(XS[0], f"Tea is{' very' * i} hot. ({i})") for i in range(9)]
+    expected = judge.verdicts(cases)
+
+    def short_of_memory(decoder, ids, use_cache):
+        shapes.append(ids.shape)
+        if ids.numel() > 3_000:
+            raise torch.OutOfMemoryError
+        return within(decoder, ids, use_cache)
+
+    monkeypatch.setattr(streams, "suits", lambda model: True)
+    monkeypatch.setattr(streams, "forward", short_of_memory)
+    found = judge.verdicts(cases)
+    assert [v.margin for v in found] == pytest.approx([v.margin for v in expected], abs=1e-4)
+    assert shapes[0].numel() > 3_000 and judge.batch_size < 64
+    done = len(shapes)
+    judge.verdicts(cases)
+    assert all(shape.numel() <= 3_000 for shape in shapes[done:])
 
 
 def test_the_model_is_as_before(judge_model, tmp_path):
