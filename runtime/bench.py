@@ -410,8 +410,8 @@ def sampled(model, lengths: list[list[int]], size, slots: int) -> list[Rollout]:
     most = [max(turn) for turn in zip(*lengths)]
     e = forced_engine(model, distributed.share(lengths), most, size, slots)
     prompts, out, rollouts = e.prompts, e.run(), []
+    e.let_go()  # as engine.two_turns does
     del e
-    gc.collect()  # as engine.two_turns does
     for i, (prompt, (answer, joint, confession)) in enumerate(zip(prompts, out)):
         stream, advantage = prompt + answer[0] + joint + confession[0], 1.0 if i % 2 else -1.0
         end = len(prompt) + len(answer[0])

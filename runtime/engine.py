@@ -21,7 +21,6 @@ with the cache when it returns. Where both are small they stay, with the graphs,
 
 import copy
 import functools
-import gc
 import weakref
 from collections import deque
 from contextlib import contextmanager
@@ -548,6 +547,14 @@ class Engine:
         weights = sum(parameter.nbytes for parameter in model.parameters())
         return weights + sum(layer.nbytes for layer in self.cache) < KEEP * total
 
+    def let_go(self) -> None:
+        """Let memory go with the last reference, as training needs it: compiled layers refer to
+        themselves, so it would stay until the garbage collector's next look, which takes a third of
+        a second.
+        """
+        for layer in self.model.get_decoder().layers:
+            vars(layer).pop("forward", None)
+
     @torch.inference_mode()
     def run(self) -> list[tuple]:
         """As two_turns."""
@@ -833,21 +840,17 @@ def two_turns(
     """As decoder.two_turns."""
     arguments = model, prompts, suffixes, stop_ids, sampling, generator, confessions
     engine = KEPT.pop(model, None)
-    if engine is None or not engine.again(*arguments):
+    if engine and not engine.again(*arguments):
+        engine.let_go()
         engine = None
-        release()
-        engine = Engine(*arguments)
-    out = engine.run()
-    if engine.stays:
-        KEPT[model] = engine
-    else:
-        del engine
-        release()
+    engine = engine or Engine(*arguments)
+    stays = False
+    try:
+        out = engine.run()
+        stays = engine.stays
+    finally:
+        if stays:
+            KEPT[model] = engine
+        else:
+            engine.let_go()
     return out
-
-
-def release() -> None:
-    """Free what engines held that are not kept: compiled layers refer to themselves, so their
-    weights would stay, and training needs the memory.
-    """
-    gc.collect()

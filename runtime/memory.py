@@ -2,6 +2,7 @@
 and the log says so.
 """
 
+import gc
 from typing import Callable
 
 import torch
@@ -33,6 +34,7 @@ def halving(what: str, work: Callable, size: int, smallest: int = 1) -> tuple:
                 "shorten the token budgets, lower --micro-batch-tokens or --batch-size, or take "
                 "a smaller model"
             )
+        gc.collect()  # compiled layers of a failed attempt refer to themselves
         torch.cuda.empty_cache()
         tqdm.write(
             f"out of memory in {what} with {size} at once: going on with {max(size // 2, smallest)}"
