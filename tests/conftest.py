@@ -159,6 +159,14 @@ def tiny(request, tiny_models) -> tuple:
     return tiny_models[request.param]
 
 
+def pytest_xdist_auto_num_workers(config) -> int:
+    """Processes of `pytest`: one a core, of which more than eight would wait for the longest file;
+    none but itself for named files, as another would first have to import torch.
+    """
+    whole_folders = all(map(os.path.isdir, config.args))
+    return min(os.cpu_count() or 1, 8) if whole_folders else 0
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Threads only wait for each other in models of this size, for seconds on a busy machine."""
