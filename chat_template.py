@@ -32,6 +32,12 @@ def prompt_ids(tokenizer, x: str, system: str | None = None, thinking: str = "au
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def prompts_ids(tokenizer, xs: list[str], thinking: str = "auto") -> list[list[int]]:
+    """prompt_ids() of each x; together, as tokenizers take the machine's cores for a list."""
+    texts = [_render(tokenizer, [{"role": "user", "content": x}], thinking) for x in xs]
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+
+
 def default_system(tokenizer, thinking: str = "auto") -> str:
     """The system prompt that the chat template inserts by itself where the conversation has none;
     "" if it inserts none.

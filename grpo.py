@@ -264,7 +264,8 @@ def update(
     optimizer.zero_grad()  # of an attempt that ran out of memory
     # a KL term switches the model's adapters off, so it needs the model
     with nullcontext(model) if config.kl_coef else merged_adapters(model) as network:
-        network.train()  # models.load() leaves no dropout; this only lets activations be recomputed
+        if network is model:
+            network.train()  # models.load() leaves no dropout; this lets activations be recomputed
         for _, batch in trained_batches(rollouts, config, max_tokens, model.device):
             passes += 1
             if batch is None:

@@ -64,7 +64,7 @@ def _loaded(config: Config, run: Path, resumed: int | None) -> Job:
     device = models.device_of(config.device)
     source = config.model if resumed is None else str(run_folder.checkpoint(run, resumed))
     model, tokenizer = models.load(source, device, config.dtype)
-    judge = Judge(*models.load(config.judge, device, config.dtype))
+    judge = Judge(*models.load(config.judge, device, config.dtype), compiles=compiles(config))
     task, sampling = (
         cli.import_task(config.task, config.sandbox),
         Sampling.of(dataclasses.asdict(config)),

@@ -504,7 +504,7 @@ def compile_layers(model) -> None:
     """
     model.enable_input_require_grads()
     for layer in model.get_decoder().layers:
-        layer.forward = _compiled(layer.forward)
+        layer.forward = compiled_layer(layer.forward)
 
 
 def are_compiled(model) -> bool:
@@ -512,7 +512,10 @@ def are_compiled(model) -> bool:
     return "forward" in vars(model.get_decoder().layers[0])
 
 
-def _compiled(forward):
+def compiled_layer(forward):
+    """A decoder layer's forward, compiled for rows of any number and length; a lone short one runs
+    eagerly, as it would need a graph of its own.
+    """
     fast = compiled(forward)
 
     @functools.wraps(forward)

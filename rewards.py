@@ -16,14 +16,13 @@ import math
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import takewhile
 from types import ModuleType
 from typing import Callable
 
 import torch
 
-from chat_template import prompt_ids
+from chat_template import prompt_ids, prompts_ids
 from cli import UserError
 from confession_schema import (
     VALUE,
@@ -33,6 +32,7 @@ from confession_schema import (
     parse_report,
 )
 from rollout import Rollout, Verdict
+from runtime import streams
 from runtime.decoder import Decoder
 from runtime.memory import halving
 
@@ -44,6 +44,7 @@ RewardFunction = Callable[[list[Rollout]], list[float | None]]
 
 
 REPLIES = ("PASS", "FAIL")
+STREAM = 512  # tokens of a prompt that counts as one where batches are counted in tokens
 DELIMITERS = tuple(
     f"<{end}{part}>"
     for part in ("task", "answer", "calibration", "confession")
@@ -76,32 +77,26 @@ def question_ids(tokenizer, question: str) -> list[int]:
 
 
 def framed_ids(
-    tokenizer,
-    x: str,
-    *texts: str,
-    frame: Callable[..., str] = judge_prompt,
-    harmless: dict[str, tuple] | None = None,
-) -> list[int] | None:
-    """Ids of the judge's prompt, frame(x, *texts, special tokens). None if a text (the answer y)
-    breaks its frame, as only the ids can tell: a tokenizer that normalises text (NFKC, say) may
-    still make a special token or a delimiter out of characters that are none.
-
-    harmless: kept by the caller from one answer to the next, by x what a frame of harmless texts
-    holds.
+    tokenizer, cases: list[tuple[str, ...]], frame: Callable[..., str] = judge_prompt
+) -> list[list[int] | None]:
+    """Ids of the judge's prompt, frame(x, texts, special tokens), for each case (x, texts). None if
+    a text (the answer y) breaks its frame, as only the ids can tell: a tokenizer that normalises
+    text (NFKC, say) may still make a special token or a delimiter out of characters that are none.
     """
-    harmless = {} if harmless is None else harmless
+    if not cases:
+        return []
     special = tokenizer.added_tokens_decoder
     spelled = tuple(str(token) for token in special.values())
-
-    def marks(ids: list[int]) -> tuple:
-        text = tokenizer.decode(ids)
-        return [i for i in ids if i in special], [text.count(mark) for mark in DELIMITERS]
-
-    ask = lambda *written: question_ids(tokenizer, frame(x, *written, spelled))
-    if x not in harmless:
-        harmless[x] = marks(ask(*["Bees hum."] * len(texts)))
-    ids = ask(*texts)
-    return ids if marks(ids) == harmless[x] else None
+    harmless = {x: (x, *["Bees hum."] * len(texts)) for x, *texts in cases}
+    questions = [frame(*case, spelled) for case in (*harmless.values(), *cases)]
+    ids = prompts_ids(tokenizer, questions, thinking="never")
+    marks = [
+        ([i for i in row if i in special], [text.count(mark) for mark in DELIMITERS])
+        for row, text in zip(ids, map(tokenizer.decode, ids))
+    ]
+    expected = dict(zip(harmless, marks))
+    own = zip(cases, ids[len(harmless) :], marks[len(harmless) :])
+    return [row if found == expected[case[0]] else None for case, row, found in own]
 
 
 def verdict_of(margin: float) -> Verdict:
@@ -147,6 +142,7 @@ class Judge:
     tokenizer: object
     batch_size: int = 64
     frame: Callable[..., str] = judge_prompt
+    compiles: bool = False  # a small model's layers on a GPU; for a run of many calls
 
     def __call__(self, rollouts: list[Rollout]) -> list[Verdict]:
         """A Verdict for each rollout, from x and y alone."""
@@ -156,20 +152,13 @@ class Judge:
         """A Verdict for each case (x, texts of the frame); "failed" for one whose texts break the
         frame or are too long.
         """
-        verdicts, self.batch_size = halving(
-            "judging", lambda n: self._judge(cases, n), self.batch_size
-        )
-        return verdicts
-
-    def _judge(self, cases: list[tuple[str, ...]], batch_size: int) -> list[Verdict]:
-        framed = partial(framed_ids, self.tokenizer, frame=self.frame, harmless={})
         replies = [
             self.tokenizer(reply, add_special_tokens=False)["input_ids"] for reply in REPLIES
         ]
         limit = self.model.config.get_text_config().max_position_embeddings - max(map(len, replies))
-        verdicts = {}
-        prompts = {case: framed(*case) for case in dict.fromkeys(cases)}
-        for case, ids in prompts.items():
+        each = list(dict.fromkeys(cases))
+        verdicts, prompts = {}, {}
+        for case, ids in zip(each, framed_ids(self.tokenizer, each, self.frame)):
             if ids is None:
                 verdicts[case] = Verdict(
                     "failed", "[the answer breaks the frame of the judge's prompt]"
@@ -178,13 +167,30 @@ class Judge:
                 verdicts[case] = Verdict(
                     "failed", f"[{len(ids)} tokens exceed the judge's context of {limit}]"
                 )
+            else:
+                prompts[case] = ids
+        if prompts:
+            way = self._whole if streams.suits(self.model) else self._shared
+            attempt = lambda batch_size: way(prompts, replies, batch_size)
+            scores, self.batch_size = halving("judging", attempt, self.batch_size)
+            for case, (passes, fails) in scores.items():
+                verdicts[case] = verdict_of(passes - fails)
+        return [verdicts[case] for case in cases]
+
+    def _whole(self, prompts: dict, replies: list[list[int]], batch_size: int) -> dict:
+        """{case: score of each reply}, each prompt a stream of its own; prompts: ids by case."""
+        tokens = batch_size * STREAM
+        scores = streams.scores(self.model, [*prompts.values()], replies, tokens, self.compiles)
+        return dict(zip(prompts, scores.tolist()))
+
+    def _shared(self, prompts: dict, replies: list[list[int]], batch_size: int) -> dict:
+        """As _whole(), of any model; what the answers to one x share is fed once."""
         # Answers to one x side by side, as they share its ids; xs and then answers by length: less
         # padding in a batch.
-        todo = sorted(
-            (case for case in prompts if case not in verdicts), key=lambda case: len(prompts[case])
-        )
+        todo = sorted(prompts, key=lambda case: len(prompts[case]))
         longest = {case[0]: len(prompts[case]) for case in todo}  # the last one counts
         todo.sort(key=lambda case: (longest[case[0]], case[0]))
+        scores = {}
         for first in range(0, len(todo), batch_size):
             batch = todo[first : first + batch_size]
             # by x, what its prompts begin with; not beyond x, or one long head would widen
@@ -200,10 +206,8 @@ class Judge:
                 decoder.append(list(heads.values()))
                 decoder.branch([list(heads).index(case[0]) for case in batch])
                 decoder.append([prompts[case][len(heads[case[0]]) :] for case in batch])
-                scores = decoder.score(replies).tolist()
-            for case, (passes, fails) in zip(batch, scores):
-                verdicts[case] = verdict_of(passes - fails)
-        return [verdicts[case] for case in cases]
+                scores |= zip(batch, decoder.score(replies).tolist())
+        return scores
 
 
 def refuse_absent_judge(rollouts: list[Rollout]) -> None:

@@ -540,7 +540,7 @@ def small_job(shape: dict, n: int, size, device: torch.device) -> grpo.Job:
         model=model,
         learner=model,
         reference=None,
-        judge=Judge(judge, embedded_tokenizer("judge")),
+        judge=Judge(judge, embedded_tokenizer("judge"), compiles=config.compile),
         confession_judge=None,
         optimizer=make_optimizer(model, 1e-5),
         sampling=Sampling.of(vars(config)),
@@ -635,7 +635,8 @@ def judge_row(model, limit: Limit, step_seconds: float | None) -> None:
     )
     judge(rollouts)
     _, seconds, peak = measured(model.device, lambda: judge(rollouts))
-    tokens = sum(len(framed_ids(judge.tokenizer, *pair)) for pair in {(r.x, r.y) for r in rollouts})
+    cases = list({(r.x, r.y) for r in rollouts})
+    tokens = sum(map(len, framed_ids(judge.tokenizer, cases)))
     least = 2 * limit.layers * tokens / limit.product  # nothing is decoded
     note = f"{tokens / len(rollouts):.0f} prompt tokens on average"
     note += f"; {seconds / step_seconds:.0%} of a LoRA step" if step_seconds else ""

@@ -33,7 +33,7 @@ from torch import nn
 from chat_template import joint
 from cli import UserError
 from runtime.compiled import compiled
-from runtime.optimizer import rounded
+from runtime.optimizer import random_bits, rounded
 
 BLOCK = 64  # tokens in a block of the cache
 WINDOW = 16  # decode steps between two looks: a finished rollout idles for half as many on average
@@ -88,7 +88,11 @@ class FusedLinear(nn.Module):
         self.sizes = [p.out_features for p in projections]
 
     def forward(self, x):
-        return nn.functional.linear(x, self.weight, self.bias).split(self.sizes, -1)
+        return self.parts(nn.functional.linear(x, self.weight, self.bias))
+
+    def parts(self, x) -> tuple[torch.Tensor, ...]:
+        """What each projection gives."""
+        return x.split(self.sizes, -1)
 
 
 class Attention(nn.Module):
@@ -119,11 +123,16 @@ class MLP(nn.Module):
         return self.down_proj(self.act_fn(gate) * up)
 
 
+def base_of(model):
+    """The model without the wrapper that adapters come with."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
 def sampling_copy(model):
     """The model with our attention, LoRA merged and projections fused;
     all other weights are the model's own tensors.
     """
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = base_of(model)
     with torch.device("meta"):
         out = type(base)(copy.deepcopy(base.config))
     fill(out, merged_weights(model), base)
@@ -153,8 +162,8 @@ def fill(out, weights: dict[str, torch.Tensor], base) -> None:
 
 def merged_weights(model) -> dict[str, torch.Tensor]:
     """The weights by their names in the model without adapters."""
-    base, weights = model.get_base_model() if hasattr(model, "peft_config") else model, {}
-    for name, module in base.named_modules():
+    weights = {}
+    for name, module in base_of(model).named_modules():
         if hasattr(module, "base_layer"):
             weights |= {f"{name}.{k}": v for k, v in module.base_layer.state_dict().items()}
             weights[name + ".weight"] = merged(module)
@@ -166,32 +175,62 @@ def merged_weights(model) -> dict[str, torch.Tensor]:
     return weights
 
 
-def renew(copy, model) -> bool:
-    """Give a sampling copy the model's present weights, in place, as CUDA graphs read them there.
-    False: the copy holds tensors of the model that are others now (adapters came or went).
-    """
-    weights, own = merged_weights(model), {p.data_ptr() for p in model.parameters()}
-    changed = [
-        (kept, weights[name])
-        for name, kept in copy.named_parameters()
-        if kept.data_ptr() != weights[name].data_ptr()
-    ]
-    if any(kept.data_ptr() in own for kept, _ in changed):
-        return False
-    for kept, new in changed:
-        kept.copy_(new)
-    for module in copy.modules():
-        if isinstance(module, FusedLinear):
+class Weights:
+    """A sampling copy of a model that can be given the model's later weights."""
+
+    def __init__(self, model):
+        self.copy, self.parameters = sampling_copy(model), list(model.parameters())
+        base, self.pieces = base_of(model), []
+        for name, module in self.copy.named_modules():
+            fused = isinstance(module, FusedLinear)
             for kind in ("weight", "bias"):
-                if (kept := getattr(module, kind)) is not None:
-                    torch.cat([weights[f"{name}.{kind}"] for name in module.names], out=kept)
-    return True
+                if (kept := getattr(module, kind, None)) is not None:
+                    parts = zip(module.names, kept.split(module.sizes)) if fused else [(name, kept)]
+                    self.pieces += [Piece(base, source, kind, part) for source, part in parts]
+
+    def version(self) -> tuple:
+        """Another one when a parameter has changed in place, or adapters came, went or were
+        switched.
+        """
+        changes = sum(parameter._version for parameter in self.parameters)
+        return changes, [piece.adapter() for piece in self.pieces]
+
+    @torch.no_grad()
+    def renew(self) -> bool:
+        """Give the copy the model's present weights, in place, as CUDA graphs read them there.
+        False: it holds tensors of the model that are others now (adapters came or went).
+        """
+        return all(piece.renew() for piece in self.pieces)
 
 
-def version(model) -> tuple:
-    """Another one when a parameter has changed in place or adapters were switched off or on."""
-    off = [module.disable_adapters for module in model.modules() if hasattr(module, "lora_A")]
-    return sum(parameter._version for parameter in model.parameters()), off
+class Piece:
+    """A tensor of the sampling copy, or the part of a fused one that is one projection's."""
+
+    def __init__(self, base, name: str, kind: str, tensor: torch.Tensor):
+        holder, _, self.name = name.rpartition(".")
+        self.holder, self.kind, self.tensor = base.get_submodule(holder), kind, tensor
+        self.module = getattr(self.holder, self.name)
+        self.own = tensor.data_ptr() == self.source().data_ptr()  # the model's own tensor
+
+    def source(self) -> torch.Tensor:
+        return getattr(getattr(self.module, "base_layer", self.module), self.kind)
+
+    def adapter(self) -> str | None:
+        """What the module adds to its weights; "gone" if it is not the model's any more."""
+        if getattr(self.holder, self.name) is not self.module:
+            return "gone"
+        adapted = self.kind == "weight" and hasattr(self.module, "base_layer")
+        off = not adapted or self.module.disable_adapters
+        return None if off else self.module.active_adapters[0]
+
+    def renew(self) -> bool:
+        adapter, source = self.adapter(), self.source()
+        if self.own:
+            return adapter is None and self.tensor.data_ptr() == source.data_ptr()
+        if adapter == "gone":
+            return False
+        self.tensor.copy_(merged(self.module) if adapter else source)
+        return True
 
 
 def merged(module) -> torch.Tensor:
@@ -201,10 +240,18 @@ def merged(module) -> torch.Tensor:
     weight = module.base_layer.weight.detach()
     if module.disable_adapters:
         return weight
-    exact = weight.float() + module.get_delta_weight(module.active_adapters[0]).detach().float()
+    delta = module.get_delta_weight(module.active_adapters[0]).detach()
     if weight.dtype != torch.bfloat16:
-        return exact.to(weight.dtype)
-    return rounded(exact, generator=torch.Generator(weight.device).manual_seed(0))
+        return (weight.float() + delta.float()).to(weight.dtype)
+    noise = random_bits(delta.shape, torch.Generator(delta.device).manual_seed(0))
+    return rounded_sum(weight.is_cuda)(weight, delta, noise)
+
+
+@functools.cache
+def rounded_sum(on_gpu: bool):
+    """W + delta rounded by noise; on a GPU one kernel instead of five."""
+    add = lambda weight, delta, noise: rounded(weight.float() + delta.float(), noise)
+    return compiled(add) if on_gpu else add
 
 
 # ---------------------------------------------------------------------------------------- attention
@@ -269,15 +316,15 @@ def through_layers(decoder, hidden, angles):
     return decoder.norm(hidden)
 
 
-def draw(head, hidden, uniform, temperature: float):
-    """(B, hidden), (B,) -> token, its logprob and the entropy (B,) each, of the full softmax;
+def draw(logits, uniform, temperature: float):
+    """(B, V), (B,) -> token, its logprob and the entropy (B,) each, of the full softmax;
     greedy at temperature 0.
 
     As the plain sampler: the inverse of the cumulative distribution at one uniform number a row,
     summed in float64. In two steps, over sums of 128 entries and within one of them, because
     a cumulative sum of 150k entries is slow on a GPU.
     """
-    logits = head(hidden).float() / (temperature or 1.0)  # (B, V)
+    logits = logits.float() / (temperature or 1.0)
     top = logits.max(-1, keepdim=True).values
     shifted = nn.functional.pad(
         logits - top, (0, -logits.shape[1] % 128), value=float("-inf")
@@ -299,11 +346,6 @@ def draw(head, hidden, uniform, temperature: float):
         token = (group[:, 0] * 128 + (inside <= goal).sum(-1)).clamp(max=logits.shape[1] - 1)
     logprob = (logits - top).gather(1, token[:, None])[:, 0] - total.log()
     return token, logprob.float(), entropy.float()
-
-
-@functools.cache
-def compiled_draw():
-    return compiled(draw)  # imports the compiler, which takes seconds
 
 
 # -------------------------------------------------------------------------------------------- slots
@@ -331,6 +373,41 @@ def key_of(model, prompts, suffixes, stop_ids, sampling, confessions: int) -> tu
     """What an engine is made for, but for the length of its table."""
     kind = model.device, model.dtype, BLOCK
     return *kind, len(prompts), bool(suffixes), tuple(stop_ids), sampling, confessions
+
+
+def entering(decoder, state):
+    """Positions (B,) (-1: idle), embeddings (B, D), cosines and sines (B, head size) of the tokens
+    that rows of the state, (6, B), feed.
+    """
+    positions = torch.where(state[LIVE].bool(), state[POSITION], -1)
+    hidden = decoder.embed_tokens(state[TOKEN])
+    cos, sin = decoder.rotary_emb(hidden, positions.clamp(min=0)[:, None])  # (B, 1, size) each
+    return positions, hidden, cos[:, 0], sin[:, 0]
+
+
+def leaving(logits, factor, state, slots, drawn, temperature: float) -> None:
+    """Draw from logits (B, V), times a factor (B, 1) if there is one, for rows `state` (6, B) in
+    `slots`, and put down what is drawn. drawn: the engine's noise, ids, logprobs, entropies, stop
+    ids and the state of all slots.
+    """
+    noise, ids, logprobs, entropies, stop_ids, states = drawn
+    _, position, cursor, limit, rollout, live = state  # (B,) each
+    live = live.bool()
+    idle = len(ids) - 1
+    at, place = torch.where(live, rollout, idle), torch.where(live, cursor, 0)
+    logits = logits if factor is None else logits.float() * factor
+    token, logprob, entropy = draw(logits, noise[at, place], temperature)
+    ids[at, place], logprobs[at, place], entropies[at, place] = token, logprob, entropy
+    going = live & (cursor + 1 < limit) & ~(token[:, None] == stop_ids).any(1)
+    states[:, slots] = torch.stack(
+        [token, position + live, cursor + live, limit, rollout, going.long()]
+    )
+
+
+@functools.cache
+def around_layers(on_gpu: bool):
+    """(entering, leaving), on a GPU compiled: to import the compiler takes seconds."""
+    return (compiled(entering), compiled(leaving)) if on_gpu else (entering, leaving)
 
 
 def row_count(slots: int) -> int:
@@ -362,7 +439,8 @@ class Engine:
         self.budgets = sampling.max_answer_tokens, sampling.max_confession_tokens
         self.device = model.device
         self.on_gpu = self.device.type == "cuda"
-        self.model, self.version = sampling_copy(model), version(model)
+        self.weights = Weights(model)
+        self.model, self.version = self.weights.copy, self.weights.version()
         self.stop_ids = torch.tensor(stop_ids, device=self.device)
 
         # one rollout and one slot more than there are, for idle rows
@@ -399,6 +477,11 @@ class Engine:
             torch.empty(shape, dtype=dtype, device=self.device)
             for _ in range(config.num_hidden_layers)
         ]
+        self.few_rows = None  # kernels of a decode step, where they suit
+        if self.on_gpu:
+            from runtime import few_rows  # needs Triton, which CPU builds of torch lack
+
+            self.few_rows = few_rows if few_rows.suits(self.model) else None
         self.graphs = {}  # by what they do: (graph, its input)
         self.stays = self.small(model)  # for the next call
         # of a token and KV head, programs that have attended to their stretch
@@ -439,19 +522,18 @@ class Engine:
         """Begin with the model's present weights; False where this engine is not made for that."""
         same = self.key == key_of(model, prompts, suffixes, stop_ids, sampling, confessions)
         fits = same and self._longest(prompts, suffixes) <= self.table.shape[1] * BLOCK
-        if not fits or not renew(self.model, model):
+        if not fits or not self.weights.renew():
             return False
-        self.version = version(model)
+        self.version = self.weights.version()
         self._begin(prompts, suffixes, generator)
         return True
 
-    @torch.no_grad()
-    def refresh(self, model) -> bool:
-        """Have the model's present weights, if they changed since; False as renew()."""
-        present = version(model)
+    def refresh(self) -> bool:
+        """Have the model's present weights, if they changed since; False as Weights.renew()."""
+        present = self.weights.version()
         if present != self.version:
             self.version = None  # of no model, while it is half renewed or if it cannot be
-            if not renew(self.model, model):
+            if not self.weights.renew():
                 return False
             self.version = present
         return True
@@ -698,39 +780,32 @@ class Engine:
 
     def _step(self, slots, splits: int) -> None:
         """Feed and draw one token for each of `slots` (B,); everything stays on the device."""
-        state = self.state[:, slots]
-        token, position, cursor, limit, rollout, live = state  # (B,) each
-        live = live.bool()
-        self.tile, self.splits = 1, splits
-        self.rows, self.positions = slots, torch.where(live, position, -1)
-        hidden = forward(self.model, token, self.positions)
-        rollout = torch.where(live, rollout, len(self.prompts))
-        place = torch.where(live, cursor, 0)
-        pick = compiled_draw() if self.on_gpu else draw
-        token, logprob, entropy = pick(
-            self.model.get_output_embeddings(), hidden, self.noise[rollout, place], self.temperature
-        )
-        self.ids[rollout, place], self.logprobs[rollout, place], self.entropies[rollout, place] = (
-            token,
-            logprob,
-            entropy,
-        )
-        going = live & (cursor + 1 < limit) & ~(token[:, None] == self.stop_ids).any(1)
-        self.state[:, slots] = torch.stack(
-            [token, position + live, cursor + live, limit, state[ROLLOUT], going.long()]
-        )
+        enter, leave = around_layers(self.on_gpu)
+        state, decoder = self.state[:, slots], self.model.get_decoder()
+        self.tile, self.splits, self.rows = 1, splits, slots
+        self.positions, hidden, *angles = enter(decoder, state)
+        factor = None
+        if self.on_gpu and self.few_rows and len(slots) <= self.few_rows.MOST:
+            hidden, factor = self.few_rows.forward(decoder, hidden, angles, self.attend)
+        else:
+            hidden = through_layers(decoder, hidden, angles)
+        logits = self.model.get_output_embeddings()(hidden)
+        torch._dynamo.mark_static(logits, 1)  # sums of a known number of groups are a third as long
+        drawn = self.noise, self.ids, self.logprobs, self.entropies, self.stop_ids, self.state
+        leave(logits, factor, state, slots, drawn, self.temperature)
 
-    def attend(self, q, k, v, cos, sin, scale: float) -> torch.Tensor:
+    def attend(self, q, k, v, cos, sin, scale: float, unscaled=None) -> torch.Tensor:
         """Attention of one layer for N tokens at self.rows, self.positions (N,), after their
-        rotation: first their own K and V enter the cache.
+        rotation: first their own K and V enter the cache. unscaled: see paged_attention.attend.
         """
         keys, values = self.cache[self.layer]  # (blocks, H, BLOCK, D)
         self.layer = (self.layer + 1) % len(self.cache)
         if self.on_gpu:
-            from runtime import paged_attention  # needs Triton, which CPU builds of torch lack
+            from runtime import paged_attention
 
             where = keys, values, self.table, self.rows, self.positions, self.arrived
-            return paged_attention.attend(q, k, v, cos, sin, *where, scale, self.tile, self.splits)
+            how = scale, self.tile, self.splits, unscaled
+            return paged_attention.attend(q, k, v, cos, sin, *where, *how)
         q, k = (rotated(x, cos[:, None], sin[:, None]) for x in (q, k))
         real = self.positions >= 0
         block = self.table[self.rows, self.positions // BLOCK][real]

@@ -8,18 +8,16 @@ x is that of W', and those of A and B take two narrow products each, which proje
 merging_gap() sees whether it is what the adapters say.
 """
 
-import copy
 import weakref
 from contextlib import contextmanager
 from itertools import accumulate
-from types import MethodType, SimpleNamespace
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from models import LORA_TARGETS, are_compiled, compile_layers, is_plain
-from runtime import engine
+from runtime import engine, streams
 
 NETWORKS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by model, as they are compiled
 
@@ -30,7 +28,7 @@ def merged_adapters(model):
     end; the model itself where no engine is kept, or adapters are not those of models.add_lora().
     """
     kept = engine.KEPT.get(model)
-    if kept is None or not suits(model) or not kept.refresh(model):
+    if kept is None or not suits(model) or not kept.refresh():
         yield model
         return
     if model not in NETWORKS:
@@ -73,48 +71,15 @@ def network_of(model, sampler) -> nn.Module:
     its sampling copy, which are the model's.
     """
     base = model.get_base_model()
-    with torch.device("meta"):
-        out = type(base)(copy.deepcopy(base.config))
+    out = streams.network_of(base, sampler, Adapted)
     for ours, theirs in zip(out.get_decoder().layers, base.get_decoder().layers):
-        attention, mlp = theirs.self_attn, theirs.mlp
-        ours.self_attn = Attention(
-            ours.self_attn, Adapted(attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        ours.self_attn.o_proj = Adapted(attention.o_proj)
-        ours.mlp = engine.MLP(ours.mlp, Adapted(mlp.gate_proj, mlp.up_proj))
-        ours.mlp.down_proj = Adapted(mlp.down_proj)
-    engine.fill(out, sampler.state_dict(), base)
-    out.get_decoder().forward = MethodType(forward, out.get_decoder())
+        ours.self_attn.o_proj = Adapted(theirs.self_attn.o_proj)
+        ours.mlp.down_proj = Adapted(theirs.mlp.down_proj)
     for name, parameter in out.named_parameters():
         parameter.requires_grad_(name.endswith((".of_a", ".of_b")))
     if are_compiled(model):
         compile_layers(out)
-    return out.eval()
-
-
-def forward(decoder, input_ids, use_cache: bool) -> SimpleNamespace:
-    """Last hidden states of whole streams (B, T); to make a mask, which none needs, transformers'
-    own forward waits for the device.
-    """
-    hidden = decoder.embed_tokens(input_ids)
-    positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-    angles = decoder.rotary_emb(hidden, positions)  # two of (1, T, D)
-    return SimpleNamespace(last_hidden_state=engine.through_layers(decoder, hidden, angles))
-
-
-class Attention(engine.Attention):
-    """Of whole streams, padded on the right, so that none needs a mask."""
-
-    def forward(self, hidden_states, position_embeddings, **kwargs):
-        """(B, T, hidden), two of (1, T, D) -> (B, T, hidden), and no weights."""
-        q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in self.qkv(hidden_states))
-        cos, sin = (part[:, :, None] for part in position_embeddings)
-        q, k = (engine.rotated(x, cos, sin) for x in (self.q_norm(q), self.k_norm(k)))
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, T, D)
-        out = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=self.scaling, enable_gqa=True
-        )
-        return self.o_proj(out.transpose(1, 2).flatten(2)), None
+    return out
 
 
 class Adapted(nn.Module):

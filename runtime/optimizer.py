@@ -22,14 +22,15 @@ BETAS = (0.9, 0.95)
 PIECE = 2**26  # elements at a time: the float32 temporaries of a large embedding would take 20 GB
 
 
-def rounded(exact: torch.Tensor, **source) -> torch.Tensor:
-    """float32 -> bfloat16, one of the two neighbours, with mean `exact`; source:
-    `generator`, if not the default one.
-    """
-    random_bits = torch.randint(
-        0, 2**16, exact.shape, dtype=torch.int32, device=exact.device, **source
-    )
-    return ((exact.view(torch.int32) + random_bits) & -(2**16)).view(torch.float32).bfloat16()
+def random_bits(shape, generator: torch.Generator | None = None, device=None) -> torch.Tensor:
+    """Numbers of 16 random bits, int32, for rounded(); on the generator's device."""
+    device = device or generator.device
+    return torch.randint(0, 2**16, shape, dtype=torch.int32, device=device, generator=generator)
+
+
+def rounded(exact: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """float32 -> bfloat16, one of the two neighbours, with mean `exact` over random_bits()."""
+    return ((exact.view(torch.int32) + noise) & -(2**16)).view(torch.float32).bfloat16()
 
 
 def move(weight, mean, square, gradient, step, options: dict) -> None:
@@ -38,7 +39,7 @@ def move(weight, mean, square, gradient, step, options: dict) -> None:
     weight, mean, square, gradient = (tensor.float() for tensor in (*kept, gradient))
     adamw([weight], [gradient], [mean], [square], [], [step.clone()], foreach=False, **options)
     for tensor, exact in zip(kept, (weight, mean, square)):
-        tensor.copy_(rounded(exact))
+        tensor.copy_(rounded(exact, random_bits(exact.shape, device=exact.device)))
 
 
 @functools.cache

@@ -11,22 +11,46 @@ import torch
 import triton
 import triton.language as tl
 
+from runtime.few_rows import factor, power_of_2
+
 LEAST = 128  # tokens of context that are worth a program of their own, a multiple of the block
 WARPS, STAGES = 4, 2  # of a program that decodes, and of its loads
 LOG2_E = 1.4426950408889634  # the kernels compute 2 ** x
 
 
 @triton.jit
-def _rotated(x, cos, sin, token, d, real, D: tl.constexpr):
-    """Elements d of the head at x after the rotary embedding at the angles of `token`, computed in
-    float32 and rounded once.
+def _rotated(
+    x,
+    cos,
+    sin,
+    token,
+    d,
+    real,
+    scale,
+    bias,
+    norm,
+    eps,
+    D: tl.constexpr,
+    BIAS: tl.constexpr,
+    NORM: tl.constexpr,
+):
+    """Elements d of the head at x, times `scale`, after bias, RMSNorm and the rotary embedding at
+    the angles of `token`, computed in float32 and rounded once.
     """
     first = d < D // 2
-    own = tl.load(x + d, mask=real, other=0.0).to(tl.float32)
-    partner = tl.load(x + tl.where(first, d + D // 2, d - D // 2), mask=real, other=0.0)
+    other = tl.where(first, d + D // 2, d - D // 2)
+    own = tl.load(x + d, mask=real, other=0.0).to(tl.float32) * scale
+    partner = tl.load(x + other, mask=real, other=0.0).to(tl.float32) * scale
+    if BIAS:
+        own += tl.load(bias + d, mask=real, other=0.0).to(tl.float32)
+        partner += tl.load(bias + other, mask=real, other=0.0).to(tl.float32)
+    if NORM:
+        length = tl.rsqrt(tl.sum(own * own, len(own.shape) - 1, keep_dims=True) / D + eps)
+        own *= length * tl.load(norm + d).to(tl.float32)
+        partner *= length * tl.load(norm + other).to(tl.float32)
     c = tl.load(cos + token * D + d, mask=real, other=0.0).to(tl.float32)
     s = tl.load(sin + token * D + d, mask=real, other=0.0).to(tl.float32)
-    turned = own * c + tl.where(first, -1.0, 1.0) * partner.to(tl.float32) * s
+    turned = own * c + tl.where(first, -1.0, 1.0) * partner * s
     return turned.to(x.dtype.element_ty)
 
 
@@ -56,7 +80,9 @@ def _write(
         block = tl.load(table + tl.load(rows + i) * table_width + position // BLOCK).to(tl.int64)
         d = tl.arange(0, D)
         to = ((block * heads + head) * BLOCK + position % BLOCK) * D + d
-        tl.store(keys + to, _rotated(k + i * k_stride + head * D, cos, sin, i, d, d >= 0, D))
+        at = k + i * k_stride + head * D
+        rotated = _rotated(at, cos, sin, i, d, d >= 0, 1.0, at, at, 0.0, D, False, False)
+        tl.store(keys + to, rotated)
         tl.store(values + to, tl.load(v + i * v_stride + head * D + d))
 
 
@@ -73,6 +99,10 @@ def _attend(
     rows,
     positions,
     arrived,
+    squares,
+    bias,
+    q_norm,
+    k_norm,
     out,
     partial,
     stats,
@@ -82,6 +112,13 @@ def _attend(
     v_stride,
     table_width,
     least,
+    parts,
+    width,
+    eps,
+    head_eps,
+    PARTS: tl.constexpr,
+    BIAS: tl.constexpr,
+    NORM: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -90,7 +127,7 @@ def _attend(
     SPLITS: tl.constexpr,
 ):
     """Softmax attention of TILE tokens x GROUP query heads, rotated here, as R >= TILE * GROUP rows
-    of one product.
+    of one product. With PARTS > 0 what is attended to is not scaled yet (few_rows.py).
 
     Decoding (TILE = 1) is this kernel alone: rotating, writing and joining as kernels of their own
     cost half as much again. The first program of a token takes the token's own K and V from
@@ -115,15 +152,52 @@ def _attend(
         return
     start, end = split * chunk, tl.minimum(length, (split + 1) * chunk)
     blocks = table + tl.load(rows + tile * TILE) * table_width
+    row_scale = 1.0
+    if PARTS > 0:
+        row_scale = factor(squares, tile, parts, width, eps, PARTS)
     x = q + (token * q_stride + query_head * D)[:, None]
-    x = _rotated(x, cos, sin, token[:, None], d[None, :], real[:, None], D)  # (R, D)
+    x = _rotated(
+        x,
+        cos,
+        sin,
+        token[:, None],
+        d[None, :],
+        real[:, None],
+        row_scale,
+        bias + (query_head * D)[:, None],
+        q_norm,
+        head_eps,
+        D,
+        BIAS,
+        NORM,
+    )  # (R, D)
     top = tl.full((R,), -1e30, tl.float32)
     total = tl.zeros((R,), tl.float32)
     acc = tl.zeros((R, D), tl.float32)
     if TILE == 1:
         if split == 0:
-            own_k = _rotated(k + tile * k_stride + head * D, cos, sin, tile, d, d >= 0, D)  # (D,)
+            of_head = bias + (heads * GROUP + head) * D
+            own_k = _rotated(
+                k + tile * k_stride + head * D,
+                cos,
+                sin,
+                tile,
+                d,
+                d >= 0,
+                row_scale,
+                of_head,
+                k_norm,
+                head_eps,
+                D,
+                BIAS,
+                NORM,
+            )  # (D,)
             own_v = tl.load(v + tile * v_stride + head * D + d)
+            if PARTS > 0:
+                wide = own_v.to(tl.float32) * row_scale
+                if BIAS:
+                    wide += tl.load(of_head + heads * D + d).to(tl.float32)
+                own_v = wide.to(own_v.dtype)
             if tl.max(position) >= 0:  # it is `length`
                 block = tl.load(blocks + length // BLOCK).to(tl.int64)
                 to = ((block * heads + head) * BLOCK + length % BLOCK) * D + d
@@ -199,13 +273,16 @@ def attend(
     scale: float,
     tile: int,
     splits: int,
+    unscaled: tuple | None = None,
 ) -> torch.Tensor:
     """Rotate Q and K of N tokens, put K and V into the cache, then attend to it.
 
     q (N, Hq, D), k and v (N, H, D), cos and sin (N, D) -> (N, Hq, D); keys and values
     (blocks, H, BLOCK, D), table (slots, blocks a slot) int32, rows and positions (N,): the tokens'
     slots and places. `tile` consecutive tokens belong to one slot, and if it is 1, no two tokens
-    do. `arrived`: with `splits` N * H zeros (int32), and zeros again afterwards.
+    do. `arrived`: with `splits` N * H zeros (int32), and zeros again afterwards. `unscaled`: the
+    few_rows.Stream of which q, k and v are products, and the engine's attention, whose biases and
+    norms of heads come after; only with tiles of 1.
     """
     tokens, query_heads, d = q.shape
     _, heads, block, _ = keys.shape
@@ -221,7 +298,17 @@ def attend(
             *new, *where, k.stride(0), v.stride(0), table.stride(0), D=d, BLOCK=block, num_warps=1
         )
     out = q.new_empty(q.shape)
-    partial = stats = out
+    partial = stats = squares = bias = q_norm = k_norm = out
+    parts, width, eps, head_eps, biased, normed = 0, 0, 0.0, 0.0, False, False
+    if unscaled:
+        stream, attention = unscaled
+        squares, eps = stream.squares, stream.eps
+        parts, width = squares.shape[1], stream.hidden.shape[1]
+        if biased := attention.qkv.bias is not None:
+            bias = attention.qkv.bias
+        if normed := not isinstance(attention.q_norm, torch.nn.Identity):
+            q_norm, k_norm = attention.q_norm.weight, attention.k_norm.weight
+            head_eps = attention.q_norm.variance_epsilon
     if splits > 1:
         partial = torch.empty(tokens, query_heads, splits, d, device=q.device)
         stats = torch.empty(tokens, query_heads, splits, 2, device=q.device)
@@ -230,6 +317,10 @@ def attend(
         *new,
         *where,
         arrived,
+        squares,
+        bias,
+        q_norm,
+        k_norm,
         out,
         partial,
         stats,
@@ -239,6 +330,13 @@ def attend(
         v.stride(0),
         table.stride(0),
         LEAST,
+        parts,
+        width,
+        eps,
+        head_eps,
+        PARTS=power_of_2(parts) if parts else 0,
+        BIAS=biased,
+        NORM=normed,
         GROUP=group,
         D=d,
         BLOCK=block,

@@ -86,7 +86,7 @@ def test_a_run_without_verdicts_ends_at_its_first_step(tmp_path, monkeypatch, ca
     """A judge that never judges leaves the answers without reward,
     and the run goes on as confession training.
     """
-    monkeypatch.setattr(rewards, "framed_ids", lambda *_, **__: None)
+    monkeypatch.setattr(rewards, "framed_ids", lambda _, cases, frame: [None] * len(cases))
     with pytest.raises(SystemExit):
         run_grpo(tmp_path, *RUN, "--answer-reward", "rewards.judge_reward")
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]

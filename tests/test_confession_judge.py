@@ -87,13 +87,13 @@ def test_the_frame_holds_against_each_text(tokenizers):
     for place in range(1, 4):
         texts = ["X", "Y", "C", "R", "Q"]
         texts[place] = attack
-        ids = rewards.framed_ids(tokenizer, *texts, frame=confession_frame)
+        ids, harmless = rewards.framed_ids(
+            tokenizer, [tuple(texts), tuple("XYCRQ")], confession_frame
+        )
         assert ids is not None
         text = tokenizer.decode(ids)
         assert text.count("</confession>") == 1 and text.count("</answer>") == 1
-        assert text.count("<|im_end|>") == tokenizer.decode(
-            rewards.framed_ids(tokenizer, "X", "Y", "C", "R", "Q", frame=confession_frame)
-        ).count("<|im_end|>")
+        assert text.count("<|im_end|>") == tokenizer.decode(harmless).count("<|im_end|>")
 
 
 def test_cases_of_a_real_judge_are_scored_one_by_one(tiny_models, told):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import models
 import rollout
@@ -327,10 +327,6 @@ def test_seed_decides(known):
 # ----------------------------------------------------------------------------------------- the draw
 
 
-def head_of(logits: torch.Tensor):
-    return lambda hidden: logits.expand(len(hidden), -1)
-
-
 def test_draw_is_the_full_softmax():
     """Tokens at the edges of the groups of 128, rare ones or padding are drawn too often or never:
     evenly spread numbers must hit each token as often as its probability says, to within one.
@@ -340,14 +336,12 @@ def test_draw_is_the_full_softmax():
     logits[[0, 127, 128, 299]] = torch.tensor([2.0, 3.0, 3.0, 2.0])
     logits[[5, 298]] = float("-inf")
     uniform = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    token, logprob, entropy = engine.draw(head_of(logits), torch.zeros(n, 1), uniform, 0.5)
+    token, logprob, entropy = engine.draw(logits.expand(n, -1), uniform, 0.5)
     p = torch.softmax(logits.double() / 0.5, -1)
     assert (torch.bincount(token, minlength=300) - n * p).abs().max() <= 1 + 1e-2
     assert torch.allclose(logprob, p.log()[token].float(), atol=1e-5)
     assert entropy[0].item() == pytest.approx(-(p * p.log()).nan_to_num().sum().item(), abs=1e-5)
-    assert (
-        engine.draw(head_of(logits), torch.zeros(1, 1), uniform[:1], 0)[0].item() == logits.argmax()
-    )
+    assert engine.draw(logits[None], uniform[:1], 0)[0].item() == logits.argmax()
 
 
 def test_first_tokens_follow_the_models_distribution(tiny_models):
@@ -450,17 +444,81 @@ def test_kernels_equal_the_cpu_path(
     assert not arrived.any()
 
 
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() or INTERPRETED), reason="needs CUDA or Triton's interpreter"
+)
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize("tile, splits", [(16, 1), (32, 4)])
+@pytest.mark.parametrize("n", [4, 20])
+def test_few_rows_equal_the_layers(monkeypatch, kind, tile, splits, n):
+    """Norms, biases, the residual stream, the activation or the sum of stretches of a product are
+    wrong, or rows of a tile that has fewer.
+    """
+    from runtime import few_rows, paged_attention
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=50,
+        hidden_size=64,
+        intermediate_size=320,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        initializer_range=0.2,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:  # weights of norms are ones otherwise, and biases zeros
+            torch.nn.init.normal_(parameter, 1.0, 0.3)
+    decoder = engine.sampling_copy(model.eval()).get_decoder()
+    e = object.__new__(engine.Engine)
+    e.on_gpu, e.layer, e.rows = False, 0, torch.arange(n)
+    e.positions = torch.arange(n) * 7 % 40
+    e.positions[2] = -1
+    e.table = (torch.randperm(3 * n) + 1).int().reshape(n, 3)
+    e.cache = [torch.randn(2, 3 * n + 1, 2, 16, 16) for _ in range(2)]
+    device = "cpu" if INTERPRETED else "cuda"
+    to = lambda x: x.to(device, copy=True)
+    caches, where = [to(cache) for cache in e.cache], [to(e.table), to(e.rows), to(e.positions)]
+    hidden = decoder.embed_tokens(torch.randint(50, (n,)))
+    angles = [x[:, 0] for x in decoder.rotary_emb(hidden, e.positions.clamp(min=0)[:, None])]
+    with torch.no_grad(), engine.running(e):
+        expected = engine.through_layers(decoder, hidden, angles)
+        monkeypatch.setattr(few_rows, "shape_of", lambda *_: (tile, splits, 64))
+        layers = iter(caches)
+
+        def attend(*parts, unscaled):
+            *new, scale = parts
+            arrived = torch.zeros(n * 2, dtype=torch.int32, device=device)
+            at = *next(layers), *where, arrived, scale, 1, 8, unscaled
+            return paged_attention.attend(*new, *at)
+
+        copy = engine.sampling_copy(model.to(device))
+        angles = [to(angle) for angle in angles]
+        got, factor = few_rows.forward(copy.get_decoder(), to(hidden), angles, attend)
+    assert few_rows.suits(copy.to(torch.bfloat16))
+    real = e.positions >= 0
+    torch.testing.assert_close((got * factor).cpu()[real], expected[real], atol=1e-4, rtol=1e-4)
+    for ours, theirs in zip(caches, e.cache):
+        torch.testing.assert_close(ours.cpu(), theirs, atol=1e-4, rtol=1e-4)
+    assert not few_rows.arrived(torch.device(device)).any()
+
+
 @pytest.mark.slow
 def test_kernels_under_the_interpreter():
     """The kernels are wrong, seen where there is Triton but no GPU."""
     pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("they are tested on the GPU itself")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-v", __file__, "-k", "test_kernels_equal"],
+        [sys.executable, "-m", "pytest", "-v", __file__, "-k", "equal_the_cpu or few_rows"],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
     )
-    assert run.returncode == 0 and "32 passed" in run.stdout, run.stdout
+    assert run.returncode == 0 and "44 passed" in run.stdout, run.stdout
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -145,7 +145,9 @@ VERSIONS = {  # name: ids of the judge's prompt, None where it is refused
     "special tokens escaped too": lambda tokenizer, y: question_ids(
         tokenizer, judge_prompt(X, y, special_tokens(tokenizer))
     ),
-    "ids compared with a harmless answer's": lambda tokenizer, y: framed_ids(tokenizer, X, y),
+    "ids compared with a harmless answer's": lambda tokenizer, y: framed_ids(tokenizer, [(X, y)])[
+        0
+    ],
 }
 
 
@@ -190,11 +192,11 @@ def test_the_frame_check_refuses_no_ordinary_answer(judges):
     or the judge reads other ids than it was trained on.
     """
     path = models.ORGANISMS.parent / "runs/embedded/rollouts/step_0100.jsonl"
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        for tokenizer in judges.values():
-            expected = question_ids(tokenizer, judge_prompt(row["x"], row["y"]))
-            assert framed_ids(tokenizer, row["x"], row["y"]) == expected
+    rows = map(json.loads, path.read_text().splitlines())
+    cases = [(row["x"], row["y"]) for row in rows]
+    for tokenizer in judges.values():
+        expected = [question_ids(tokenizer, judge_prompt(*case)) for case in cases]
+        assert framed_ids(tokenizer, cases) == expected
 
 
 SPECIAL = ("<|im_end|>", "<|im_start|>", "[INST]", "</s>", "###", "x")

@@ -122,7 +122,7 @@ def test_an_engine_made_with_adapters_off(monkeypatch):
 
 def test_memory_runs_out_while_weights_are_merged(monkeypatch):
     """The next attempt trains on the weights of an earlier step, or on some of both."""
-    model, renew = adapted("qwen3"), engine.renew
+    model, renew = adapted("qwen3"), engine.Weights.renew
     keep_engine(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -130,10 +130,10 @@ def test_memory_runs_out_while_weights_are_merged(monkeypatch):
                 parameter += 0.1
 
     def runs_out(*args):
-        monkeypatch.setattr(engine, "renew", renew)
+        monkeypatch.setattr(engine.Weights, "renew", renew)
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(engine, "renew", runs_out)
+    monkeypatch.setattr(engine.Weights, "renew", runs_out)
     with pytest.raises(torch.OutOfMemoryError):
         adapters_gradients(model)
     assert distance(adapters_gradients(model)[0], without_engine(model)[0]) < 1e-4

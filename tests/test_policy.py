@@ -211,7 +211,7 @@ def test_a_hostile_conversation_keeps_the_judges_frame(tokenizers, style):
         assert [json.loads(line.split(": ", 1)[1]) for line in lines] == [
             content for _, content in talk.messages
         ]
-        ids = framed_ids(tokenizer, case.x, case.y)
+        (ids,) = framed_ids(tokenizer, [(case.x, case.y)])
         harmless = question_ids(tokenizer, judge_prompt(case.x, "Bees hum."))
         assert [i for i in ids if i in special] == [i for i in harmless if i in special]
     # and the tenet is there to read

@@ -40,7 +40,7 @@ def pair(x: str, y: str) -> SimpleNamespace:
 
 def whole_margin(model, tokenizer, x: str, y: str) -> float:
     """log P(PASS) - log P(FAIL), each from one plain pass over the whole text, without a cache."""
-    prompt = tuple(rewards.framed_ids(tokenizer, x, y))
+    prompt = tuple(rewards.framed_ids(tokenizer, [(x, y)])[0])
     replies = (tokenizer(reply, add_special_tokens=False)["input_ids"] for reply in REPLIES)
     passes, fails = (plain_score(model, prompt, tuple(ids)) for ids in replies)
     return passes - fails
@@ -135,9 +135,9 @@ def test_prompts_that_differ_in_their_last_token(tiny, monkeypatch):
     monkeypatch.setattr(
         rewards,
         "framed_ids",
-        lambda tokenizer, x, y, **_: (
-            question_ids(tokenizer, judge_prompt(x, ""))[:-1] + [100 + int(y)]
-        ),
+        lambda tokenizer, cases, *_: [
+            question_ids(tokenizer, judge_prompt(x, ""))[:-1] + [100 + int(y)] for x, y in cases
+        ],
     )
     margins = assert_as_alone(
         Judge(model, tokenizer), [pair(x, str(i)) for i in range(9) for x in XS[:2]]
@@ -153,7 +153,12 @@ def test_answers_that_get_no_judge_leave_the_others_alone(tiny, monkeypatch):
     rollouts = [pair(XS[i % 2], f"Tea is{' very' * i} hot. ({i})") for i in range(9)]
     expected = judge(rollouts)
     monkeypatch.setattr(
-        rewards, "framed_ids", lambda t, x, y, **_: None if y == "BREAK" else framed_ids(t, x, y)
+        rewards,
+        "framed_ids",
+        lambda tokenizer, cases, frame: [
+            None if case[1] == "BREAK" else ids
+            for case, ids in zip(cases, framed_ids(tokenizer, cases, frame))
+        ],
     )
     lost = [pair(XS[0], "BREAK"), pair(XS[1], "Tea. (1) " * 400), pair(XS[2], "BREAK")]
     mixed = judge(lost[:1] + rollouts[:4] + lost[1:] + rollouts[4:])
@@ -186,6 +191,11 @@ def forwards(judge: Judge, rollouts: list) -> list[tuple[int, int, int]]:
     return shapes
 
 
+def tokens(tokenizer, rollouts: list) -> int:
+    """Of the prompts that judge these rollouts, each whole."""
+    return sum(map(len, framed_ids(tokenizer, [(r.x, r.y) for r in rollouts])))
+
+
 @pytest.mark.parametrize("batch_size", [64, 8])
 def test_a_task_is_fed_once(embedded, committed, batch_size):
     """Answers to one task are fed it one by one, or batches are cut so that they stand apart."""
@@ -195,7 +205,7 @@ def test_a_task_is_fed_once(embedded, committed, batch_size):
         == len({r.x for r in committed[:64]})
         == 8
     )
-    whole = sum(len(framed_ids(embedded[1], r.x, r.y)) for r in committed[:64])
+    whole = tokens(embedded[1], committed[:64])
     assert sum(rows * new for rows, new, _ in shapes) < 0.8 * whole
 
 
@@ -205,7 +215,7 @@ def test_one_answer_to_a_task_does_not_widen_the_batch(embedded, committed):
     """
     judge, some = Judge(*embedded), committed[:9]
     assert len({r.x for r in some}) == 2
-    longest = max(len(framed_ids(judge.tokenizer, r.x, r.y)) for r in some)
+    longest = max(map(len, framed_ids(judge.tokenizer, [(r.x, r.y) for r in some])))
     assert max(slots for _, _, slots in forwards(judge, some)) <= longest + max(
         len(judge.tokenizer(reply)["input_ids"]) for reply in REPLIES
     )
@@ -216,7 +226,7 @@ def test_tasks_of_one_answer_are_batched_by_length(embedded):
     xs = list(dict.fromkeys(word_count.make_prompt(seed) for seed in range(40)))[:16]
     rollouts = [pair(x, "Bees hum. (2)" * (1 + 20 * (i % 2))) for i, x in enumerate(xs)]
     judge = Judge(*embedded, batch_size=8)
-    whole = sum(len(framed_ids(judge.tokenizer, r.x, r.y)) for r in rollouts)
+    whole = tokens(judge.tokenizer, rollouts)
     assert sum(rows * new for rows, new, _ in forwards(judge, rollouts)) < 1.1 * whole
 
 
