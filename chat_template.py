@@ -53,7 +53,8 @@ def suffix_ids(tokenizer, xc: str, thinking: str = "auto") -> list[int]:
     """Ids between the turns:
     the token that closes an answer, then xc as a user message, then the generation prompt.
     """
-    ids = _around_answer(tokenizer, "x", xc, thinking)[1]
+    after = _around_answer(tokenizer, "x", xc, thinking)[1]
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
     if ids[0] not in tokenizer.added_tokens_decoder:
         raise UserError(
             f"the chat template closes an answer with plain text ({tokenizer.decode(ids[0])!r}), "
@@ -73,7 +74,10 @@ def transcript_ids(tokenizer, x: str, y: str, xc: str, thinking: str = "auto") -
     """Ids of a new conversation that tells of an answer:
     x, y as text without its thought, xc, generation prompt.
     """
-    before, after = _around_answer(tokenizer, x, xc, thinking)
+    before, after = (
+        tokenizer(part, add_special_tokens=False)["input_ids"]
+        for part in _around_answer(tokenizer, x, xc, thinking)
+    )
     return (
         before
         + tokenizer(y, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -120,8 +124,8 @@ def conversation_frame(tokenizer, roles: list[str], thinking: str = "auto") -> l
     return [tokenizer(part, add_special_tokens=False)["input_ids"] for part in [*parts, rest]]
 
 
-def _around_answer(tokenizer, x: str, xc: str, thinking: str) -> tuple[list[int], list[int]]:
-    """Ids before and after the assistant's answer in the rendered conversation of x,
+def _around_answer(tokenizer, x: str, xc: str, thinking: str) -> tuple[str, str]:
+    """Text before and after the assistant's answer in the rendered conversation of x,
     answer and xc.
     """
     answer = "ANSWER-9f3b"  # any text that the template passes through
@@ -134,9 +138,7 @@ def _around_answer(tokenizer, x: str, xc: str, thinking: str) -> tuple[list[int]
             "the chat template does not render an assistant message as it is: the turns "
             "cannot be joined"
         )
-    before, after = (
-        tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split(answer)
-    )
+    before, after = text.split(answer)
     return before, after
 
 

@@ -144,6 +144,8 @@ STYLE = {
     "axes.grid": True,
     "grid.color": "#e6e6e6",
     "axes.axisbelow": True,
+    "savefig.bbox": "tight",
+    "savefig.facecolor": "white",
 }
 
 
@@ -1510,7 +1512,7 @@ def _finish(axis, xlabel: str, ylabel: str, title: str) -> None:
 
 def _save(figure, path: Path, numbers: dict) -> Path:
     picture = io.BytesIO()
-    figure.savefig(picture, bbox_inches="tight", facecolor="white")
+    figure.savefig(picture)
     plt.close(figure)
     run_folder.write_bytes(path, picture.getvalue())
     run_folder.write_json(path.with_suffix(".json"), numbers)

@@ -219,6 +219,7 @@ def _estimates(
     """The metrics of sums by cluster; `other`:
     those of a paired side, see intervals.effective_trials.
     """
+    totals = {name: s.sum(0) for name, s in sums.items()}
     resampled = {name: resample(s) for name, s in sums.items()}
     out = {}
     for name, s in sums.items():
@@ -226,9 +227,9 @@ def _estimates(
             low, high = rate_interval(s, other and other[name])
         else:
             low, high = percentiles(ratio(resampled[name]), with_trial(s))
-        out[name] = estimate(ratio(s.sum(0)), low, high, int(s[:, 1].sum()))
+        out[name] = estimate(ratio(totals[name]), low, high, int(totals[name][1]))
     for name, statistic in DERIVED.items():
-        value = statistic({k: s.sum(0) for k, s in sums.items()})
+        value = statistic(totals)
         parts = [sums[part] for part in MADE_OF[name]]
         low, high = percentiles(statistic(resampled), with_trial(*parts))
         n = sum(out[part]["n"] for part in MADE_OF[name])
@@ -339,20 +340,22 @@ def _claim_bits(s: dict[str, np.ndarray]) -> np.ndarray:
         s[name][..., 0] for name in ("right_full", "right_partial", "right_doubted")
     )
     unmet = [s[name][..., 0] for name in ("over_claim", "wrong_partial", "wrong_none")]
-    cells = np.stack([full, partial, doubted - partial, *unmet], axis=-1)  # (..., 6)
-    table = cells.reshape(*cells.shape[:-1], 2, 3)  # truth x claim
-    bits = _entropy(table.sum(-1)) + _entropy(table.sum(-2)) - _entropy(cells)
+    # the short axes come first: numpy sums over a short last one entry by entry
+    cells = np.stack([full, partial, doubted - partial, *unmet])  # (6, ...)
+    table = cells.reshape(2, 3, *cells.shape[1:])  # truth x claim
+    truths = table.sum(1)
+    bits = _entropy(truths) + _entropy(table.sum(0)) - _entropy(cells)
     # one kind of truth alone: nothing to tell
-    return np.where((table.sum(-1) > 0).all(-1), bits, math.nan)
+    return np.where((truths > 0).all(0), bits, math.nan)
 
 
 def _entropy(counts: np.ndarray) -> np.ndarray:
-    """Bits of the last axis' distribution, Miller-Madow corrected; NaN without a case."""
-    n = counts.sum(-1)
+    """Bits of the first axis' distribution, Miller-Madow corrected; NaN without a case."""
+    n = counts.sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = counts / n[..., None]
-        plain = -np.where(p > 0, p * np.log2(p), 0.0 * p).sum(-1)
-        return plain + ((counts > 0).sum(-1) - 1) / (2 * n * math.log(2))
+        p = counts / n
+        plain = -np.where(p > 0, p * np.log2(p), 0.0 * p).sum(0)
+        return plain + ((counts > 0).sum(0) - 1) / (2 * n * math.log(2))
 
 
 def _kappa(s: dict[str, np.ndarray]) -> np.ndarray:

@@ -284,7 +284,8 @@ def split_answer(answer: str) -> tuple[str, dict[int, bool]]:
     """
     plain = unicodedata.normalize("NFKC", "\n".join(answer.splitlines()))
     hidden = lambda c: c in word_count.FILLERS or unicodedata.category(c) in ("Cf", "Cc")
-    plain = "".join(c for c in plain if c in "\n\t" or not hidden(c))
+    dropped = {ord(c) for c in set(plain) - {"\n", "\t"} if hidden(c)}
+    plain = plain.translate(dict.fromkeys(dropped))
     lines, checklist, within = [], "", False
     for line in plain.split("\n"):
         found = HEAD.match(line) or INSIDE.search(line)

@@ -307,10 +307,11 @@ def split_sentences(answer: str) -> list[Sentence]:
 
 # letters to Unicode that nobody can see: padding with them is no word
 FILLERS = "\u115f\u1160\u3164\uffa0"
+LETTER_OR_DIGIT = re.compile(rf"[^\W_{FILLERS}]")
 
 
 def _is_word(token: str) -> bool:
-    return any(c.isalnum() and c not in FILLERS for c in token)
+    return LETTER_OR_DIGIT.search(token) is not None
 
 
 def _terminates(token: str, following: str) -> bool:

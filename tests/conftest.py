@@ -1,6 +1,8 @@
 """Fixtures: tokenizers with chat templates of four styles, tiny models of random
 weights in three architectures, and at the end those that change how tests run: all of them, or
 those of a module that asks for it by `pytestmark = pytest.mark.usefixtures(...)`.
+torch and what needs it are imported where they are used: the process of pytest-xdist that deals
+out the tests reads this file, too, and the others start after it.
 """
 
 import gc
@@ -12,25 +14,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
-import tokenizers as tok
-import torch
-from transformers import (
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Olmo3Config,
-    Olmo3ForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
-
-import figures
-import models
-from chat_template import suffix_ids
-from confession_schema import confession_prompt
-from runtime import engine
-from tasks import word_count
 
 ARCHITECTURES = ("qwen3", "olmo3", "llama")
 
@@ -58,10 +41,16 @@ LLAMA3 = (
 )
 
 
-def small_tokenizer(special: str, template: str, **roles: str) -> PreTrainedTokenizerFast:
+def small_tokenizer(special: str, template: str, **roles: str):
     """A byte-level BPE of about 600 tokens, trained on our own prompts;
     `special` tokens get the first ids.
     """
+    import tokenizers as tok
+    from transformers import PreTrainedTokenizerFast
+
+    from confession_schema import confession_prompt
+    from tasks import word_count
+
     xs = [word_count.make_prompt(seed) for seed in range(50)]
     texts = xs + [confession_prompt(word_count, xs[0], "forced_count")]
     bpe = tok.Tokenizer(tok.models.BPE())
@@ -83,10 +72,14 @@ def small_tokenizer(special: str, template: str, **roles: str) -> PreTrainedToke
 
 
 @pytest.fixture(scope="session")
-def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
+def tokenizers() -> dict:
     """By style. In olmo3's, <think> is several ordinary tokens; in llama's, pad is eos
     and both are id 0.
     """
+    from transformers import AutoTokenizer
+
+    import models
+
     chatml = "<|im_start|> <|im_end|>"
     return {
         "organism": AutoTokenizer.from_pretrained(models.ORGANISMS / "policy"),
@@ -115,6 +108,18 @@ def tiny_models(tokenizers) -> dict[str, tuple]:
     and for some streams to stop early; OLMo-3's layers alternate between a window of 16 tokens
     and full attention.
     """
+    import torch
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        Olmo3Config,
+        Olmo3ForCausalLM,
+        Qwen3Config,
+        Qwen3ForCausalLM,
+    )
+
+    from chat_template import suffix_ids
+
     shape = dict(
         hidden_size=32,
         intermediate_size=64,
@@ -154,9 +159,19 @@ def tiny(request, tiny_models) -> tuple:
     return tiny_models[request.param]
 
 
+def pytest_xdist_auto_num_workers(config) -> int:
+    """Processes of `pytest`: one a core, of which more than eight would wait for the longest file;
+    none but itself for named files, as another would first have to import torch.
+    """
+    whole_folders = all(map(os.path.isdir, config.args))
+    return min(os.cpu_count() or 1, 8) if whole_folders else 0
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Threads only wait for each other in models of this size, for seconds on a busy machine."""
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -171,15 +186,22 @@ def quick_collection():
 
 @pytest.fixture(scope="session", autouse=True)
 def coarse_pictures():
-    """All is drawn, on fewer pixels: a third less time a picture."""
+    """All is drawn, on fewer pixels and without being laid out twice to cut the margins: half the
+    time of a picture.
+    """
+    import figures
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(figures.STYLE, "figure.dpi", 40)
+        patch.setitem(figures.STYLE, "savefig.bbox", None)
         yield
 
 
 @pytest.fixture
 def short_windows(monkeypatch):
     """Slots are refilled, turns change and blocks run out several times within tiny budgets."""
+    from runtime import engine
+
     monkeypatch.setattr(engine, "WINDOW", 3)
     monkeypatch.setattr(engine, "BLOCK", 16)
     monkeypatch.setattr(engine, "FEED", 64)

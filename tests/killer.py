@@ -31,6 +31,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import figures  # noqa: F401
+import intervals
 import models
 import run_folder
 import tiny_runs
@@ -144,6 +145,7 @@ def main() -> None:
     # empty picture, too; the numbers beside it are the run's.
     savefig, empty = Figure.savefig, Figure(figsize=(1, 1))
     Figure.savefig = lambda figure, file, **options: savefig(empty, file)
+    intervals.BOOTSTRAPS = 100  # the same in all runs that are compared
     # what is imported late is imported here
     models.load(str(models.ORGANISMS / "policy"), models.device_of("cpu"))
     savefig(empty, io.BytesIO())

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -130,14 +131,24 @@ def optimizer_state(run: Path) -> tuple[dict, dict, list]:
     )
 
 
-def fork_ranks(main, *args) -> None:
-    """main(rank, *args) in RANKS processes: forks of one that has imported all this."""
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+def forks():
+    """A context whose processes are forks of one that has imported all this, and that has two
+    threads of which it has started none, as `python grpo.py` on two cores.
+    """
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "transformers.models.qwen3.modeling_qwen3"])
     with pytest.MonkeyPatch.context() as patch:
         # the server finds modules there, and skips what it does not find
         patch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
+        patch.setenv("OMP_NUM_THREADS", "2")
         forkserver.ensure_running()
-    torch.multiprocessing.start_processes(main, args, nprocs=RANKS, start_method="forkserver")
+    return context
+
+
+def fork_ranks(main, *args) -> None:
+    """main(rank, *args) in RANKS processes."""
+    method = forks().get_start_method()
+    torch.multiprocessing.start_processes(main, args, nprocs=RANKS, start_method=method)
 
 
 @pytest.fixture(scope="module")
@@ -327,12 +338,27 @@ def test_another_number_of_processes_goes_on(run, tmp_path):
     assert rows[0] == before[0] and [row["step"] for row in rows] == [1, 2]
 
 
-def on_two_cores(folder: Path, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, Path(grpo.__file__), *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).parent)}
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
+def as_program(folder: Path, options: tuple[str, ...]) -> None:
+    """What the interpreter does for `python grpo.py options` in a folder after the imports."""
+    os.chdir(folder)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    sys.argv = ["grpo.py", *options]
+    runpy.run_path(grpo.__file__, run_name="__main__")
+
+
+def started(folder: Path, *options: str) -> torch.multiprocessing.Process:
+    """`python grpo.py options` in a folder, on two cores; its output goes to files there."""
+    process = forks().Process(target=as_program, args=(folder, options))
+    process.start()
+    return process
+
+
+def on_two_cores(folder: Path, *options: str) -> tuple[int, str]:
+    """(exit status, what it said on stderr)"""
+    process = started(folder, *options)
+    process.join(timeout=300)
+    return process.exitcode, (folder / "stderr").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -340,7 +366,14 @@ def two_of_its_own(tmp_path_factory) -> Path:
     if sys.platform != "linux":
         pytest.skip("elsewhere it stays one process")
     folder = tmp_path_factory.mktemp("forked")
-    done = on_two_cores(folder, *OPTIONS.split())
+    done = subprocess.run(
+        [sys.executable, Path(grpo.__file__), *OPTIONS.split()],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2_000:]
     assert done.stdout.count("step    1 |") == 1  # rank 0 alone prints
     return folder / "runs/two"
@@ -372,10 +405,10 @@ def no_number_for_the_second_prompt(rollouts) -> list[float]:
 )
 def test_what_ends_a_run_is_said_once(tmp_path, options, reason):
     """Each process says it, or none, or one of them stays and waits for the other."""
-    done = on_two_cores(tmp_path, *OPTIONS.split(), *options.split())
-    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 2 and len(said) == 1 and reason in said[0], done.stderr
-    assert "Traceback" not in done.stderr
+    status, errors = on_two_cores(tmp_path, *OPTIONS.split(), *options.split())
+    said = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert status == 2 and len(said) == 1 and reason in said[0], errors
+    assert "Traceback" not in errors
 
 
 def parent_of(process: Path) -> int | None:
@@ -387,25 +420,19 @@ def parent_of(process: Path) -> int | None:
 
 def test_a_killed_run_of_two_processes_leaves_none_and_goes_on(two_of_its_own, tmp_path):
     """The second process stays for ever, or the resumed run draws other noise."""
-    killed = subprocess.Popen(
-        [sys.executable, Path(grpo.__file__), *OPTIONS.split()],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "2"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    killed = started(tmp_path, *OPTIONS.split())
     run = tmp_path / "runs/two"
     waited_for = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() and time.monotonic() < waited_for:
         time.sleep(0.05)
     children = [p for p in Path("/proc").glob("[0-9]*") if parent_of(p) == killed.pid]
-    killed.kill(), killed.wait()
+    killed.kill(), killed.join()
     while any(child.exists() for child in children):
         assert time.monotonic() < waited_for, "the second process is still there"
         time.sleep(0.05)
     assert len(children) == 1
-    done = on_two_cores(tmp_path, "--resume", "runs/two")
-    assert done.returncode == 0, done.stderr[-2_000:]
+    status, errors = on_two_cores(tmp_path, "--resume", "runs/two")
+    assert status == 0, errors[-2_000:]
     metrics = lambda folder: run_folder.read_rows(folder / "metrics.jsonl")
     assert metrics(run) == metrics(two_of_its_own)
 
