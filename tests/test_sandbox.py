@@ -173,7 +173,7 @@ def test_the_escapes_would_get_out(world, without_kernel, head):
 def test_time_and_space_are_bounded(world, level, head):
     """A program takes more than it may, or what it did is not told apart."""
     name, states = re.fullmatch(r"(.*) \((.*)\)", head).groups()
-    seconds = 0.2 if "timeout" in states else 10.0
+    seconds = 0.3 if "timeout" in states else 10.0
     result = Sandbox(level, seconds).run([(world.source(EXHAUSTING[head]), "f", [[3]])])[0]
     assert result.state in states.split() and result.detail.isprintable()
     assert not [value for value in result.values if not isinstance(value, Raised)]
