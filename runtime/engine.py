@@ -11,8 +11,8 @@ the confessions of one answer the answer too.
 
 Rollout and position select the random number that draws a token, so slots, order and evictions
 change a sample by rounding only. On CUDA each layer's forward is compiled (once for all layers
-and numbers of rows), a decode step is one CUDA graph per number of rows, and the host looks at
-the device every WINDOW steps.
+and numbers of rows), or, for few rows, made of six kernels (runtime/few_rows.py); a decode step is
+one CUDA graph per number of rows, and the host looks at the device every WINDOW steps.
 
 A call samples from a copy of the model in which LoRA is merged and the projections of one input are
 fused: 14 GB more for an 8B model with LoRA (9 GB without), made in a fraction of a second and gone
@@ -207,8 +207,9 @@ class Piece:
 
     def __init__(self, base, name: str, kind: str, tensor: torch.Tensor):
         holder, _, self.name = name.rpartition(".")
-        self.holder, self.kind, self.tensor = base.get_submodule(holder), kind, tensor
-        self.module = getattr(self.holder, self.name)
+        # weakly: the model itself holds its head, and an engine is kept as long as there is a model
+        self.holder, self.kind, self.tensor = weakref.ref(base.get_submodule(holder)), kind, tensor
+        self.module = getattr(self.holder(), self.name)
         self.own = tensor.data_ptr() == self.source().data_ptr()  # the model's own tensor
 
     def source(self) -> torch.Tensor:
@@ -216,7 +217,7 @@ class Piece:
 
     def adapter(self) -> str | None:
         """What the module adds to its weights; "gone" if it is not the model's any more."""
-        if getattr(self.holder, self.name) is not self.module:
+        if getattr(self.holder(), self.name) is not self.module:
             return "gone"
         adapted = self.kind == "weight" and hasattr(self.module, "base_layer")
         off = not adapted or self.module.disable_adapters
@@ -797,7 +798,8 @@ class Engine:
         else:
             hidden = through_layers(decoder, hidden, angles)
         logits = self.model.get_output_embeddings()(hidden)
-        torch._dynamo.mark_static(logits, 1)  # sums of a known number of groups are a third as long
+        if self.on_gpu:  # sums of a known number of groups take a third of the time
+            torch._dynamo.mark_static(logits, 1)
         drawn = self.noise, self.ids, self.logprobs, self.entropies, self.stop_ids, self.state
         leave(logits, factor, state, slots, drawn, self.temperature)
 

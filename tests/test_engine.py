@@ -3,9 +3,11 @@ that is not 1, or not at all: a rollout that reads another's cache, loses a toke
 evicted, or draws from a wrong distribution still looks like text.
 """
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -247,6 +249,17 @@ def test_a_kept_engine_samples_as_a_new_one():
     assert sum(not torch.equal(a, b) for a, b in zip(before, after)) == sum(
         "norm" in name for name, _ in model.named_parameters()
     )
+
+
+def test_an_engine_goes_with_its_model():
+    """It holds its own key, so each model of a program that loads several stays in memory."""
+    model = tiny_model()
+    engine.two_turns(model, [[5, 6], [8]], [[1, 2], [4]], [-1], Sampling(1.0, 4, 4), None)
+    assert model in engine.KEPT
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 def test_an_engine_is_kept_while_it_fits(tiny_models):
