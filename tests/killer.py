@@ -156,14 +156,16 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         output = Path(request["folder"], "output.txt")
+        # before the fork, which may be killed before it has done anything
+        sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         pid = os.fork()
         if pid == 0:
-            sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(sink, 1)
             os.dup2(sink, 2)
             status = child(request)
             sys.stdout.flush()
             os._exit(status)
+        os.close(sink)
         start, ended = time.perf_counter(), 0
         while not ended:
             time.sleep(0.002)
