@@ -206,10 +206,9 @@ class Piece:
     """A tensor of the sampling copy, or the part of a fused one that is one projection's."""
 
     def __init__(self, base, name: str, kind: str, tensor: torch.Tensor):
-        holder, _, self.name = name.rpartition(".")
-        # weakly: the model itself holds its head, and an engine is kept as long as there is a model
-        self.holder, self.kind, self.tensor = weakref.ref(base.get_submodule(holder)), kind, tensor
-        self.module = getattr(self.holder(), self.name)
+        # weakly: an engine is kept as long as there is a model
+        self.base, self.name, self.kind, self.tensor = weakref.ref(base), name, kind, tensor
+        self.module = base.get_submodule(name)
         self.own = tensor.data_ptr() == self.source().data_ptr()  # the model's own tensor
 
     def source(self) -> torch.Tensor:
@@ -217,7 +216,7 @@ class Piece:
 
     def adapter(self) -> str | None:
         """What the module adds to its weights; "gone" if it is not the model's any more."""
-        if getattr(self.holder(), self.name) is not self.module:
+        if self.base().get_submodule(self.name) is not self.module:
             return "gone"
         adapted = self.kind == "weight" and hasattr(self.module, "base_layer")
         off = not adapted or self.module.disable_adapters
@@ -243,7 +242,8 @@ def merged(module) -> torch.Tensor:
     delta = module.get_delta_weight(module.active_adapters[0]).detach()
     if weight.dtype != torch.bfloat16:
         return (weight.float() + delta.float()).to(weight.dtype)
-    noise = random_bits(delta.shape, torch.Generator(delta.device).manual_seed(0))
+    generator = torch.Generator(delta.device).manual_seed(0)
+    noise = random_bits(delta.shape, delta.device, generator)
     return rounded_sum(weight.is_cuda)(weight, delta, noise)
 
 
@@ -386,17 +386,16 @@ def entering(decoder, state):
 
 
 def leaving(logits, factor, state, slots, drawn, temperature: float) -> None:
-    """Draw from logits (B, V), times a factor (B, 1) if there is one, for rows `state` (6, B) in
-    `slots`, and put down what is drawn. drawn: the engine's noise, ids, logprobs, entropies, stop
-    ids and the state of all slots.
+    """Draw from logits (B, V) times factor (B, 1) for rows `state` (6, B) in `slots`, and put down
+    what is drawn. drawn: the engine's noise, ids, logprobs, entropies, stop ids and the state of
+    all slots.
     """
     noise, ids, logprobs, entropies, stop_ids, states = drawn
     _, position, cursor, limit, rollout, live = state  # (B,) each
     live = live.bool()
     idle = len(ids) - 1
     at, place = torch.where(live, rollout, idle), torch.where(live, cursor, 0)
-    logits = logits if factor is None else logits.float() * factor
-    token, logprob, entropy = draw(logits, noise[at, place], temperature)
+    token, logprob, entropy = draw(logits.float() * factor, noise[at, place], temperature)
     ids[at, place], logprobs[at, place], entropies[at, place] = token, logprob, entropy
     going = live & (cursor + 1 < limit) & ~(token[:, None] == stop_ids).any(1)
     states[:, slots] = torch.stack(
@@ -792,7 +791,7 @@ class Engine:
         state, decoder = self.state[:, slots], self.model.get_decoder()
         self.tile, self.splits, self.rows = 1, splits, slots
         self.positions, hidden, *angles = enter(decoder, state)
-        factor = None
+        factor = torch.ones(len(slots), 1, device=self.device)
         if self.on_gpu and self.few_rows and len(slots) <= self.few_rows.MOST:
             hidden, factor = self.few_rows.forward(decoder, hidden, angles, self.attend)
         else:
@@ -841,18 +840,17 @@ def two_turns(
 ) -> list[tuple]:
     """As decoder.two_turns."""
     arguments = model, prompts, suffixes, stop_ids, sampling, generator, confessions
-    engine = KEPT.pop(model, None)
-    if engine and not engine.again(*arguments):
-        engine.let_go()
-        engine = None
-    engine = engine or Engine(*arguments)
-    stays = False
+    engine, stays = KEPT.pop(model, None), False
     try:
+        if engine and not engine.again(*arguments):
+            engine.let_go()
+            engine = None
+        engine = engine or Engine(*arguments)
         out = engine.run()
         stays = engine.stays
     finally:
         if stays:
             KEPT[model] = engine
-        else:
+        elif engine:
             engine.let_go()
     return out

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch.nn import functional as F
 
 MOST = 64  # rows; with more the library's products and a kernel for each norm are as fast
-STAGES = 5  # loads of a product that are under way
+STAGES = 5  # loads of a product that are under way, where shared memory holds as many
 LEAST = 512  # inputs that are worth a program of their own
 
 
@@ -40,7 +40,8 @@ def suits(model) -> bool:
     outputs = layer.self_attn.o_proj, layer.mlp.down_proj
     plain = all(p.bias is None and not p.in_features % 64 for p in outputs)
     plain = plain and layer.mlp.gate_up.bias is None and config.hidden_act == "silu"
-    return plain and model.dtype in (torch.bfloat16, torch.float16)
+    # float16 would overflow: what is multiplied is not normalised yet
+    return plain and model.dtype == torch.bfloat16
 
 
 def forward(decoder, hidden, angles, attend) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,7 +94,7 @@ def added(stream: Stream, x, weight, norm) -> Stream:
         K=k,
         SPLITS=splits,
         num_warps=4,
-        num_stages=STAGES,
+        num_stages=max(2, min(STAGES, shared_memory(x.device) // ((m + n) * k * x.itemsize))),
     )
     return Stream(hidden, weighted, squares, norm.variance_epsilon)
 
@@ -107,6 +108,14 @@ def shape_of(outputs: int, inputs: int, device) -> tuple[int, int, int]:
     while 2 * splits * triton.cdiv(outputs, n) <= programs and inputs >= 2 * splits * LEAST:
         splits *= 2
     return n, splits, 64 if inputs % 128 else 128
+
+
+def shared_memory(device) -> int:
+    """Bytes that a program can have."""
+    if device.type != "cuda":  # Triton's interpreter
+        return 2**16
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", 48 * 2**10)
 
 
 ARRIVED = {}  # by device: of a tile of outputs, programs that have summed their stretch
@@ -175,7 +184,7 @@ def _added(
 
 
 def power_of_2(parts: int) -> int:
-    """That holds so many; one for most, as another one has all kernels compiled again."""
+    """At least `parts`, and 128 for most models, which then share what is compiled."""
     return max(128, triton.next_power_of_2(parts))
 
 

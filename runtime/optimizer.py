@@ -22,10 +22,11 @@ BETAS = (0.9, 0.95)
 PIECE = 2**26  # elements at a time: the float32 temporaries of a large embedding would take 20 GB
 
 
-def random_bits(shape, generator: torch.Generator | None = None, device=None) -> torch.Tensor:
-    """Numbers of 16 random bits, int32, for rounded(); on the generator's device."""
-    device = device or generator.device
-    return torch.randint(0, 2**16, shape, dtype=torch.int32, device=device, generator=generator)
+def random_bits(shape, device, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Numbers of 16 random bits, int32, for rounded()."""
+    # the compiler knows no generator, not even None, beside sizes that it leaves open
+    source = {} if generator is None else {"generator": generator}
+    return torch.randint(0, 2**16, shape, dtype=torch.int32, device=device, **source)
 
 
 def rounded(exact: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -39,7 +40,7 @@ def move(weight, mean, square, gradient, step, options: dict) -> None:
     weight, mean, square, gradient = (tensor.float() for tensor in (*kept, gradient))
     adamw([weight], [gradient], [mean], [square], [], [step.clone()], foreach=False, **options)
     for tensor, exact in zip(kept, (weight, mean, square)):
-        tensor.copy_(rounded(exact, random_bits(exact.shape, device=exact.device)))
+        tensor.copy_(rounded(exact, random_bits(exact.shape, exact.device)))
 
 
 @functools.cache

@@ -71,13 +71,11 @@ def suits(model) -> bool:
     """Whether scores() is the faster way to judge with this model, and knows its type: of a large
     one kernels take the time, and what prompts share should be fed once (decoder.Decoder).
     """
+    known = model.device.type == "cuda" and engine.unsupported(model) is None
+    if not known or model.num_parameters() >= SMALL:
+        return False
     projections = [m for m in model.get_decoder().layers.modules() if hasattr(m, "in_features")]
-    return (
-        model.device.type == "cuda"
-        and engine.unsupported(model) is None
-        and all(type(module) is nn.Linear for module in projections)  # no adapters
-        and model.num_parameters() < SMALL
-    )
+    return all(type(module) is nn.Linear for module in projections)  # no adapters
 
 
 def network(model, compiles: bool) -> nn.Module:

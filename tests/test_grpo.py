@@ -22,6 +22,7 @@ from handmade import (
     tiny_model,
 )
 from models import token_logprobs
+from runtime import optimizer
 from runtime.batch import make_batch, micro_batches, trained_lengths
 from runtime.decoder import Decoder
 
@@ -654,3 +655,19 @@ def test_rewarded_tokens_become_likely_and_punished_ones_unlikely():
         min(answer for answer, _ in shares[-5:]) > 0.9
         and max(confession for _, confession in shares[-5:]) < 0.1
     )
+
+
+def test_the_optimizers_step_compiles_for_any_size():
+    """On a GPU it is compiled: what the compiler cannot trace ends all-parameter training there."""
+    options = dict(lr=1e-3, weight_decay=0.1, eps=1e-8, amsgrad=False, maximize=False)
+    options |= dict(beta1=0.9, beta2=0.95, capturable=False)
+    out = []
+    with torch.no_grad(), torch._dynamo.config.patch(specialize_float=True):
+        compiled = torch.compile(optimizer.move, dynamic=True, backend="aot_eager")
+        for move in (optimizer.move, compiled):
+            for size in (40, 56):
+                torch.manual_seed(0)
+                weight, mean, square, gradient = torch.rand(4, size).bfloat16().unbind()
+                move(weight, mean, square, gradient, torch.tensor(2.0), options)
+                out.append(torch.stack([weight, mean, square]))
+    assert torch.equal(out[0], out[2]) and torch.equal(out[1], out[3])

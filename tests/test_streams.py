@@ -7,7 +7,13 @@ import copy
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 import models
 import rewards
@@ -156,6 +162,12 @@ def test_which_models_it_suits(tiny_models, monkeypatch):
     assert streams.suits(model)
     pytest.importorskip("peft")
     assert not streams.suits(models.add_lora(model, rank=2))
+
+
+def test_a_model_of_another_kind_is_judged_with_as_before():
+    """GPT-2 calls its layers otherwise, and is asked for them."""
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=50))
+    assert not streams.suits(gpt2)
 
 
 def test_one_graph_serves_layers_and_batches(tiny_models, monkeypatch):
