@@ -167,12 +167,6 @@ def pytest_xdist_auto_num_workers(config) -> int:
     return min(os.cpu_count() or 1, 8) if whole_folders else 0
 
 
-def pytest_collection_modifyitems(items) -> None:
-    """Files with slow tests come first: at the end one process would wait for another's."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Threads only wait for each other in models of this size, for seconds on a busy machine."""
