@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch.nn import functional as F
 
-MOST = 64  # rows; with more the library's products and a kernel for each norm are as fast
+MOST = 64  # rows; with more, kernels take longer and their number matters less
 STAGES = 5  # loads of a product that are under way, where shared memory holds as many
 LEAST = 512  # inputs that are worth a program of their own
 
