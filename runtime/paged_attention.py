@@ -284,6 +284,7 @@ def attend(
     few_rows.Stream of which q, k and v are products, and the engine's attention, whose biases and
     norms of heads come after; only with tiles of 1.
     """
+    assert tile == 1 or not unscaled, "_write() scales nothing"
     tokens, query_heads, d = q.shape
     _, heads, block, _ = keys.shape
     group = query_heads // heads

@@ -25,7 +25,7 @@ import rollout
 from chat_template import prompt_ids, suffix_ids
 from cli import UserError
 from confession_schema import confession_prompt
-from handmade import tiny_model
+from handmade import SHAPE, tiny_model
 from rollout import Rollout, Sampling, sample_confessions, sample_rollouts
 from runtime import engine
 from runtime.decoder import two_turns
@@ -464,16 +464,7 @@ def test_kernels_equal_the_cpu_path(
     assert not arrived.any()
 
 
-SIZES = dict(
-    vocab_size=50,
-    hidden_size=64,
-    intermediate_size=320,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    initializer_range=0.2,
-)
+SIZES = SHAPE | dict(hidden_size=64, intermediate_size=320, head_dim=16)
 
 
 @pytest.mark.skipif(
@@ -504,7 +495,7 @@ def test_few_rows_equal_the_layers(monkeypatch, kind, tile, splits, n):
     device = "cpu" if INTERPRETED else "cuda"
     to = lambda x: x.to(device, copy=True)
     caches, where = [to(cache) for cache in e.cache], [to(e.table), to(e.rows), to(e.positions)]
-    hidden = decoder.embed_tokens(torch.randint(50, (n,)))
+    hidden = decoder.embed_tokens(torch.randint(SHAPE["vocab_size"], (n,)))
     angles = [x[:, 0] for x in decoder.rotary_emb(hidden, e.positions.clamp(min=0)[:, None])]
     with torch.no_grad(), engine.running(e):
         expected = engine.through_layers(decoder, hidden, angles)
